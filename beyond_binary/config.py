@@ -1,0 +1,274 @@
+"""The trainer's configuration: typed sections, read from YAML files and the command line, written back resolved."""
+
+from __future__ import annotations
+
+import difflib
+import re
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, fields, is_dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+
+from .data.config import DataConfig
+
+
+@dataclass
+class EmbedderConfig:
+    """The model that turns images into embeddings.
+
+    Args:
+        trunk: Backbone: "timm/ARCH" or "open_clip/ARCH".
+        dim: Width of the embedding; unset with head "none": the trunk's own width.
+        pretrained: Download the library's default weights.
+        weights: Pretrained tag, or path of a safetensors file with the trunk's weights.
+        pooling: Pooling of the trunk's feature map: avg, max, avgmax, gem, token; unset: the trunk's own.
+        head: "linear", "mlp" or "none".
+        normalize: L2-normalise the embeddings.
+        freeze_batch_norm: Keep BatchNorm statistics fixed while training.
+        image_size: Side of the input images in pixels; unset: the trunk's own.
+        mean: Channel means the images are normalised with; unset: the trunk's own.
+        std: Channel standard deviations; unset: the trunk's own.
+        trunk_options: Further options for timm or open_clip.
+    """
+
+    trunk: str = "timm/resnet18"
+    dim: int | None = 128
+    pretrained: bool = False
+    weights: str | None = None
+    pooling: str | None = None
+    head: str = "linear"
+    normalize: bool = True
+    freeze_batch_norm: bool = False
+    image_size: int | None = None
+    mean: list[float] | None = None
+    std: list[float] | None = None
+    trunk_options: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass
+class ObjectiveConfig:
+    """What is optimised.
+
+    Args:
+        loss: A registered loss, for example log_ratio, proxy_anchor, supcon.
+        target: What similar means, for example classes, euclidean, "pose(root=(2, 3))"; unset: the data set's own.
+        geometry: How embeddings are compared; unset: the one of the loss's paper.
+        mining: Miner, for example "multi_similarity(epsilon=0.1)"; unset: all pairs.
+        proxy_init: "random" or "class_mean" (one pass over the training set before the first step).
+        block: Most rows in a tile of the block engine; unset: the plain dense form.
+        options: The loss's own options, for example {temperature: 0.05}.
+    """
+
+    loss: str = "log_ratio"
+    target: str | None = None
+    geometry: str | None = None
+    mining: str | None = None
+    proxy_init: Literal["random", "class_mean"] = "random"
+    block: int | None = 256
+    options: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass
+class SamplerConfig:
+    """How batches are made.
+
+    Args:
+        name: "random", "classes(samples_per_class=4)" or "dense_triplet(anchors=8, k=5)", with options in it.
+        batch_size: Items in a batch of all processes together.
+    """
+
+    name: str = "random"
+    batch_size: int = 64
+
+
+@dataclass
+class AugmentConfig:
+    """Random changes to training images, a pure function of seed, epoch and item.
+
+    Args:
+        crop_scale: Smallest and largest share of the image's area that a random crop keeps; [1, 1]: no cropping.
+        flip: Probability of a horizontal flip; leave at 0 where left and right matter.
+        jitter: Strength of random brightness, contrast and saturation, 0 to 1.
+        shift: Largest random shift, as a share of the side (keeps the scale, unlike a crop).
+        zoom: Largest random zoom in or out, as a share (0.05: from 1/1.05 to 1.05).
+        rotate: Largest random turn either way, in degrees.
+        move_labels: Labels are points in shares of the image's width and height (joints), and move with the image.
+        mirror: For labels that are points: which joint each becomes in a mirror; adds a mirrored copy of every
+            training item.
+    """
+
+    crop_scale: tuple[float, float] = (1.0, 1.0)
+    flip: float = 0.0
+    jitter: float = 0.0
+    shift: float = 0.0
+    zoom: float = 0.0
+    rotate: float = 0.0
+    move_labels: bool = False
+    mirror: list[int] | None = None
+
+
+@dataclass
+class OptimizerConfig:
+    """How weights are updated.
+
+    Args:
+        name: An optimizer known to timm, for example adamw, adam, sgd, rmsprop.
+        lr: Learning rate of the trunk.
+        head_lr: Learning rate of the head; unset: that of the trunk.
+        proxy_lr: Learning rate of what the loss learns (proxies); unset: 100 times that of the trunk.
+        weight_decay: Weight decay of matrices in trunk and head (not of biases, norms or proxies).
+        epochs: Passes over the training set.
+        warmup: Share of all steps over which the learning rate rises from 0.
+        schedule: What follows: "cosine" or "linear" down to 0, or "constant".
+        freeze_trunk: Number of first epochs in which only the head and proxies learn.
+        accumulate: Batches per update, gradients averaged.
+        clip: Largest gradient norm; unset: no clipping.
+        options: Further options of the optimizer, for example {momentum: 0.9}.
+    """
+
+    name: str = "adamw"
+    lr: float = 1e-3
+    head_lr: float | None = None
+    proxy_lr: float | None = None
+    weight_decay: float = 1e-4
+    epochs: int = 10
+    warmup: float = 0.1
+    schedule: Literal["cosine", "linear", "constant"] = "cosine"
+    freeze_trunk: int = 0
+    accumulate: int = 1
+    clip: float | None = None
+    options: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass
+class EvaluationConfig:
+    """How the embedder is judged on the held-out items.
+
+    Args:
+        target: What similar means in evaluation; unset: the objective's target.
+        ks: Ranks for the metrics that have one; unset: the defaults of the metrics.
+        metrics: Names of metrics; unset: all that fit the target.
+        geometry: How embeddings are compared; unset: euclidean (the order of cosine for normalised embeddings).
+        every: Evaluate every so many epochs (and at the end); 0: only before and after training.
+        monitor: Metric that picks the best epoch; unset: map_at_r for classes, mean_label_distance_at_10 for distances.
+        patience: Stop after this many evaluations without a better monitor; unset: never.
+        keep: Which epoch's weights the run ends with: "last", or "best" by the monitor. Choosing by test data
+            flatters the result: use "best" with held-out validation classes (data.splitting class_folds).
+        batch_size: Images encoded at once.
+    """
+
+    target: str | None = None
+    ks: list[int] | None = None
+    metrics: list[str] | None = None
+    geometry: str | None = None
+    every: int = 1
+    monitor: str | None = None
+    patience: int | None = None
+    keep: Literal["last", "best"] = "last"
+    batch_size: int = 128
+
+
+@dataclass
+class Config:
+    """Train, evaluate and keep an embedder.
+
+    Args:
+        output: Run folder; unset: a new one, runs/SOURCE-LOSS (with a number if that is taken).
+        resume: "auto" continues the run in the output folder after its last checkpoint, or starts it if there is
+            none; "never" refuses a folder that already holds a run.
+        seed: Decides weights, batches and augmentation.
+        precision: "no" (float32), "bf16" or "fp16" for the embedder; losses always compute in float32 or better.
+        cpu: Stay on the CPU even where there is a GPU.
+        checkpoint_every: Steps between checkpoints; unset: one at the end of each epoch.
+        trackers: Experiment trackers of Accelerate: tensorboard, wandb, trackio, mlflow, ...
+        progress: Show a progress bar.
+        report: Write report.html with pictures at the end.
+        data: The data set.
+        embedder: The model.
+        objective: The loss.
+        sampler: The batches.
+        augment: Random changes to training images.
+        optimizer: The updates.
+        evaluation: The judgement.
+    """
+
+    output: str | None = None
+    resume: Literal["never", "auto"] = "never"
+    seed: int = 0
+    precision: Literal["no", "bf16", "fp16"] = "no"
+    cpu: bool = False
+    checkpoint_every: int | None = None
+    trackers: list[str] = field(default_factory=lambda: ["tensorboard"])
+    progress: bool = True
+    report: bool = True
+    data: DataConfig = field(default_factory=DataConfig)
+    embedder: EmbedderConfig = field(default_factory=EmbedderConfig)
+    objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
+    sampler: SamplerConfig = field(default_factory=SamplerConfig)
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+
+
+def parse_config(argv: Sequence[str] | None = None, default: Path | None = None) -> Config:
+    """Read `--config FILE.yaml` and `--section.key value` into a Config; command-line values win.
+
+    Args:
+        argv: arguments, by default the program's.
+        default: configuration file taken when no `--config` is given.
+
+    Raises:
+        SystemExit: status 2 with a short message for a field or value that does not fit; 0 after `--help`.
+    """
+    from jsonargparse import ArgumentParser
+
+    argv = list(sys.argv[1:] if argv is None else argv)
+    if default is not None and not any(a == "--config" or a.startswith("--config=") for a in argv):
+        argv = ["--config", str(default), *argv]
+    parser = ArgumentParser(
+        prog="train.py",
+        usage="train.py [--config FILE.yaml] [--output FOLDER] [--SECTION.FIELD VALUE ...]",
+        description="Train, evaluate and keep an embedder. Without --config: " + (default.name if default else "defaults"),
+        exit_on_error=False,
+    )
+    parser.add_argument("--config", action="config", help="YAML file with any of the fields below.")
+    parser.add_class_arguments(Config, nested_key=None)
+    try:
+        parsed = parser.parse_args(argv)
+    except Exception as error:
+        print(f"error: {_explain(str(error))}", file=sys.stderr)
+        raise SystemExit(2) from None
+    made: Config = Config(**{f.name: parser.instantiate_classes(parsed)[f.name] for f in fields(Config)})
+    return made
+
+
+def field_names(section: Any = Config, prefix: str = "") -> list[str]:
+    """All configuration fields with their dotted names."""
+    names: list[str] = []
+    default = section() if isinstance(section, type) else section
+    for f in fields(default):
+        value = getattr(default, f.name)
+        names += field_names(value, f"{prefix}{f.name}.") if is_dataclass(value) else [prefix + f.name]
+    return names
+
+
+def _explain(message: str) -> str:
+    """The parser's message in one line, with near field names where a field is unknown."""
+    unknown = re.search(r"(?:unrecognized arguments: --|option ')([\w.]+)", message, flags=re.IGNORECASE)
+    line = " ".join(message.split())
+    if unknown:
+        near = difflib.get_close_matches(unknown[1], field_names(), n=3, cutoff=0.5)
+        if near:
+            line += "; did you mean " + " or ".join(near) + "?"
+    return line
+
+
+def dump_config(config: Config) -> str:
+    """The resolved configuration as YAML that `--config` reads back."""
+    plain = asdict(config)
+    plain["augment"]["crop_scale"] = list(plain["augment"]["crop_scale"])
+    text: str = yaml.safe_dump(plain, sort_keys=False)
+    return text

@@ -1,0 +1,159 @@
+"""What the columns of a set mean: labels, classes and ids, with every gap or misfit refused by name."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from .config import DataConfig
+from .readers import Rows, known_column, known_columns
+
+
+def column_values(rows: Rows, name: str, index: np.ndarray | None = None) -> np.ndarray:
+    """One column (of the rows `index`) as int64, float64 or text [n], or float64 [n m ...] for lists.
+
+    Raises:
+        ValueError: missing or infinite values (with their rows), lists of different lengths, a type that is
+            no label.
+    """
+    import pyarrow as pa
+
+    column = rows.columns[name] if index is None else rows.columns[name].take(pa.array(index))
+    values, shape, missing = _unnested(column.combine_chunks(), name)
+    if len(shape) > 1:
+        _refuse_missing(name, rows, index, missing)  # an empty list has no place in the array
+    if pa.types.is_integer(values.type) or pa.types.is_boolean(values.type):
+        array = np.asarray(values.cast(pa.int64())).reshape(shape)
+    elif pa.types.is_floating(values.type) or pa.types.is_decimal(values.type):
+        array = np.asarray(values.cast(pa.float64())).reshape(shape)
+    elif len(shape) == 1 and (pa.types.is_string(values.type) or pa.types.is_large_string(values.type)):
+        array = np.array(values.to_pylist(), dtype=np.str_)
+        missing = missing | (array == "")
+    else:
+        raise ValueError(
+            f"column {name!r} of type {column.type} cannot be a label; expected numbers, text or lists of "
+            f"numbers"
+        )
+    if array.dtype.kind == "f" or array.ndim > 1:
+        array = array.astype(np.float64)
+        missing = np.asarray(~np.isfinite(array).reshape(len(array), -1).all(axis=1))
+    _refuse_missing(name, rows, index, missing)
+    return array
+
+
+def _unnested(values: Any, name: str) -> tuple[Any, list[int], np.ndarray]:
+    """The innermost values of an arrow array of (lists of) values, their shape, and which rows are empty."""
+    import pyarrow as pa
+
+    if isinstance(values.type, pa.ExtensionType):
+        values = values.storage
+    if pa.types.is_dictionary(values.type):
+        values = values.dictionary_decode()
+    shape, missing = [len(values)], np.asarray(values.is_null())
+    while hasattr(values, "value_lengths"):
+        lengths = sorted(set(values.value_lengths().drop_null().to_pylist()))
+        if len(lengths) > 1:
+            raise ValueError(f"column {name!r} holds lists of lengths {lengths[:5]}; expected one length")
+        shape, values = [*shape, *lengths], values.flatten()
+    return values, shape, missing
+
+
+def _refuse_missing(name: str, rows: Rows, index: np.ndarray | None, missing: np.ndarray) -> None:
+    if missing.any():
+        where = np.flatnonzero(missing) if index is None else index[missing]
+        first = ", ".join(repr(rows.names[i]) for i in where[:3])
+        raise ValueError(
+            f"column {name!r}: {missing.sum()} of {len(missing)} values are missing, NaN or infinite, the "
+            f"first at {first}; complete or remove these rows"
+        )
+
+
+def read_labels(rows: Rows, config: DataConfig, index: np.ndarray) -> tuple[np.ndarray, list[str] | None]:
+    """The labels of the rows `index` as `load_splits` describes them; class names, where there are any."""
+    names = rows.columns.column_names
+    if config.label is None:
+        return class_values(rows, class_columns(rows, config), index)
+    chosen = known_columns(config.label, names, "label")
+    columns = [column_values(rows, name, index) for name in chosen]
+    if len(columns) == 1:
+        if columns[0].dtype.kind == "U":
+            _refuse_near_numbers(chosen[0], columns[0])
+            return class_values(rows, chosen, index)
+        return columns[0], rows.class_names.get(chosen[0])
+    if text := [name for name, values in zip(chosen, columns, strict=True) if values.dtype.kind == "U"]:
+        raise ValueError(
+            "several label columns are stacked to a vector and must be numeric, but "
+            f"{', '.join(map(repr, text))} holds text; if the columns make a class together, name them in "
+            f"data.class_columns and leave data.label unset"
+        )
+    return np.concatenate([v.reshape(len(v), -1).astype(np.float64) for v in columns], axis=1), None
+
+
+def _refuse_near_numbers(name: str, text: np.ndarray) -> None:
+    """A column of numbers with some words in it must not silently become classes."""
+
+    def is_number(value: str) -> bool:
+        try:
+            float(value)
+        except ValueError:
+            return False
+        return True
+
+    odd = [value for value in text.tolist() if not is_number(value)]
+    if odd and len(odd) < len(text) / 2:
+        raise ValueError(
+            f"column {name!r} holds numbers, but also {len(odd)} values that are none, such as {odd[0]!r}; "
+            f"correct them, or name the column in data.class_columns (not in data.label) if they are classes"
+        )
+
+
+def class_columns(rows: Rows, config: DataConfig) -> list[str]:
+    """The columns whose values make the class."""
+    names = rows.columns.column_names
+    usual = [name for name in ("label", "class") if name in names]
+    chosen = config.class_columns or config.label or usual[:1]
+    if not chosen:
+        raise ValueError(
+            f"no label: name it in data.label (or data.class_columns); columns: {', '.join(names)}"
+        )
+    return known_columns(chosen, names, "class_columns" if config.class_columns else "label")
+
+
+def class_values(
+    rows: Rows, columns: Sequence[str], index: np.ndarray | None = None
+) -> tuple[np.ndarray, list[str] | None]:
+    """Classes of the rows: the integers of one integer column, else codes 0..C-1 in sorted order, with names.
+
+    Several columns make one class together; their names are joined with "/". Raises ValueError for floats
+    and lists.
+    """
+    values = [column_values(rows, name, index) for name in columns]
+    if bad := [n for n, v in zip(columns, values, strict=True) if v.ndim > 1 or v.dtype.kind == "f"]:
+        raise ValueError(
+            f"column {bad[0]!r} holds floats or lists, which are no classes; name a column of integers or "
+            f"text in data.class_columns"
+        )
+    if len(values) == 1 and values[0].dtype.kind == "i":
+        return values[0], rows.class_names.get(columns[0])
+    codes = np.stack([np.unique(v, return_inverse=True)[1] for v in values])
+    _, first, labels = np.unique(codes, axis=1, return_index=True, return_inverse=True)
+    names = ["/".join(str(v[i]) for v in values) for i in first]
+    return labels.reshape(-1).astype(np.int64), names
+
+
+def read_ids(rows: Rows, config: DataConfig) -> np.ndarray:
+    """int64 [n]: the id column (text numbered in sorted order) or row numbers; ValueError if they repeat."""
+    if config.id is None:
+        return np.arange(len(rows.names))
+    values = column_values(rows, known_column(config.id, rows.columns.column_names, "id"))
+    if values.ndim > 1 or values.dtype.kind == "f":
+        raise ValueError(f"data.id: column {config.id!r} holds floats or lists; expected integers or text")
+    known, code, count = np.unique(values, return_inverse=True, return_counts=True)
+    if (count > 1).any():
+        raise ValueError(
+            f"data.id: column {config.id!r} must be unique, but {known[count > 1][0].item()!r} is there "
+            f"{count.max()} times"
+        )
+    return values if values.dtype.kind == "i" else code.astype(np.int64)

@@ -1,0 +1,76 @@
+"""The fields that describe a data set, for config files and the command line."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+
+@dataclass
+class DataConfig:
+    """Where the images and labels are, which columns mean what, and how the rows are split.
+
+    Args:
+        source: "embedded:NAME" (drawn or shipped sets), "hub:USER/NAME" (a `datasets` set on the Hub), or a
+            path: a folder or zip of images (one folder per class, or with a table), a table file, or a folder
+            written or read by `datasets`.
+        table: CSV, TSV, JSONL or parquet file with one row per image: its name inside the folder or zip, or a
+            path of its own. Unset: the only labels.csv, metadata.csv, metadata.jsonl or *.parquet of the
+            source; without one, folders are classes.
+        image: Column with the image or its file name. Unset: the image column of the set, or the first of
+            image, file_name, file, filename, path, img.
+        label: Column with the label, or several numeric columns (or patterns such as "*_[xy]", in table
+            order) that are stacked to one float64 vector. Integers and text are classes, floats stay floats.
+            Unset: class_columns, else label or class.
+        class_columns: Column or columns that together make the class: the label if `label` is unset, and what
+            the class_disjoint and class_folds splits go by (unset: the label).
+        split: Column that says which split a row belongs to. Unset: "split" if there is one.
+        train_split: Value of the split column for training rows.
+        query_split: Value of the split column for queries (searched among themselves if there is no gallery).
+        gallery_split: Value of the split column for the gallery. Unset: no gallery.
+        role: Column with the values "train", "query" and "gallery"; divides the rows that are not for
+            training.
+        id: Column with a unique number or text per row. Unset: the row number.
+        splitting: "given" (split or role column), "class_disjoint" (first half of the sorted classes trains,
+            second half tests), "class_folds" (folds of the training classes) or "rows" (counts in file
+            order).
+        fold: For class_folds: which fold is held out, counted from 0.
+        folds: For class_folds: number of folds of the training classes (those of train_split if `split` is
+            set, else the first half of the sorted classes).
+        rows: Numbers of train, query and (optional) gallery rows, in file order; for embedded sets: of train
+            and test items.
+        config_name: Configuration of a Hub set that has several.
+        revision: Branch, tag or commit of a Hub set, for example refs/convert/parquet.
+        limit: Keep at most this many items of each split, drawn with the seed.
+        seed: Seed of embedded sets and of `limit`.
+        size: Side in pixels of drawn embedded sets; images of other sources are shrunk to this shorter side
+            when they are read.
+        bad_images: "error" stops before training if an image cannot be read; "skip" leaves such images out
+            and counts them.
+        workers: Number of loader processes; 0 loads in the training process.
+        cache: Keep decoded images in memory. Unset: only if they take less than 1 GiB.
+    """
+
+    source: str = "embedded:figures"
+    table: str | None = None
+    image: str | None = None
+    label: list[str] | str | None = None
+    class_columns: list[str] | str | None = None
+    split: str | None = None
+    train_split: str = "train"
+    query_split: str = "test"
+    gallery_split: str | None = None
+    role: str | None = None
+    id: str | None = None
+    splitting: Literal["given", "class_disjoint", "class_folds", "rows"] = "given"
+    fold: int = 0
+    folds: int = 4
+    rows: list[int] | None = None
+    config_name: str | None = None
+    revision: str | None = None
+    limit: int | None = None
+    seed: int = 0
+    size: int | None = None
+    bad_images: Literal["error", "skip"] = "error"
+    workers: int = 0
+    cache: bool | None = None

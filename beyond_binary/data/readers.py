@@ -1,0 +1,388 @@
+"""Read class folders, folders or zips with a table, and `datasets` sets into rows: images and columns."""
+
+from __future__ import annotations
+
+import io
+import os
+import zipfile
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
+from functools import lru_cache
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from PIL import ExifTags, Image, ImageOps
+
+from ..preprocess import to_rgb
+from ..registry import suggest
+from .config import DataConfig
+
+IMAGE_ENDINGS = frozenset(
+    (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm", ".jfif", ".avif")
+)
+IMAGE_COLUMNS = ("image", "file_name", "file", "filename", "path", "img")
+TABLE_ENDINGS = frozenset((".csv", ".tsv", ".jsonl", ".parquet"))
+TABLE_NAMES = frozenset(("labels.csv", "metadata.csv", "metadata.jsonl"))
+SPLIT_NAMES = frozenset(
+    ("train", "training", "val", "valid", "validation", "dev", "test", "eval", "query", "gallery")
+)
+
+
+@dataclass(frozen=True)
+class Rows:
+    """n images with their columns, before any of them is read as a label.
+
+    columns is a pyarrow table of n rows; class_names holds the names of integer columns that declare them.
+    """
+
+    images: Sequence
+    names: Sequence[str]
+    columns: Any
+    class_names: dict[str, list[str]] = field(default_factory=dict)
+
+
+def read_rows(config: DataConfig) -> Rows:
+    """Read `config.source`: every image stays encoded, every column is there.
+
+    Raises:
+        FileNotFoundError: no such source, no images, or images that the table names but that are not there.
+        ValueError: a column that is not there, a source that cannot be read.
+        ConnectionError: a Hub set without a connection and without a local copy.
+    """
+    if config.source.startswith("hub:"):
+        return _dataset_rows(load_hub(config), config)
+    path = Path(config.source).expanduser()
+    if not path.exists():
+        raise FileNotFoundError(
+            f"no file or folder {config.source!r}; expected a path, hub:USER/NAME or embedded:NAME"
+        )
+    if path.is_dir():
+        return _folder_rows(path, config)
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            return _file_rows(path, sorted(archive.namelist()), config)
+    if path.suffix.lower() in TABLE_ENDINGS:
+        return _file_rows(path.parent, _walk(path.parent), config, table=path.name)
+    raise ValueError(
+        f"cannot read {config.source!r}: expected a folder, a zip or a table "
+        f"({', '.join(sorted(TABLE_ENDINGS))})"
+    )
+
+
+# ---------------------------------------------------------------- images
+
+
+def decode(file: Any, size: int | None = None) -> Image.Image:
+    """Decode a path or binary file to an upright RGB image; raises what Pillow raises.
+
+    With `size`, an image whose shorter side (pixels) is longer than that is shrunk to it.
+    """
+    with Image.open(file) as image:
+        if size is not None and min(image.size) > size:
+            image.draft("RGB", (2 * size, 2 * size))
+        rotated = image.getexif().get(ExifTags.Base.Orientation, 1) != 1
+        rgb = to_rgb(ImageOps.exif_transpose(image) if rotated else image)
+    if size is None or min(rgb.size) <= size:
+        return rgb
+    scale = size / min(rgb.size)
+    smaller = (round(rgb.width * scale), round(rgb.height * scale))
+    return rgb.resize(smaller, Image.Resampling.BICUBIC, reducing_gap=2.0)
+
+
+@lru_cache(maxsize=8)
+def _archive(path: str, process: int) -> zipfile.ZipFile:
+    """The zip, opened once per process: file positions must not be shared between loader workers."""
+    return zipfile.ZipFile(path)
+
+
+@dataclass(frozen=True)
+class StoredImages(Sequence):
+    """Images in files, or in the members of the zip `archive`; nothing is extracted, any process may read."""
+
+    files: list[str]
+    archive: str | None = None
+    size: int | None = None
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def __getitem__(self, index: Any) -> Any:
+        if self.archive is None:
+            return decode(self.files[index], self.size)
+        return decode(io.BytesIO(_archive(self.archive, os.getpid()).read(self.files[index])), self.size)
+
+
+@dataclass(frozen=True)
+class EncodedImages(Sequence):
+    """Images in a column of encoded bytes, paths, or `datasets` cells {"bytes", "path"}."""
+
+    column: Any
+    size: int | None = None
+
+    def __len__(self) -> int:
+        return len(self.column)
+
+    def __getitem__(self, index: Any) -> Any:
+        cell = self.column[int(index)]
+        cell = cell.as_py() if hasattr(cell, "as_py") else cell
+        if isinstance(cell, dict):
+            cell = cell.get("bytes") or cell.get("path")
+        if cell is None:
+            raise ValueError("the cell is empty")
+        return decode(io.BytesIO(cell) if isinstance(cell, bytes) else cell, self.size)
+
+
+# ---------------------------------------------------------------- folders and zips
+
+
+def _walk(root: Path) -> list[str]:
+    """All files below a folder, as sorted paths relative to it with forward slashes."""
+    return sorted(
+        (Path(folder) / file).relative_to(root).as_posix()
+        for folder, _, files in os.walk(root, followlinks=True)
+        for file in files
+    )
+
+
+def _folder_rows(root: Path, config: DataConfig) -> Rows:
+    """A folder that `datasets` wrote or can read, or one with image files."""
+    if (root / "dataset_dict.json").exists() or (root / "state.json").exists():
+        from datasets import load_from_disk
+
+        return _dataset_rows(load_from_disk(str(root)), config)
+    members = _walk(root)
+    has_images = any(_is_image(m) for m in members)
+    tables = [m for m in members if PurePosixPath(m).name in ("metadata.csv", "metadata.jsonl")]
+    readable = any(PurePosixPath(m).suffix.lower() in {*TABLE_ENDINGS, ".arrow"} for m in members)
+    if config.table is None and ((not has_images and readable) or len(tables) > 1):
+        from datasets import load_dataset
+
+        return _dataset_rows(load_dataset(str(root), config.config_name), config)
+    return _file_rows(root, members, config)
+
+
+def _is_image(member: str) -> bool:
+    path = PurePosixPath(member)
+    return (
+        path.suffix.lower() in IMAGE_ENDINGS
+        and not path.name.startswith(".")
+        and "__MACOSX" not in path.parts
+    )
+
+
+def _file_rows(root: Path, members: list[str], config: DataConfig, table: str | None = None) -> Rows:
+    """Rows of a folder or zip: by its table where there is one, else by its folders."""
+    images = [m for m in members if _is_image(m)]
+    table = table or _table_name(members, config.table)
+    if table is None:
+        if not images:
+            raise FileNotFoundError(
+                f"no images in {config.source!r}: expected files ending in {' '.join(sorted(IMAGE_ENDINGS))}"
+            )
+        return Rows(_stored(root, images, config.size), images, _folder_columns(images, config))
+    columns = _read_table(root, table, members, config.image)
+    column = image_column(columns.column_names, config.image)
+    if not _is_text(columns[column].type):
+        rows = [f"row {i}" for i in range(len(columns))]
+        return Rows(EncodedImages(columns[column], config.size), rows, columns.drop_columns([column]))
+    names = columns[column].to_pylist()
+    folder = PurePosixPath(table).parent if table in members else PurePosixPath()
+    return Rows(_stored(root, _locate(names, root, images, folder, table), config.size), names, columns)
+
+
+def _stored(root: Path, files: list[str], size: int | None) -> StoredImages:
+    if root.is_dir():
+        return StoredImages([str(root / file) for file in files], None, size)
+    return StoredImages(files, str(root), size)
+
+
+def _table_name(members: list[str], asked: str | None) -> str | None:
+    """The table to read: a member, a path of its own, or None for class folders."""
+    if asked is not None:
+        if asked in members:
+            return asked
+        inside = [m for m in members if PurePosixPath(m).name == asked]
+        if len(inside) == 1:
+            return inside[0]
+        if Path(asked).expanduser().is_file():
+            return asked
+        tables = [m for m in members if PurePosixPath(m).suffix.lower() in TABLE_ENDINGS]
+        raise FileNotFoundError(f"no table {asked!r} in the source or on disk{suggest(asked, tables)}")
+    found = [m for m in members if PurePosixPath(m).name in TABLE_NAMES or m.lower().endswith(".parquet")]
+    found = [m for m in found if "__MACOSX" not in m]
+    if len(found) > 1:
+        raise ValueError(f"several tables ({', '.join(found[:5])}); say which one in data.table")
+    return found[0] if found else None
+
+
+def _read_table(root: Path, table: str, members: list[str], image: str | None) -> Any:
+    """The table as a pyarrow table; columns that may hold file names are read as text, even if numbers."""
+    import pyarrow as pa
+    from pyarrow import csv, json, parquet
+
+    if table not in members:
+        data = Path(table).expanduser().read_bytes()
+    elif root.is_dir():
+        data = (root / table).read_bytes()
+    else:
+        data = _archive(str(root), os.getpid()).read(table)
+    ending = PurePosixPath(table).suffix.lower()
+    try:
+        if ending == ".parquet":
+            return parquet.read_table(io.BytesIO(data))
+        if ending == ".jsonl":
+            return json.read_json(io.BytesIO(data))
+        text = dict.fromkeys([image] if image else IMAGE_COLUMNS, pa.string())
+        return csv.read_csv(
+            io.BytesIO(data),
+            parse_options=csv.ParseOptions(
+                delimiter="\t" if ending == ".tsv" else ",", newlines_in_values=True
+            ),
+            convert_options=csv.ConvertOptions(column_types=text),
+        )
+    except pa.ArrowInvalid as error:
+        raise ValueError(f"cannot read the table {table!r}: {error}") from None
+
+
+def image_column(names: Sequence[str], asked: str | None) -> str:
+    """The image column: the asked one, or the first usual name. Raises ValueError where there is none."""
+    if asked is not None:
+        return known_column(asked, names, "image")
+    for name in IMAGE_COLUMNS:
+        if name in names:
+            return name
+    raise ValueError(f"no image column found; name it in data.image; columns: {', '.join(names)}")
+
+
+def known_column(name: str, names: Sequence[str], field_name: str) -> str:
+    """`name` if it is a column; otherwise a ValueError with the nearest name and all columns."""
+    if name in names:
+        return name
+    raise ValueError(
+        f"data.{field_name}: no column {name!r}{suggest(name, names)}; columns: {', '.join(names)}"
+    )
+
+
+def known_columns(patterns: Sequence[str] | str, names: Sequence[str], field_name: str) -> list[str]:
+    """The columns that names or patterns ("*_x") choose, patterns in table order, none twice."""
+    chosen: dict[str, None] = {}
+    for pattern in [patterns] if isinstance(patterns, str) else patterns:
+        matching = [] if pattern in names else [name for name in names if fnmatchcase(name, pattern)]
+        chosen.update(dict.fromkeys(matching or [known_column(pattern, names, field_name)]))
+    return list(chosen)
+
+
+def _is_text(arrow_type: Any) -> bool:
+    import pyarrow as pa
+
+    return bool(pa.types.is_string(arrow_type) or pa.types.is_large_string(arrow_type))
+
+
+def _endings(member: str) -> Iterator[str]:
+    """Every way to name a file by the end of its path: a/b.jpg gives a/b.jpg, a/b, b.jpg, b."""
+    parts = PurePosixPath(member).parts
+    for start in range(len(parts)):
+        path = PurePosixPath(*parts[start:])
+        yield str(path)
+        yield str(path.with_suffix(""))
+
+
+def _locate(
+    names: list[str | None], root: Path, images: list[str], folder: PurePosixPath, table: str
+) -> list[str]:
+    """The file of each name: relative to the table, to the source, or the only one whose path ends so."""
+    exact, ends = set(images), Counter(end for member in images for end in _endings(member))
+    by_end = {end: member for member in images for end in _endings(member) if ends[end] == 1}
+
+    def find(name: str | None) -> str | None:
+        if not name:
+            return None
+        inside = next((c for c in (str(folder / name), str(PurePosixPath(name))) if c in exact), None)
+        if inside or (inside := by_end.get(str(PurePosixPath(name)))):
+            return inside
+        return name if root.is_dir() and (root / name).is_file() else None
+
+    files = [find(name) for name in names]
+    if missing := [str(name) for name, file in zip(names, files, strict=True) if file is None]:
+        first = ", ".join(repr(name) for name in missing[:3])
+        raise FileNotFoundError(
+            f"{len(missing)} of {len(names)} images that the table {table!r} names are not in {str(root)!r} "
+            f"(or are there more than once), the first: {first}"
+        )
+    return [file for file in files if file is not None]
+
+
+def _folder_columns(images: list[str], config: DataConfig) -> Any:
+    """Columns "class" (the folder of each image) and, where the outer folders are split names, "split"."""
+    import pyarrow as pa
+
+    folders = [PurePosixPath(image).parent.parts for image in images]
+    asked = (config.train_split, config.query_split, config.gallery_split)
+    known = SPLIT_NAMES | {split.lower() for split in asked if split}
+
+    def outer_are_splits() -> bool:
+        return all(len(parts) > 1 and parts[0].lower() in known for parts in folders)
+
+    while (
+        len({parts[:1] for parts in folders}) == 1 and min(map(len, folders)) > 1 and not outer_are_splits()
+    ):
+        folders = [parts[1:] for parts in folders]
+    columns = {}
+    if outer_are_splits():
+        columns["split"] = [parts[0] for parts in folders]
+        folders = [parts[1:] for parts in folders]
+    return pa.table({**columns, "class": ["/".join(parts) for parts in folders]})
+
+
+# ---------------------------------------------------------------- datasets
+
+
+def load_hub(config: DataConfig) -> Any:
+    """Load a set from the Hub (or its local cache) with `datasets`; its errors get the way out added."""
+    from datasets import load_dataset
+
+    name = config.source.removeprefix("hub:")
+    try:
+        return load_dataset(name, config.config_name, revision=config.revision)
+    except ConnectionError as error:
+        raise ConnectionError(
+            f"cannot reach the Hub set {name!r} and there is no copy in the local cache ({error}); check the "
+            f"network, or load it where there is one, write it with save_to_disk and give that folder as "
+            f"data.source"
+        ) from error
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"no set {name!r} on the Hub, or no right to read it: {error}") from error
+    except RuntimeError as error:
+        if "script" not in str(error).lower():
+            raise
+        raise ValueError(
+            f"the Hub set {name!r} is loaded by a script of its own, which `datasets` no longer runs; use "
+            f"its parquet twin: set data.revision to refs/convert/parquet, or choose another upload of the "
+            f"set ({error})"
+        ) from error
+    except ValueError as error:
+        raise ValueError(f"cannot load {name!r} (see data.config_name and data.revision): {error}") from error
+
+
+def _dataset_rows(loaded: Any, config: DataConfig) -> Rows:
+    """Rows of a `Dataset` or of the splits of a `DatasetDict` (joined, with a column "split")."""
+    from datasets import ClassLabel, Image, concatenate_datasets
+
+    parts: dict[str, Any] = dict(loaded) if isinstance(loaded, dict) else {"": loaded}
+    asked = [split for split in (config.train_split, config.query_split, config.gallery_split) if split]
+    by_name = config.splitting == "given" and config.role is None and config.split in (None, "split")
+    if by_name and set(asked) <= set(parts):
+        parts = {split: parts[split] for split in dict.fromkeys(asked)}
+    whole = concatenate_datasets(list(parts.values())) if len(parts) > 1 else next(iter(parts.values()))
+    pictures = [name for name, feature in whole.features.items() if isinstance(feature, Image)]
+    usual = sorted(pictures, key=lambda name: name not in IMAGE_COLUMNS)
+    image = image_column(whole.column_names, config.image or next(iter(usual), None))
+    encoded = whole.cast_column(image, Image(decode=False)) if image in pictures else whole
+    table = whole.remove_columns(list({image, *pictures})).with_format("arrow")[:]
+    if "split" not in table.column_names and "" not in parts:
+        table = table.append_column("split", [[split for split in parts for _ in range(len(parts[split]))]])
+    names = [f"{split or 'row'}[{row}]" for split, part in parts.items() for row in range(len(part))]
+    features = {n: list(f.names) for n, f in whole.features.items() if isinstance(f, ClassLabel) and f.names}
+    return Rows(EncodedImages(encoded.select_columns([image])[image], config.size), names, table, features)

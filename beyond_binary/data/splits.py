@@ -1,0 +1,187 @@
+"""From rows to labelled items in train, query and gallery: labels are read, rows or classes divided."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from ..registry import suggest
+from .columns import class_columns, class_values, column_values, read_ids, read_labels
+from .config import DataConfig
+from .items import Items, Picked, Splits
+from .readers import Rows, known_column, read_rows
+
+Parts = dict[str, np.ndarray]  # "train", "query" and, where there is one, "gallery" -> row numbers
+
+
+def load_splits(config: DataConfig) -> Splits:
+    """Read the set that `config` describes; images stay undecoded (see `loading.check_images` for those).
+
+    Labels are int64 [n] for one column of integers, float64 [n] of floats, int64 [n] codes 0..C-1 (in sorted
+    order, with `class_names`) of text or of several class columns, float64 [n m ...] of several numeric
+    columns or of lists.
+
+    Raises:
+        FileNotFoundError, ConnectionError: the source or some of its images cannot be found.
+        ValueError: a column that is not there, labels that are missing or do not fit together, an empty
+        split.
+    """
+    if config.source.startswith("embedded:"):
+        return _limited(_embedded(config), config)
+    rows = read_rows(config)
+    parts = split_rows(rows, config)
+    used = np.unique(np.concatenate(list(parts.values())))
+    labels, class_names = read_labels(rows, config, used)
+    whole = Items(
+        Picked(rows.images, used), labels, [str(rows.names[i]) for i in used], read_ids(rows, config)[used]
+    )
+    items = {name: whole.select(np.searchsorted(used, index)) for name, index in parts.items()}
+    splits = Splits(items["train"], items["query"], items.get("gallery"), class_names=class_names)
+    return _limited(splits, config)
+
+
+def _limited(splits: Splits, config: DataConfig) -> Splits:
+    """At most `config.limit` items of each split, in their old order."""
+    if config.limit is None:
+        return splits
+    rng = np.random.default_rng(config.seed)
+
+    def some(items: Items) -> Items:
+        return items.select(np.sort(rng.permutation(len(items))[: config.limit]))
+
+    gallery = None if splits.gallery is None else some(splits.gallery)
+    return replace(splits, train=some(splits.train), query=some(splits.query), gallery=gallery)
+
+
+def _embedded(config: DataConfig) -> Splits:
+    """An embedded set; `rows` are its numbers of train and test items."""
+    from .embedded import embedded
+
+    if config.rows is not None and len(config.rows) != 2:
+        raise ValueError(
+            f"data.rows={config.rows}: an embedded set takes two numbers, of train and test items"
+        )
+    options: dict[str, Any] = dict(zip(("train", "test"), config.rows or (), strict=False))
+    options["seed"], options["class_disjoint"] = config.seed, config.splitting == "class_disjoint"
+    if config.size is not None:
+        options["size"] = config.size
+    return embedded(config.source.removeprefix("embedded:"), **options)
+
+
+def split_rows(rows: Rows, config: DataConfig) -> Parts:
+    """Divide the rows as `config.splitting` says; a ValueError with the values there are if one is empty."""
+    ways = {
+        "given": _given,
+        "class_disjoint": _class_disjoint,
+        "class_folds": _class_folds,
+        "rows": _by_count,
+    }
+    if config.splitting not in ways:
+        raise ValueError(f"data.splitting: unknown {config.splitting!r}{suggest(config.splitting, ways)}")
+    parts = ways[config.splitting](rows, config)
+    if empty := [name for name, index in parts.items() if len(index) == 0]:
+        raise ValueError(f"no rows for {' and '.join(empty)}; {_what_exists(rows, config)}")
+    return parts
+
+
+def _what_exists(rows: Rows, config: DataConfig) -> str:
+    names = rows.columns.column_names
+    found = [name for name in (config.split or "split", config.role or "") if name in names]
+    values = [
+        f"column {name!r} has {', '.join(map(repr, np.unique(column_values(rows, name))[:8].tolist()))}"
+        for name in found
+    ]
+    return "; ".join(values) or f"there are {len(rows.names)} rows and no split column"
+
+
+def _text(rows: Rows, name: str, field_name: str) -> np.ndarray:
+    return column_values(rows, known_column(name, rows.columns.column_names, field_name)).astype(np.str_)
+
+
+def _roles(rows: Rows, config: DataConfig) -> np.ndarray | None:
+    """The role column [n], checked, or None."""
+    if config.role is None:
+        return None
+    roles = _text(rows, config.role, "role")
+    if unknown := sorted(set(roles.tolist()) - {"train", "query", "gallery"}):
+        raise ValueError(
+            f"data.role: column {config.role!r} must hold train, query or gallery, got "
+            f"{', '.join(map(repr, unknown[:3]))}"
+        )
+    return roles
+
+
+def _held_out(held_out: np.ndarray, roles: np.ndarray | None) -> Parts:
+    """Rows that are not for training [n] bool: all of them queries, or queries and gallery by role."""
+    if roles is None:
+        return {"query": np.flatnonzero(held_out)}
+    parts = {role: np.flatnonzero(held_out & (roles == role)) for role in ("query", "gallery")}
+    return parts if (roles == "gallery").any() else {"query": parts["query"]}
+
+
+def _given(rows: Rows, config: DataConfig) -> Parts:
+    roles = _roles(rows, config)
+    column = config.split or ("split" if "split" in rows.columns.column_names else None)
+    if column is not None:
+        split = _text(rows, column, "split")
+        train = split == config.train_split
+        if roles is None:
+            wanted = {
+                "train": config.train_split,
+                "query": config.query_split,
+                "gallery": config.gallery_split,
+            }
+            return {part: np.flatnonzero(split == value) for part, value in wanted.items() if value}
+    elif roles is not None:
+        train = roles == "train"
+    else:
+        raise ValueError(
+            "no split is given: name its column in data.split (or data.role), or set data.splitting to "
+            f"class_disjoint, class_folds or rows; columns: {', '.join(rows.columns.column_names)}"
+        )
+    return {"train": np.flatnonzero(train), **_held_out(~train, roles)}
+
+
+def _sorted_classes(rows: Rows, config: DataConfig) -> tuple[np.ndarray, np.ndarray]:
+    """Class of each row [n], and the different classes in sorted order."""
+    labels, _ = class_values(rows, class_columns(rows, config))
+    return labels, np.unique(labels)
+
+
+def _class_disjoint(rows: Rows, config: DataConfig) -> Parts:
+    labels, classes = _sorted_classes(rows, config)
+    train = np.isin(labels, classes[: len(classes) // 2])
+    return {"train": np.flatnonzero(train), **_held_out(~train, _roles(rows, config))}
+
+
+def _class_folds(rows: Rows, config: DataConfig) -> Parts:
+    labels, classes = _sorted_classes(rows, config)
+    if config.split is not None:
+        usable = _text(rows, config.split, "split") == config.train_split
+        classes = np.unique(labels[usable])
+    else:
+        classes = classes[: len(classes) // 2]
+        usable = np.isin(labels, classes)
+    if not 2 <= config.folds <= len(classes) or not 0 <= config.fold < config.folds:
+        raise ValueError(
+            f"data.folds={config.folds}, data.fold={config.fold}: expected 2 <= folds <= {len(classes)} "
+            f"(training classes) and 0 <= fold < folds"
+        )
+    held_out = np.isin(labels, np.array_split(classes, config.folds)[config.fold])
+    return {"train": np.flatnonzero(usable & ~held_out), **_held_out(usable & held_out, _roles(rows, config))}
+
+
+def _by_count(rows: Rows, config: DataConfig) -> Parts:
+    counts, n = config.rows or [], len(rows.names)
+    if len(counts) not in (2, 3) or min(counts) < 1 or sum(counts) > n:
+        raise ValueError(
+            f"data.rows={counts}: expected the numbers of train, query and (optional) gallery rows, "
+            f"together at most {n}"
+        )
+    ends = np.cumsum([0, *counts])
+    return {
+        name: np.arange(ends[i], ends[i + 1])
+        for i, name in enumerate(("train", "query", "gallery")[: len(counts)])
+    }

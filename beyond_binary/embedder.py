@@ -1,0 +1,385 @@
+"""Embedders: a trunk, pooling, a head and an L2 norm as one module, saved together with its preprocessing."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Iterator, Sequence, Sized
+from contextlib import contextmanager
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from beyond_binary import storage, trunks
+from beyond_binary.preprocess import RESIZE_MODES, image_to_tensor, open_image
+from beyond_binary.registry import suggest
+
+HEADS = ("linear", "mlp", "none")
+
+ImageLike = Image.Image | str | os.PathLike[str] | Tensor
+
+
+class GeneralizedMean(nn.Module):
+    """Generalised-mean pooling, (mean_l max(x, eps)^p)^(1/p) per channel; p is learned and starts at 3.
+
+    Radenovic, Tolias and Chum, "Fine-tuning CNN Image Retrieval with No Human Annotation", eq. (3), with one
+    p for all channels. Negative activations count as eps.
+    """
+
+    def __init__(self, p: float = 3.0, eps: float = 1e-6) -> None:
+        super().__init__()
+        self.p, self.eps = nn.Parameter(torch.tensor(p)), eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Positions [n l c] -> [n c]."""
+        return x.clamp(min=self.eps).pow(self.p).mean(1).pow(1 / self.p)
+
+
+def _positions(maps: Tensor, trunk: nn.Module) -> Tensor:
+    """Unpooled timm features (tokens, or maps of either channel order) -> [n l c], without prefix tokens."""
+    if maps.ndim == 3:
+        return maps[:, getattr(trunk, "num_prefix_tokens", 0) :]
+    if getattr(trunk, "output_fmt", "NCHW") == "NHWC":
+        return maps.flatten(1, 2)
+    return maps.flatten(2).transpose(1, 2)
+
+
+def _make_head(head: str, width: int, dim: int) -> nn.Module:
+    """The layers from the trunk's features to the embedding.
+
+    "linear" is one layer, "mlp" is linear, ReLU, linear with a hidden layer as wide as the trunk. Weights are
+    drawn from a normal distribution of variance 2 / outputs (Kaiming, fan out), as is usual in published
+    metric-learning code; biases are 0.
+    """
+    if head == "none":
+        return nn.Identity()
+    layers = nn.Sequential(nn.Linear(width, dim))
+    if head == "mlp":
+        layers = nn.Sequential(nn.Linear(width, width), nn.ReLU(), *layers)
+    for layer in layers:
+        if isinstance(layer, nn.Linear):
+            nn.init.kaiming_normal_(layer.weight, mode="fan_out")
+            nn.init.zeros_(layer.bias)
+    return layers
+
+
+class Embedder(nn.Module):
+    """Images to embeddings; made by `create_embedder` or `Embedder.from_pretrained`.
+
+    With `freeze_batch_norm`, BatchNorm layers of the trunk keep their running statistics and use them in
+    training too, also after `.train()`; their scale and shift are trained like other weights (the convention
+    of Musgrave, Belongie and Lim, "A Metric Learning Reality Check").
+
+    Attributes:
+        config: everything needed to rebuild the module, JSON-able.
+        trunk: the timm model, or the whole open_clip model (the image tower embeds images; the text tower is
+            kept for `encode_text` and takes no gradient).
+    """
+
+    def __init__(self, trunk: nn.Module, config: dict[str, Any]) -> None:
+        super().__init__()
+        self.config, self.trunk = config, trunk
+        self.pool = GeneralizedMean() if config["pooling"] == "gem" else None
+        width, dim = self._measure_width(), config["dim"]
+        if config["head"] == "none" and dim not in (None, width):
+            raise ValueError(
+                f"head='none' gives the {width} features of the trunk, got dim={dim}; "
+                "pass dim=None, or head='linear'"
+            )
+        config["dim"] = width if dim is None else dim
+        self.head = _make_head(config["head"], width, self.dim)
+        self.train()
+
+    @property
+    def dim(self) -> int:
+        """Length of an embedding."""
+        return self.config["dim"]
+
+    @property
+    def normalize(self) -> bool:
+        """Whether embeddings have length 1."""
+        return self.config["normalize"]
+
+    @property
+    def preprocess(self) -> dict[str, Any]:
+        """Evaluation preprocessing: size [h, w], mean, std, interpolation, resize_mode."""
+        return self.config["preprocess"]
+
+    def _measure_width(self) -> int:
+        """Number of features of the trunk, by one black image (timm's `num_features` differs for some)."""
+        name, shape = self.config["trunk"], (1, 3, *self.preprocess["size"])
+        with evaluating(self):
+            try:
+                features = self._features(torch.zeros(shape))
+            except (AssertionError, RuntimeError, ValueError) as error:
+                raise ValueError(f"{name} takes no images of shape {list(shape)}: {error}") from error
+        if features.ndim != 2:
+            raise ValueError(f"{name} gives features {list(features.shape)}, expected [n width]")
+        return features.shape[1]
+
+    def _features(self, images: Tensor) -> Tensor:
+        if self.config["trunk"].startswith("open_clip/"):
+            return self.trunk.encode_image(images, normalize=False)  # type: ignore[operator]
+        features = self.trunk(images)
+        return features if self.pool is None else self.pool(_positions(features, self.trunk))
+
+    def _normalized(self, z: Tensor) -> Tensor:
+        if not self.normalize:
+            return z
+        return F.normalize(z.float() if z.dtype in (torch.float16, torch.bfloat16) else z, dim=-1)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Preprocessed images [n 3 h w] -> embeddings [n dim], of length 1 if `normalize`."""
+        return self._normalized(self.head(self._features(images)))
+
+    def train(self, mode: bool = True) -> Embedder:
+        """As `nn.Module.train`, but BatchNorm stays in evaluation mode if `freeze_batch_norm`."""
+        super().train(mode)
+        if self.config["freeze_batch_norm"]:
+            for module in self.trunk.modules():
+                if isinstance(module, _BatchNorm):
+                    module.eval()
+        return self
+
+    def transform(self, image: Image.Image) -> Tensor:
+        """Evaluation preprocessing of one PIL image of any mode and size -> float32 [3 h w]."""
+        return image_to_tensor(image, **self.preprocess)
+
+    def encode(
+        self, images: ImageLike | Iterable[ImageLike], batch_size: int = 64, progress: bool = False
+    ) -> Tensor:
+        """Embed images in evaluation mode without gradients -> float32 [n dim] on the CPU, in their order.
+
+        Args:
+            images: PIL images, paths or preprocessed tensors [3 h w] (any iterable, read batch by batch), one
+                of these alone (n = 1), or one preprocessed tensor [n 3 h w].
+            batch_size: images per forward pass on the module's device; it changes results by rounding only.
+            progress: show a progress bar.
+
+        Raises:
+            ValueError: an image file cannot be read (named), or a tensor is not [n 3 h w].
+            FileNotFoundError: a path does not exist.
+            TypeError: an item is neither image, path nor tensor.
+        """
+        if batch_size < 1:
+            raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+        if isinstance(images, Tensor):
+            images = images[None] if images.ndim == 3 else images
+            if images.ndim != 4 or images.shape[1] != 3:
+                raise ValueError(f"expected preprocessed images [n 3 h w], got {list(images.shape)}")
+        elif isinstance(images, Image.Image | str | os.PathLike):
+            images = [images]
+        weight, rows = next(self.parameters()), []
+        with evaluating(self):
+            for batch in _batches(images, batch_size, progress):
+                pixels = torch.stack([self._pixels(image) for image in batch])
+                rows.append(self(pixels.to(weight.device, weight.dtype)).float().cpu())
+        return torch.cat(rows) if rows else torch.zeros(0, self.dim)
+
+    def _pixels(self, image: ImageLike) -> Tensor:
+        if isinstance(image, Tensor):
+            return image
+        if isinstance(image, str | os.PathLike):
+            image = open_image(image)
+        if not isinstance(image, Image.Image):
+            raise TypeError(f"encode takes PIL images, paths or tensors, got {type(image).__name__}")
+        return self.transform(image)
+
+    def encode_text(self, texts: str | Iterable[str], batch_size: int = 256) -> Tensor:
+        """Embed texts with the text tower of an open_clip trunk -> float32 [n dim] on the CPU.
+
+        Texts and images share the space that CLIP made, not that of a head, so the head must be "none".
+
+        Raises:
+            ValueError: the trunk is not from open_clip, or a head lies on top of it.
+        """
+        if not self.config["trunk"].startswith("open_clip/") or self.config["head"] != "none":
+            raise ValueError(
+                "encode_text needs a trunk 'open_clip/...' and head='none'; "
+                f"this embedder has {self.config['trunk']!r} and head={self.config['head']!r}"
+            )
+        device, rows = next(self.parameters()).device, []
+        with evaluating(self):
+            for batch in _batches([texts] if isinstance(texts, str) else texts, batch_size):
+                tokens = trunks.tokenize(self.config, batch).to(device)
+                z = self.trunk.encode_text(tokens, normalize=False)  # type: ignore[operator]
+                rows.append(self._normalized(z).float().cpu())
+        return torch.cat(rows) if rows else torch.zeros(0, self.dim)
+
+    def param_groups(
+        self, lr: float, *, head_lr: float | None = None, weight_decay: float = 0.0
+    ) -> list[dict[str, Any]]:
+        """Trainable parameters as optimizer groups trunk, trunk_no_decay, head, head_no_decay; none is empty.
+
+        Learned pooling belongs to the head, whose learning rate is `head_lr` (default: `lr`). One-dimensional
+        parameters (biases, norms) and scalars are not decayed.
+        """
+        groups: dict[str, dict[str, Any]] = {}
+        for parameter_name, parameter in self.named_parameters():
+            if not parameter.requires_grad:
+                continue
+            part = "trunk" if parameter_name.startswith("trunk.") else "head"
+            decayed = parameter.ndim > 1
+            name = part if decayed else f"{part}_no_decay"
+            rate = head_lr if part == "head" and head_lr is not None else lr
+            group = {"name": name, "params": [], "lr": rate, "weight_decay": weight_decay if decayed else 0.0}
+            groups.setdefault(name, group)["params"].append(parameter)
+        return list(groups.values())
+
+    def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
+        """Write the embedder to `folder`; `Embedder.from_pretrained` restores it bit for bit.
+
+        The trunk is written as its own library writes it, so that timm or open_clip load the folder without
+        this package: `config.json` and `model.safetensors`, or `open_clip_config.json` and
+        `open_clip_model.safetensors`. `beyond_binary_head.safetensors` holds learned pooling and head. A new
+        folder appears complete or not at all; in one that exists, an embedder's files are replaced and others
+        are kept.
+        """
+        library = self.config["trunk"].split("/")[0]
+        state = self.state_dict()
+        trunk = {k.removeprefix("trunk."): state.pop(k) for k in list(state) if k.startswith("trunk.")}
+        with storage.replacing(Path(folder)) as part:
+            config = {"beyond_binary": self.config}
+            if library == "timm":
+                config = trunks.timm_config(self.trunk, self.config) | config
+            else:
+                storage.write_json(part / storage.OPEN_CLIP_CONFIG_FILE, trunks.open_clip_config(self.config))
+            storage.write_json(part / storage.CONFIG_FILE, config)
+            storage.write_tensors(part / storage.TRUNK_FILES[library], trunk)
+            if state:
+                storage.write_tensors(part / storage.HEAD_FILE, state)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        id_or_path: str | os.PathLike[str],
+        *,
+        revision: str | None = None,
+        token: str | bool | None = None,
+        cache_dir: str | os.PathLike[str] | None = None,
+    ) -> Embedder:
+        """Load an embedder, in evaluation mode, from a folder or from the Hugging Face Hub.
+
+        Args:
+            id_or_path: a folder that `save_pretrained` wrote; if there is none, a Hub id "user/name".
+            revision: branch, tag or commit on the Hub.
+            token: access token for the Hub.
+            cache_dir: where files from the Hub are kept.
+
+        Raises:
+            FileNotFoundError: neither a folder nor to be had from the Hub.
+            ValueError: not an embedder's folder, of a newer format, or with weights that do not fit.
+        """
+        folder = storage.find_folder(id_or_path, revision=revision, token=token, cache_dir=cache_dir)
+        config = storage.read_config(folder)
+        embedder = cls(trunks.build_trunk(config["trunk"], config["model_args"]), config)
+        storage.load_weights(embedder.trunk, folder / storage.TRUNK_FILES[config["trunk"].split("/")[0]])
+        rest = nn.ModuleDict({name: m for name, m in embedder.named_children() if name != "trunk"})
+        if rest.state_dict():
+            storage.load_weights(rest, folder / storage.HEAD_FILE)
+        return embedder.eval()
+
+
+def create_embedder(
+    trunk: str,
+    *,
+    dim: int | None = 128,
+    pretrained: bool = False,
+    weights: str | os.PathLike[str] | None = None,
+    pooling: str | None = None,
+    head: str = "linear",
+    normalize: bool = True,
+    freeze_batch_norm: bool = False,
+    image_size: int | Sequence[int] | None = None,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+    resize_mode: str | None = None,
+    trunk_options: dict[str, Any] | None = None,
+) -> Embedder:
+    """Make an embedder from a timm or open_clip network, in training mode, on the CPU.
+
+    Args:
+        trunk: "timm/<architecture>", "timm/<architecture>.<tag>" or "open_clip/<architecture>".
+        dim: length of an embedding; None keeps the trunk's width (the only choice with head "none").
+        pretrained: let timm or open_clip download their weights.
+        weights: a pretrained tag (implies `pretrained`), or the path of a safetensors file in the library's
+            names; a classifier in it is left out.
+        pooling: None for the trunk's own; timm's "avg", "max", "avgmax", "catavgmax", "token", "map" where
+            the architecture has it; "gem" (see `GeneralizedMean`). open_clip towers pool by themselves.
+        head: "linear", "mlp" (one hidden layer) or "none".
+        normalize: L2-normalise embeddings.
+        freeze_batch_norm: keep BatchNorm's running statistics fixed, see `Embedder`.
+        image_size: pixels, one side of a square or [h, w]; default: as the weights were trained.
+        mean: per channel, for images scaled to [0, 1]; default: as the weights were trained.
+        std: as `mean`.
+        resize_mode: "shortest" scales an image to cover the size and crops the centre, "squash" ignores its
+            aspect ratio (both are equal for square images); default: as the weights were trained.
+        trunk_options: keywords for `timm.create_model`, or entries of open_clip's model config and `force_*`
+            options of `open_clip.create_model`; saved with the embedder.
+
+    Raises:
+        ValueError: an unknown trunk, tag, pooling, head or resize mode (near names are given), options that
+            the library refuses, or weights that do not fit.
+        FileNotFoundError: `weights` is a path that does not exist.
+    """
+    _check_choice("pooling", pooling, trunks.POOLINGS)
+    _check_choice("head", head, HEADS)
+    _check_choice("resize_mode", resize_mode, RESIZE_MODES)
+    for what, value in (("mean", mean), ("std", std)):
+        if value is not None and len(value) != 3:
+            raise ValueError(f"{what} needs 3 values (red, green, blue), got {list(value)}")
+    module, config = trunks.create_trunk(
+        trunk,
+        pretrained=pretrained,
+        weights=weights,
+        pooling=pooling,
+        image_size=image_size,
+        options=trunk_options,
+    )
+    own = {"mean": mean and list(mean), "std": std and list(std), "resize_mode": resize_mode}
+    config["preprocess"].update({key: value for key, value in own.items() if value is not None})
+    config |= {
+        "format_version": storage.FORMAT_VERSION,
+        "dim": dim,
+        "pooling": pooling,
+        "head": head,
+        "normalize": normalize,
+        "freeze_batch_norm": freeze_batch_norm,
+    }
+    return Embedder(module, json.loads(json.dumps(config)))  # fails now, not when it is saved
+
+
+def _check_choice(what: str, value: str | None, choices: Sequence[str]) -> None:
+    if value is not None and value not in choices:
+        raise ValueError(f"unknown {what} {value!r}{suggest(value, choices)}; choices: {', '.join(choices)}")
+
+
+@contextmanager
+def evaluating(module: nn.Module) -> Iterator[None]:
+    """Evaluation mode without gradients; every submodule gets back the mode that it had."""
+    training = [m for m in module.modules() if m.training]
+    module.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        for m in training:
+            m.training = True
+
+
+def _batches(items: Iterable[Any], size: int, progress: bool = False) -> Iterator[list[Any]]:
+    """Lists of `size` items in their order, the last one shorter, none of them empty."""
+    from tqdm import tqdm
+
+    total = len(items) if isinstance(items, Sized) else None
+    stream = iter(items)
+    with tqdm(total=total, unit="image", disable=not progress) as bar:
+        while batch := list(islice(stream, size)):
+            yield batch
+            bar.update(len(batch))

@@ -1,0 +1,150 @@
+"""Scores of an embedding: every query ranked against all references, tile by tile, and the metrics of the ranking."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .geometry import Geometry, create_geometry
+from .metrics import create_metrics
+from .metrics.ranking import Ranking
+from .points import Points
+from .registry import suggest
+from .targets import Target, create_target
+
+PAIRS_PER_TILE = {"cpu": 1 << 21, "cuda": 1 << 25}
+"""Pairs that are compared at once: the memory of an evaluation, at some tens of bytes a pair."""
+
+Order = Callable[[slice, Tensor], Tensor]
+"""(rows of the tile, label distances y [t k]) -> similarity x [t k]."""
+
+
+@torch.no_grad()
+def evaluate(
+    embeddings: Any,
+    labels: Any,
+    *,
+    target: str | Target = "classes",
+    ks: Sequence[int] | None = None,
+    ref_embeddings: Any = None,
+    ref_labels: Any = None,
+    ids: Any = None,
+    ref_ids: Any = None,
+    geometry: str | Geometry = "euclidean",
+    metrics: Sequence[str] | None = None,
+    ranking: str = "embedding",
+    seed: int = 0,
+) -> dict[str, float]:
+    """Rank the references of each query and score the rankings.
+
+    Exact: all references are ranked and R counts all of them. Memory is bounded: no [q k] matrix of everything.
+
+    Args:
+        embeddings: queries [q d], tensor or array.
+        labels: their labels [q ...], as the target wants them.
+        target: what similar means, such as "classes", "euclidean" or "within('euclidean', radius=0.1)".
+        ks: numbers of neighbours of the `_at_k` metrics; None: 1, 2, 4, 8 for recall, 1, 10 for
+            mean_label_distance, 10, 100 for ndcg. Larger than the number of references means all of them.
+        ref_embeddings: references [k d]; None: the queries among themselves, each without itself.
+        ref_labels: labels of the references [k ...].
+        ids: identity of each query [q], integers. A reference with the query's id is never ranked for it.
+        ref_ids: identity of each reference [k]. Without ids, queries and references have nothing in common.
+        geometry: what near means, such as "euclidean" or "cosine".
+        metrics: names, such as ["recall_at_1", "map_at_r"], with options if need be
+            ("ndcg_at_100(label_scale=0.1)"); None: those that fit the target. See `list_metrics()`.
+        ranking: "embedding"; "random", a seeded random order; "oracle", the order of the label distance. The last
+            two show what chance and the best possible embedding would score.
+        seed: of the random ranking.
+
+    Returns:
+        Mean over queries of each metric, by name, and `queries`, how many queries had something to find (for
+        same/different: a right reference; else: any reference), and `queries_without_match`, how many had not and
+        are left out. A metric that is defined for no query is NaN.
+
+    Raises:
+        ValueError: labels that do not fit the target, metrics that do not fit it, unknown names, embeddings that
+            are not finite or not of one shape, references without labels, or ids on one side only.
+    """
+    target = create_target(target)
+    chosen = create_metrics(metrics, target.gives, ks)
+    query, refs = _sides(target, embeddings, labels, ids, ref_embeddings, ref_labels, ref_ids)
+    order = _order(ranking, query, refs, create_geometry(geometry), seed)
+    depth = max((m.k for m in chosen if m.reads != "same"), default=1)
+    sums = torch.zeros(2, len(chosen), dtype=torch.double)
+    matched = 0
+    tile = max(1, PAIRS_PER_TILE.get(query.z.device.type, 1 << 23) // len(refs))
+    for start in range(0, len(query), tile):
+        rows = slice(start, start + tile)
+        valid = query.id[rows, None] != refs.id
+        y = target.distance(query.code[rows], refs.code, valid)
+        if y.is_floating_point():
+            valid &= ~y.isnan()
+        if target.gives == "same" and y.dtype != torch.bool:
+            y = y != 0
+        ranked = Ranking.of(order(rows, y), y, valid, depth)
+        found = ranked.relevant if target.gives == "same" else ranked.references
+        matched += int((found > 0).sum())
+        for column, metric in enumerate(chosen):
+            value, count = metric.rows(ranked)
+            sums[0, column] += torch.where(count > 0, value, 0).sum().cpu()
+            sums[1, column] += (count > 0).sum().cpu()
+    means = (sums[0] / sums[1]).tolist()
+    scores = {metric.name: mean for metric, mean in zip(chosen, means, strict=True)}
+    return scores | {"queries": float(matched), "queries_without_match": float(len(query) - matched)}
+
+
+def _sides(
+    target: Target, z: Any, labels: Any, ids: Any, ref_z: Any, ref_labels: Any, ref_ids: Any
+) -> tuple[Points, Points]:
+    """Queries and references; the same object when the queries are searched among themselves."""
+    if ref_z is None:
+        if ref_labels is not None or ref_ids is not None:
+            raise ValueError("ref_labels and ref_ids belong to references: give ref_embeddings too")
+        query = _points(target, z, labels, ids, "embeddings")
+        return query, query
+    if ref_labels is None:
+        raise ValueError("ref_embeddings were given without ref_labels")
+    if (ids is None) != (ref_ids is None):
+        raise ValueError("give ids for queries and references alike, or for neither; one side has none")
+    query, refs = _points(target, z, labels, ids, "embeddings"), _points(target, ref_z, ref_labels, ref_ids, "ref")
+    if query.z.shape[1] != refs.z.shape[1]:
+        raise ValueError(f"queries have {query.z.shape[1]} dimensions, references {refs.z.shape[1]}")
+    if ids is None:
+        refs = Points(refs.z, refs.code, refs.id + len(query))
+    return query, refs
+
+
+def _points(target: Target, z: Any, labels: Any, ids: Any, name: str) -> Points:
+    """Checked embeddings (float32 at least) with codes and ids on their device."""
+    z = torch.as_tensor(z)
+    if z.ndim != 2 or not len(z):
+        raise ValueError(f"expected {name} [n d] with at least one row, got shape {list(z.shape)}")
+    z = z.to(torch.promote_types(z.dtype, torch.float32))
+    finite = z.isfinite().all(1)
+    if not finite.all():
+        raise ValueError(
+            f"{name} hold NaN or infinite values, first in row {int((~finite).nonzero()[0])} "
+            f"({int((~finite).sum())} of {len(z)} rows)"
+        )
+    identity = torch.arange(len(z)) if ids is None else torch.as_tensor(ids).long()
+    return Points(z, target.encode(labels, z).to(z.device), identity.to(z.device))
+
+
+def _order(ranking: str, query: Points, refs: Points, geometry: Geometry, seed: int) -> Order:
+    """The similarity that `ranking` means, as a function of a tile; tiles are asked for in order."""
+    if ranking == "oracle":
+        return lambda rows, y: -y.to(torch.promote_types(y.dtype, torch.float32))
+    if ranking == "random":
+        noise = torch.Generator().manual_seed(seed)
+        return lambda rows, y: torch.rand(y.shape, generator=noise).to(y.device)
+    if ranking != "embedding":
+        raise ValueError(f"unknown ranking {ranking!r}{suggest(ranking, ['embedding', 'random', 'oracle'])}")
+    q, k = geometry.prepare(query.z), geometry.prepare(refs.z)
+    if geometry.shift_invariant:
+        q, k = q - k.mean(0), k - k.mean(0)
+    if geometry.kind == "similarity":
+        return lambda rows, y: geometry.block(q[rows], k)
+    return lambda rows, y: geometry.block(q[rows], k).neg_()

@@ -1,0 +1,175 @@
+"""Geometries: how near two embeddings are, for every pair of a block.
+
+A geometry has two faces. `pairs` is the plain formula, differentiable to any order, the reference. `tile` is what the
+block engine uses: the same numbers by one matrix product, plus a function that pulls a gradient of the block back to
+both sides. Distances by a matrix product lose near pairs to cancellation, so `tile` recomputes those by differences.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import ClassVar, Literal, Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .registry import Registry
+
+Kind = Literal["similarity", "distance"]
+Pull = Callable[[Tensor, Tensor, Tensor], None]
+"""(grad_x [q k], grad_q [q d], grad_k [k d]): adds the pulled-back gradient to the last two, in place."""
+
+GEOMETRIES = Registry("geometry")
+
+
+class Geometry(Protocol):
+    """What a geometry offers. `kind` says whether larger x means nearer (similarity) or farther (distance)."""
+
+    @property
+    def kind(self) -> Kind:
+        """Similarity or distance."""
+
+    @property
+    def shift_invariant(self) -> bool:
+        """Whether moving all points by the same vector changes nothing (the engine then centres them first)."""
+
+    def prepare(self, z: Tensor) -> Tensor:
+        """What is done to each embedding before pairs are formed, for example L2 normalisation [n d]."""
+
+    def pairs(self, q: Tensor, k: Tensor) -> Tensor:
+        """x [q k] of prepared embeddings, the plain formula."""
+
+    def tile(self, q: Tensor, k: Tensor) -> tuple[Tensor, Pull]:
+        """x [q k] without a graph, in memory of its own, and the function that pulls its gradient back."""
+
+    def block(self, q: Tensor, k: Tensor) -> Tensor:
+        """x [q k] as `tile` computes it, for when no gradient is wanted."""
+
+
+@dataclass(frozen=True)
+class _Product:
+    normalize: bool = False
+    kind: ClassVar[Kind] = "similarity"
+    shift_invariant: ClassVar[bool] = False
+
+    def prepare(self, z: Tensor) -> Tensor:
+        return F.normalize(z, dim=-1) if self.normalize else z
+
+    def pairs(self, q: Tensor, k: Tensor) -> Tensor:
+        return q @ k.T
+
+    def tile(self, q: Tensor, k: Tensor) -> tuple[Tensor, Pull]:
+        def pull(grad_x: Tensor, grad_q: Tensor, grad_k: Tensor) -> None:
+            grad_q.addmm_(grad_x, k)
+            grad_k.addmm_(grad_x.T, q)
+
+        return q @ k.T, pull
+
+    def block(self, q: Tensor, k: Tensor) -> Tensor:
+        return q @ k.T
+
+
+@dataclass(frozen=True)
+class _Distance:
+    normalize: bool = False
+    squared: bool = False
+    kind: ClassVar[Kind] = "distance"
+    shift_invariant: ClassVar[bool] = True
+
+    def prepare(self, z: Tensor) -> Tensor:
+        return F.normalize(z, dim=-1) if self.normalize else z
+
+    def pairs(self, q: Tensor, k: Tensor) -> Tensor:
+        d2 = (q[:, None] - k[None]).square().sum(-1)
+        return d2 if self.squared else safe_sqrt(d2)
+
+    def tile(self, q: Tensor, k: Tensor) -> tuple[Tensor, Pull]:
+        d2, near = squared_distances(q, k)
+        x = d2 if self.squared else d2.sqrt()
+        half_slope = None if self.squared else torch.where(x > 0, 0.5 / x, 0)
+
+        def pull(grad_x: Tensor, grad_q: Tensor, grad_k: Tensor) -> None:
+            pull_squared(grad_x if half_slope is None else grad_x * half_slope, near, q, k, grad_q, grad_k)
+
+        return x, pull
+
+    def block(self, q: Tensor, k: Tensor) -> Tensor:
+        d2, _ = squared_distances(q, k)
+        return d2 if self.squared else d2.sqrt_()
+
+
+@GEOMETRIES.register("cosine")
+def cosine() -> Geometry:
+    """Cosine similarity, in [-1, 1]; a zero embedding has similarity 0 to everything."""
+    return _Product(normalize=True)
+
+
+@GEOMETRIES.register("dot")
+def dot() -> Geometry:
+    """Inner product."""
+    return _Product()
+
+
+@GEOMETRIES.register("euclidean")
+def euclidean(normalize: bool = False) -> Geometry:
+    """Euclidean distance; its gradient at coincident points is 0. `normalize` puts the points on the sphere first."""
+    return _Distance(normalize=normalize)
+
+
+@GEOMETRIES.register("squared_euclidean")
+def squared_euclidean(normalize: bool = False) -> Geometry:
+    """Squared Euclidean distance; `normalize` puts the points on the unit sphere first (then it is 2 - 2 cosine)."""
+    return _Distance(normalize=normalize, squared=True)
+
+
+def create_geometry(spec: str | Geometry) -> Geometry:
+    """Build a geometry from a spec such as `cosine` or `euclidean(normalize=True)`.
+
+    Raises:
+        ValueError: unknown name or option (near names are suggested).
+    """
+    if not isinstance(spec, str):
+        return spec
+    geometry: Geometry = GEOMETRIES.create(spec)
+    return geometry
+
+
+def safe_sqrt(x: Tensor) -> Tensor:
+    """Square root whose gradient at 0 is 0 instead of infinity (to any order)."""
+    positive = x > 0
+    return torch.where(positive, torch.where(positive, x, 1).sqrt(), 0)
+
+
+Near = tuple[Tensor, Tensor]
+
+
+def squared_distances(q: Tensor, k: Tensor) -> tuple[Tensor, Near]:
+    """Squared distances [q k] by a matrix product, and the (row, column) of the pairs redone by differences.
+
+    A pair is redone where cancellation would cost more than about five digits of relative precision.
+    """
+    size_q, size_k = q.square().sum(1), k.square().sum(1)
+    d2 = torch.addmm(size_k[None, :], q, k.T, alpha=-2).add_(size_q[:, None])
+    limit = 1e5 * torch.finfo(d2.dtype).eps
+    row, column = (d2 < limit * (size_q[:, None] + size_k[None, :])).nonzero(as_tuple=True)
+    for part in torch.arange(len(row), device=row.device).split(1 << 16):
+        i, j = row[part], column[part]
+        d2[i, j] = (q[i] - k[j]).square().sum(1)
+    return d2, (row, column)
+
+
+def pull_squared(grad: Tensor, near: Near, q: Tensor, k: Tensor, grad_q: Tensor, grad_k: Tensor) -> None:
+    """Add the gradient of `sum(grad * d2)` to `grad_q` and `grad_k`; near pairs by their differences."""
+    row, column = near
+    if len(row):
+        close = grad[row, column]
+        grad = grad.index_put((row, column), grad.new_zeros(()))
+        for part in torch.arange(len(row), device=row.device).split(1 << 16):
+            i, j = row[part], column[part]
+            step = (q[i] - k[j]) * (2 * close[part])[:, None]
+            grad_q.index_add_(0, i, step)
+            grad_k.index_add_(0, j, -step)
+    grad_q.addmm_(grad, k, alpha=-2).addcmul_(grad.sum(1)[:, None], q, value=2)
+    grad_k.addmm_(grad.T, q, alpha=-2).addcmul_(grad.sum(0)[:, None], k, value=2)

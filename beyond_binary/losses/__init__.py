@@ -1,0 +1,76 @@
+"""Losses: pure functions over a block of pairs, registered with what they read.
+
+A row loss has the type `(x [q k], y [q k], valid [q k], **options) -> (value, count)`. `x` is the similarity or
+distance of the embeddings, `y` the label distance (0 = the same), `valid` the pairs that count. `value` and `count` are
+[q], or [q t] for a loss of t terms, and the loss is
+
+    sum over terms t of ( sum over rows of value[:, t] ) / ( sum over rows of count[:, t] ).
+
+With a count of 1 for each defined row this is the mean over defined rows; a count of active pairs makes it the mean
+over those. Because numerator and denominator add up over rows, so do blocks of rows and processes. Rows that are not
+defined have value 0 and count 0.
+
+A moment loss has the type `(z, code, proxies, **options) -> loss`, on all points at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal, TypeVar
+
+from torch import Tensor
+
+from ..geometry import Kind
+from ..registry import Registry
+from ..targets import Gives
+
+Rows = tuple[Tensor, Tensor]
+RowLoss = Callable[..., Rows]
+Build = TypeVar("Build", bound=Callable[..., Any])
+
+LOSSES = Registry("loss")
+
+
+@dataclass(frozen=True)
+class LossFacts:
+    """What a loss declares at registration.
+
+    Attributes:
+        reads: what it reads of the label distance: `same` (only y == 0), `order` (ranks), `magnitude` (the value).
+        x: whether it reads similarities or distances.
+        geometry: the geometry (spec) of its paper.
+        rows: what a row is: an item of the batch, or a `proxy`.
+        keys: what the columns are: the batch (or references), or one `proxy` per class.
+        form: `rows` for a row loss, `moments` for a loss computed from means and covariances.
+        paper: where it comes from.
+        in_place: optional faster form of a row loss without a graph: same arguments, same return value, and `x` is
+            overwritten with the gradient of `value.sum()` with respect to `x` (only for losses of one term).
+    """
+
+    reads: Gives
+    x: Kind
+    geometry: str
+    paper: str
+    rows: Literal["item", "proxy"] = "item"
+    keys: Literal["item", "proxy"] = "item"
+    form: Literal["rows", "moments"] = "rows"
+    in_place: RowLoss | None = None
+
+    @property
+    def needs_proxies(self) -> bool:
+        """Whether the loss learns one proxy per class."""
+        return "proxy" in (self.rows, self.keys)
+
+
+def register_loss(name: str, **facts: Any) -> Callable[[Build], Build]:
+    """Decorator that registers a loss with its `LossFacts`."""
+    return LOSSES.register(name, facts=LossFacts(**facts))
+
+
+def list_losses() -> list[str]:
+    """Names of all registered losses."""
+    return LOSSES.names()
+
+
+from . import continuous, moments, pairs, proxies, triplets  # noqa: E402, F401  (they register themselves)

@@ -1,0 +1,144 @@
+"""Pair losses: contrastive, multi-similarity, supervised contrastive."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from . import Rows, register_loss
+from .common import log1p_sumexp, masked_logsumexp, masked_sum, split
+
+
+@register_loss(
+    "contrastive",
+    reads="same",
+    x="distance",
+    geometry="euclidean(normalize=True)",
+    paper="Hadsell, Chopra, LeCun: Dimensionality Reduction by Learning an Invariant Mapping, CVPR 2006",
+)
+def contrastive(
+    x: Tensor,
+    y: Tensor,
+    valid: Tensor,
+    *,
+    positive_margin: float = 0.0,
+    negative_margin: float = 1.0,
+    power: int = 2,
+    average: Literal["pairs", "active"] = "pairs",
+) -> Rows:
+    """Contrastive loss: pull the same together, push the different beyond a margin (equation 4 of the paper).
+
+    `[d - m_pos]_+^p / p` for the same, `[m_neg - d]_+^p / p` for the different, with p = `power`.
+
+    Args:
+        x: distances [q k].
+        y: label distances [q k].
+        valid: pairs that count [q k].
+        positive_margin: distance at which a positive stops costing (0 in the paper).
+        negative_margin: distance beyond which a negative stops costing.
+        power: 2 as in the paper; 1 as in "A Metric Learning Reality Check" and pytorch-metric-learning.
+        average: `pairs`: mean over all valid pairs. `active`: positives and negatives each averaged over those that
+            cost something, then added (pytorch-metric-learning's reduction).
+
+    Returns:
+        value and count, [q] or (for `active`) [q 2].
+    """
+    positive, negative = split(y, valid)
+    pull = torch.where(positive, (x - positive_margin).relu(), 0)
+    push = torch.where(negative, (negative_margin - x).relu(), 0)
+    if average == "active":
+        value = torch.stack([(side.pow(power) / power).sum(1) for side in (pull, push)], 1)
+        return value, torch.stack([(side > 0).sum(1) for side in (pull, push)], 1)
+    if average != "pairs":
+        raise ValueError(f"contrastive: average must be 'pairs' or 'active', got {average!r}")
+    return (pull.pow(power) + push.pow(power)).sum(1) / power, valid.sum(1)
+
+
+@register_loss(
+    "multi_similarity",
+    reads="same",
+    x="similarity",
+    geometry="cosine",
+    paper="Wang et al.: Multi-Similarity Loss with General Pair Weighting for Deep Metric Learning, CVPR 2019",
+)
+def multi_similarity(
+    x: Tensor, y: Tensor, valid: Tensor, *, alpha: float = 2.0, beta: float = 50.0, base: float = 0.5
+) -> Rows:
+    """Multi-similarity loss (equation 10 of the paper); combine with `mining="multi_similarity"` for its miner.
+
+    Per row `log(1 + sum_pos exp(-alpha (s - base))) / alpha + log(1 + sum_neg exp(beta (s - base))) / beta`. A row with
+    negatives only still pays the second part. The authors' code has beta = 40 and base = 0.5, which is also what
+    equals pytorch-metric-learning with those values.
+
+    Args:
+        x: similarities [q k].
+        y: label distances [q k].
+        valid: pairs that count [q k].
+        alpha: sharpness for positives.
+        beta: sharpness for negatives.
+        base: similarity around which both parts turn.
+
+    Returns:
+        value and count [q].
+    """
+    positive, negative = split(y, valid)
+    pull = log1p_sumexp(alpha * (base - x), positive) / alpha
+    push = log1p_sumexp(beta * (x - base), negative) / beta
+    return pull + push, valid.any(1)
+
+
+def softmax_over_keys(x: Tensor, y: Tensor, valid: Tensor, temperature: float) -> Rows:
+    """Mean over a row's positives of `-log softmax(x / temperature)` over its valid keys; rows without are undefined."""
+    positive, _ = split(y, valid)
+    some = positive.any(1)
+    logits = x / temperature
+    mean = masked_sum(logits, positive) / positive.sum(1).clamp_min(1)
+    return torch.where(some, masked_logsumexp(logits, valid) - mean, 0), some
+
+
+def softmax_over_keys_in_place(x: Tensor, y: Tensor, valid: Tensor, temperature: float) -> Rows:
+    """`softmax_over_keys` that overwrites `x` with the gradient of the summed values."""
+    positive, _ = split(y, valid)
+    count = positive.sum(1)
+    some = count > 0
+    weight = positive.to(x).div_(count.clamp_min(1)[:, None])
+    x.div_(temperature)
+    mean = torch.linalg.vecdot(x.masked_fill(~positive, 0), weight)
+    x.masked_fill_(~(valid & some[:, None]), -torch.inf)
+    top = x.amax(1, keepdim=True).masked_fill_(~some[:, None], 0)
+    total = x.sub_(top).exp_().sum(1, keepdim=True)
+    value = torch.where(some, total[:, 0].log() + top[:, 0] - mean, 0)
+    x.div_(total.masked_fill_(~some[:, None], 1)).sub_(weight).div_(temperature)
+    return value, some
+
+
+def _supcon_in_place(x: Tensor, y: Tensor, valid: Tensor, *, temperature: float = 0.1) -> Rows:
+    return softmax_over_keys_in_place(x, y, valid, temperature)
+
+
+@register_loss(
+    "supcon",
+    reads="same",
+    x="similarity",
+    geometry="cosine",
+    paper="Khosla et al.: Supervised Contrastive Learning, NeurIPS 2020",
+    in_place=_supcon_in_place,
+)
+def supcon(x: Tensor, y: Tensor, valid: Tensor, *, temperature: float = 0.1) -> Rows:
+    """Supervised contrastive loss, the sum outside the logarithm (equation 2 of the paper).
+
+    Per row the mean over its positives of `-log( exp(s_p / t) / sum over all valid keys of exp(s / t) )`. Rows without
+    a positive are left out of the mean; the authors' code counts them as 0 and multiplies by t / 0.07.
+
+    Args:
+        x: similarities [q k].
+        y: label distances [q k].
+        valid: pairs that count [q k].
+        temperature: t, 0.1 in the paper.
+
+    Returns:
+        value and count [q].
+    """
+    return softmax_over_keys(x, y, valid, temperature)

@@ -1,0 +1,120 @@
+"""The table of metrics: pure functions of a `Ranking`, found by flat lower-case names."""
+
+from __future__ import annotations
+
+import inspect
+import re
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+from ..registry import Entry, Registry, parse_spec, suggest
+from .ranking import Ranking, Scores
+
+METRICS = Registry("metric")
+
+READABLE = {"same": ("same", "order"), "order": ("order",), "magnitude": ("order", "magnitude")}
+"""What a metric may read of a label distance whose target gives "same", "order" or "magnitude"."""
+
+USUAL = {"same": ("same",), "order": ("order",), "magnitude": ("order", "magnitude")}
+"""What is computed when nobody asks for particular metrics."""
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A metric with its options bound.
+
+    Attributes:
+        name: as the user wrote it, `recall_at_4` or `ndcg_at_100(label_scale=0.1)`.
+        rows: the function, `Ranking -> (value [q], count [q])`; count 0 leaves a query out.
+        reads: "same", "order" or "magnitude": how much of the label distance it needs.
+        k: positions it reads, 0 if it needs none but those of the right references.
+    """
+
+    name: str
+    rows: Callable[[Ranking], Scores]
+    reads: str
+    k: int = 0
+
+
+def list_metrics() -> list[str]:
+    """Names of all registered metrics; `_at_k` stands for any number, as in `recall_at_4`."""
+    return METRICS.names()
+
+
+def create_metrics(specs: Iterable[str] | None, gives: str, ks: Sequence[int] | None = None) -> list[Metric]:
+    """Bind the metrics called `specs`.
+
+    A name that ends in `_at_k` stands for one metric for each of `ks`; when `ks` is None, for each of the metric's
+    usual ones. `recall_at_4` is one metric, whatever `ks` says.
+
+    Args:
+        specs: names, with options if need be; None: all that read same/different for classes, all that read the
+            order or the value of label distances for magnitudes.
+        gives: what the target gives: "same", "order" or "magnitude".
+        ks: numbers of neighbours for the `_at_k` metrics.
+
+    Raises:
+        ValueError: unknown name or option, k below 1, or a metric that reads what the target does not give.
+    """
+    if isinstance(specs, str):
+        raise ValueError(f"expected a list of metric names, got the string {specs!r}; write [{specs!r}]")
+    if specs is None:
+        specs = [n for n in list_metrics() if METRICS[n].info["reads"] in USUAL[gives]]
+    metrics = [metric for spec in specs for metric in _bind(spec, ks)]
+    for metric in metrics:
+        _check_fit(metric, gives)
+    return metrics
+
+
+def higher_is_better(name: str) -> bool:
+    """Whether larger values of the metric called `name` (as in the result of `evaluate`) are better."""
+    entry, _ = _find(parse_spec(name)[0])
+    return bool(entry.info.get("higher_is_better", True))
+
+
+def _find(name: str) -> tuple[Entry, re.Match[str] | None]:
+    """The registered metric behind a name, and the two parts (`recall_at_`, `4`) of a name with a number."""
+    if name in METRICS and not name.endswith("_at_k"):
+        return METRICS[name], None
+    at = re.fullmatch(r"(.+_at_)(\d+|k)", name)
+    if at and at[1] + "k" in METRICS:
+        return METRICS[at[1] + "k"], at
+    written = [n[:-1] + (at[2] if at else "10") if n.endswith("_at_k") else n for n in list_metrics()]
+    raise ValueError(f"unknown metric {name!r}{suggest(name, written)}")
+
+
+def _bind(spec: str, ks: Sequence[int] | None) -> list[Metric]:
+    name, positional, options = parse_spec(spec)
+    entry, at = _find(name)
+    known = [p for p in inspect.signature(entry.build).parameters if p not in ("ranking", "k")]
+    if positional or not options.keys() <= set(known):
+        raise ValueError(
+            f"cannot read the options of metric {spec!r}; write key=value, with {', '.join(known) or 'no'} options"
+        )
+    reads = entry.info["reads"]
+    if at is None:
+        return [Metric(spec, partial(entry.build, **options), reads)]
+    counts = [int(at[2])] if at[2] != "k" else list(entry.info["ks"] if ks is None else ks)
+    if not counts or min(counts) < 1:
+        raise ValueError(f"metric {name!r} needs numbers of neighbours of at least 1, got {counts}")
+    rest = spec.strip().removeprefix(name)
+    return [Metric(f"{at[1]}{k}{rest}", partial(entry.build, k=k, **options), reads, k) for k in counts]
+
+
+def _check_fit(metric: Metric, gives: str) -> None:
+    if metric.reads in READABLE[gives]:
+        return
+    fitting = ", ".join(n for n in list_metrics() if METRICS[n].info["reads"] in READABLE[gives])
+    way_out = {
+        "same": "make classes of the distances with within('<target>', radius=...) or nearest('<target>', k=...)",
+        "magnitude": "choose a target whose label distances are values, such as 'euclidean'",
+    }[metric.reads]
+    meant = {"same": "same/different", "order": "the order of label distances", "magnitude": "label distances"}
+    raise ValueError(
+        f"metric {metric.name!r} reads {meant[metric.reads]}, but the target gives {meant[gives]} only; "
+        f"{way_out}, or take one of: {fitting}"
+    )
+
+
+from . import continuous, retrieval  # noqa: E402, F401  (they register themselves)

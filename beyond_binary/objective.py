@@ -1,0 +1,243 @@
+"""Objectives: a loss, a target, a geometry and a miner put together, with whatever proxies the loss learns."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from . import distributed
+from .blocks import Block, dense, tiled
+from .geometry import Geometry, create_geometry
+from .keys import Proxies
+from .losses import LOSSES, LossFacts
+from .mining import MINERS
+from .points import Points
+from .registry import parse_spec
+from .targets import Target, create_target
+
+TILE = 1 << 19  # pairs in one tile of the block engine
+
+
+class Objective(nn.Module):
+    """A training objective: `objective(embeddings, labels)` is a scalar, ready for backward.
+
+    Build it with `create_objective`. Under a process group, and unless `gather=False`, the keys are the batches of all
+    processes, the value is that of one process holding everything, and gradients averaged over processes (as
+    DistributedDataParallel does) are that process's gradients; the objective must then be inside the prepared module
+    if it learns proxies. Half-precision embeddings are computed with in float32.
+    """
+
+    def __init__(
+        self,
+        loss: str,
+        options: dict[str, Any],
+        target: Target,
+        geometry: Geometry,
+        mining: str | None,
+        proxies: Proxies | None,
+        gather: bool,
+        block: int | None,
+    ) -> None:
+        super().__init__()
+        entry = LOSSES[loss]
+        self.loss, self.options, self.target, self.geometry = loss, options, target, geometry
+        self.facts: LossFacts = entry.info["facts"]
+        self.proxies, self.gather, self.block = proxies, gather, block
+        self._row_loss = functools.partial(entry.build, **options)
+        self._in_place = functools.partial(self.facts.in_place, **options) if self.facts.in_place else None
+        self._miner = None
+        if mining is not None:
+            name, _, keywords = parse_spec(mining)
+            MINERS.check_options(name, keywords, fixed=("x", "y", "valid"))
+            self._miner = functools.partial(MINERS[name].build, **keywords)
+
+    def extra_repr(self) -> str:
+        """What `print(objective)` shows."""
+        return f"{self.loss}, {self.options}, target={self.target}, geometry={self.geometry}"
+
+    def forward(
+        self,
+        embeddings: Tensor | Points,
+        labels: Any = None,
+        ref_embeddings: Tensor | None = None,
+        ref_labels: Any = None,
+        *,
+        ids: Tensor | None = None,
+        ref_ids: Tensor | None = None,
+    ) -> Tensor:
+        """The loss of a batch, of a batch against references, or of queries against keys.
+
+        Args:
+            embeddings: floating [n d], or queries as `Points`.
+            labels: what the target encodes, [n ...]; or keys as `Points` when the first argument is `Points`.
+            ref_embeddings: references [m d] that become the keys; they are not gathered over processes.
+            ref_labels: their labels [m ...].
+            ids: identity of each item, int64 [n]; pairs with equal ids never count. Default: all different.
+            ref_ids: identities of the references. Default: different from all items.
+
+        Returns:
+            A scalar; 0 (with a graph) if no pair is valid.
+
+        Raises:
+            ValueError: shapes, labels or references do not fit.
+        """
+        queries, keys = self._points(embeddings, labels, ref_embeddings, ref_labels, ids, ref_ids)
+        with torch.autocast(queries.z.device.type, enabled=False):
+            return self._loss(queries, keys)
+
+    def _points(
+        self, embeddings: Any, labels: Any, ref_embeddings: Any, ref_labels: Any, ids: Any, ref_ids: Any
+    ) -> tuple[Points, Points | None]:
+        if isinstance(embeddings, Points):
+            return _full(embeddings), None if labels is None else _full(labels)
+        if labels is None or (ref_embeddings is None) != (ref_labels is None):
+            raise ValueError("expected objective(embeddings, labels) or with ref_embeddings and ref_labels both")
+        z = _full(embeddings)
+        start = 0
+        if ids is None:
+            if self.gather and distributed.world_size() > 1:
+                start = sum(distributed.sizes(len(z), z.device)[: distributed.rank()])
+            ids = torch.arange(start, start + len(z), device=z.device)
+        queries = Points(z, self.target.encode(labels, z.detach()).to(z.device), _ids(ids, z))
+        if ref_embeddings is None:
+            return queries, None
+        z = _full(ref_embeddings)
+        if ref_ids is None:
+            top = int(queries.id.max()) + 1 if len(queries) else 0
+            ref_ids = torch.arange(top, top + len(z), device=z.device)
+        return queries, Points(z, self.target.encode(ref_labels, z.detach()).to(z.device), _ids(ref_ids, z))
+
+    def _loss(self, queries: Points, keys: Points | None) -> Tensor:
+        if self.proxies is not None:
+            if keys is not None:
+                raise ValueError(f"the keys of {self.loss!r} are its proxies; it takes no references")
+            if not torch.compiler.is_compiling():
+                self.proxies.check(queries)
+        together = self.gather and keys is None and distributed.world_size() > 1
+        counts = distributed.sizes(len(queries), queries.z.device) if together else []
+
+        if self.facts.form == "moments":
+            assert self.proxies is not None
+            points = distributed.gather(queries, counts) if together else queries
+            value: Tensor = self._row_loss(points.z, points.code, _full(self.proxies.weight))
+            return value
+        share = distributed.world_size() if together else 1
+        if self.facts.keys == "proxy":
+            assert self.proxies is not None
+            return self._rows(queries, _full(self.proxies.points()), share)
+        everything = distributed.gather(queries, counts) if together else queries
+        if self.facts.rows == "proxy":
+            assert self.proxies is not None
+            own = _full(self.proxies.points())
+            return self._rows(own[distributed.share(len(own))] if together else own, everything, share)
+        return self._rows(queries, everything if keys is None else keys, share)
+
+    def _rows(self, queries: Points, keys: Points, share: int) -> Tensor:
+        block = Block(
+            self.geometry, self.target, self._row_loss, self._in_place, self._miner,
+            queries.code, keys.code, queries.id, keys.id, share,
+        )  # fmt: skip
+        q = self.geometry.prepare(queries.z)
+        k = q if keys.z is queries.z else self.geometry.prepare(keys.z)
+        if len(keys) == 0:
+            return q.sum() * 0 + k.sum() * 0
+        if self.block is None or torch.compiler.is_compiling():
+            loss = dense(block, q, k)
+        else:
+            loss = tiled(block, q, k, max(1, min(self.block, TILE // max(len(k), 1))))
+        return torch.where(q.isnan().any() | k.isnan().any(), torch.nan, loss)
+
+
+def _full(x: Any) -> Any:
+    """Points or embeddings in at least single precision."""
+    if isinstance(x, Points):
+        return Points(_full(x.z), x.code, x.id)
+    if not isinstance(x, Tensor) or x.ndim != 2 or not x.is_floating_point():
+        what = f"{x.dtype} {list(x.shape)}" if isinstance(x, Tensor) else type(x).__name__
+        raise ValueError(f"expected floating-point embeddings [n d] as a tensor, got {what}")
+    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
+
+
+def _ids(ids: Any, z: Tensor) -> Tensor:
+    ids = torch.as_tensor(ids, device=z.device)
+    if ids.is_floating_point():
+        raise ValueError(f"expected integer ids [n], got {ids.dtype}")
+    return ids.long()
+
+
+_READS = {"same": "same/different", "order": "the order of label distances", "magnitude": "the value of label distances"}
+_GIVES = {"same": "only same or different", "order": "only ranks", "magnitude": "distances"}
+
+
+def check_fit(loss: str, reads: str, target: str, gives: str) -> None:
+    """Raise a ValueError, with the way out, if a loss cannot read what a target gives."""
+    if reads == gives or gives == "magnitude" and reads == "order" or reads == "order" and gives == "same":
+        return
+    if reads == "same":
+        way_out = (
+            f"equality of distances is not a class; wrap it: within({target!r}, radius=0.1) or nearest({target!r}, k=5)"
+        )
+    else:
+        way_out = (
+            f"take a target with distances (euclidean, pose, circular, ...), or a loss that reads same/different: "
+            f"{', '.join(n for n in LOSSES.names() if LOSSES[n].info['facts'].reads == 'same')}"
+        )
+    raise ValueError(f"{loss} reads {_READS[reads]}, but target {target!r} gives {_GIVES[gives]}; {way_out}")
+
+
+def create_objective(
+    loss: str,
+    *,
+    target: str | Target = "classes",
+    geometry: str | Geometry | None = None,
+    mining: str | None = None,
+    num_classes: int | None = None,
+    dim: int | None = None,
+    proxy_init: str = "random",
+    gather: bool = True,
+    block: int | None = 256,
+    **options: Any,
+) -> Objective:
+    """Put a loss and a target together.
+
+    Args:
+        loss: a registered name, see `list_losses()`.
+        target: what similar means, a spec such as `classes` or `pose(root=(2, 3))`.
+        geometry: how embeddings are compared; default: the one of the loss's paper.
+        mining: spec of a miner such as `multi_similarity(epsilon=0.1)`; default: all valid pairs.
+        num_classes: number of classes, for losses with proxies.
+        dim: width of the embeddings, for losses with proxies.
+        proxy_init: `random` or `class_mean` (see `Proxies`).
+        gather: under a process group, compare with the batches of all processes (exact gradients).
+        block: most rows in a tile of the block engine; None: the plain dense form.
+        **options: the loss's own options, see its documentation.
+
+    Raises:
+        ValueError: unknown name or option, a geometry of the wrong kind, a target that the loss cannot read, or missing
+            num_classes or dim. The message names the way out.
+    """
+    facts: LossFacts = LOSSES[loss].info["facts"]
+    fixed = ("x", "y", "valid", "z", "code", "proxies")
+    LOSSES.check_options(loss, options, fixed=fixed)
+    made = create_target(target)
+    check_fit(loss, facts.reads, target if isinstance(target, str) else type(target).__name__, made.gives)
+    space = create_geometry(geometry or facts.geometry)
+    if space.kind != facts.x:
+        raise ValueError(
+            f"{loss} reads a {facts.x}, but geometry {geometry!r} gives a {space.kind}; its paper's is {facts.geometry!r}"
+        )
+    proxies = None
+    if facts.needs_proxies:
+        if target != "classes":
+            raise ValueError(f"{loss} learns one proxy per class and takes target 'classes' alone, got {target!r}")
+        if num_classes is None or dim is None:
+            raise ValueError(f"{loss} learns one proxy per class: give num_classes= and dim= (the embedder's width)")
+        proxies = Proxies(num_classes, dim, proxy_init)  # type: ignore[arg-type]
+    if mining is not None and (facts.form != "rows" or facts.needs_proxies):
+        raise ValueError(f"{loss} takes no mining: it compares with proxies")
+    if block is not None and block < 1:
+        raise ValueError(f"block must be at least 1 row (or None for the dense form), got {block}")
+    return Objective(loss, options, made, space, mining, proxies, gather, block)

@@ -1,0 +1,121 @@
+"""Names to builders: one table per kind of thing, filled by decorators, read by specs such as `pose(scale=False)`."""
+
+from __future__ import annotations
+
+import ast
+import difflib
+import inspect
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+Built = TypeVar("Built", bound=Callable[..., Any])
+
+
+def suggest(name: str, known: Iterable[str]) -> str:
+    """The end of an error message about an unknown `name`: the nearest known names, or all of them."""
+    known = sorted(known)
+    near = difflib.get_close_matches(name, known, n=3, cutoff=0.6)
+    if near:
+        return "; did you mean " + " or ".join(repr(n) for n in near) + "?"
+    return "; known: " + ", ".join(known) if known else ""
+
+
+def parse_spec(spec: str) -> tuple[str, tuple[Any, ...], dict[str, Any]]:
+    """Split `name` or `name(literal, key=literal, ...)` into name, positional and keyword arguments.
+
+    Only Python literals are allowed as arguments, so that a spec from a config file never runs code.
+
+    Raises:
+        ValueError: `spec` is neither of the two forms.
+    """
+    expected = f"expected name or name(key=literal, ...), got {spec!r}"
+    try:
+        node = ast.parse(spec.strip(), mode="eval").body
+    except SyntaxError:
+        raise ValueError(expected) from None
+    if isinstance(node, ast.Name):
+        return node.id, (), {}
+    if not isinstance(node, ast.Call) or not isinstance(node.func, ast.Name):
+        raise ValueError(expected)
+    try:
+        positional = tuple(ast.literal_eval(a) for a in node.args)
+        keywords = {k.arg: ast.literal_eval(k.value) for k in node.keywords if k.arg is not None}
+    except ValueError:
+        raise ValueError(expected + " (arguments must be literals)") from None
+    if len(keywords) != len(node.keywords):
+        raise ValueError(expected)
+    return node.func.id, positional, keywords
+
+
+def options_of(build: Callable[..., Any]) -> dict[str, Any]:
+    """Keyword options of a function or class with their defaults (`inspect.Parameter.empty` where required)."""
+    kinds = (inspect.Parameter.KEYWORD_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    return {p.name: p.default for p in inspect.signature(build).parameters.values() if p.kind in kinds}
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One registered thing: its name, the function or class, and what its registration said about it."""
+
+    name: str
+    build: Callable[..., Any]
+    info: dict[str, Any] = field(default_factory=dict)
+
+
+class Registry:
+    """A table of names for one kind of thing (`Registry("loss")`).
+
+    Registering is a decorator; looking up an unknown name raises a ValueError that suggests near names.
+    """
+
+    def __init__(self, kind: str) -> None:
+        self.kind = kind
+        self._entries: dict[str, Entry] = {}
+
+    def register(self, name: str | None = None, **info: Any) -> Callable[[Built], Built]:
+        """Decorator: enter a function or class under `name` (default: its own name), with free-form facts."""
+
+        def enter(build: Built) -> Built:
+            key = name or build.__name__
+            if key in self._entries:
+                raise ValueError(f"{self.kind} {key!r} is registered twice")
+            self._entries[key] = Entry(key, build, info)
+            return build
+
+        return enter
+
+    def names(self) -> list[str]:
+        """All registered names, sorted."""
+        return sorted(self._entries)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._entries
+
+    def __getitem__(self, name: str) -> Entry:
+        if name not in self._entries:
+            raise ValueError(f"unknown {self.kind} {name!r}{suggest(name, self._entries)}")
+        return self._entries[name]
+
+    def check_options(self, name: str, options: Iterable[str], fixed: Iterable[str] = ()) -> None:
+        """Raise a ValueError if the thing called `name` has no such options (`fixed` ones are not options)."""
+        known = [o for o in options_of(self[name].build) if o not in set(fixed)]
+        if unknown := sorted(set(options) - set(known)):
+            raise ValueError(
+                f"{self.kind} {name!r} has no option {', '.join(unknown)}; its options: {', '.join(known) or 'none'}"
+            )
+
+    def create(self, spec: str, *args: Any, **defaults: Any) -> Any:
+        """Call what `spec` names, with the spec's own arguments over `defaults`.
+
+        Raises:
+            ValueError: unknown name, unknown option, or a spec that cannot be read.
+        """
+        name, positional, keywords = parse_spec(spec)
+        entry = self[name]
+        self.check_options(name, [*keywords, *defaults])
+        try:
+            inspect.signature(entry.build).bind(*args, *positional, **{**defaults, **keywords})
+        except TypeError as error:
+            raise ValueError(f"{self.kind} {spec!r}: {error}") from None
+        return entry.build(*args, *positional, **{**defaults, **keywords})

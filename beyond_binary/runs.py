@@ -1,0 +1,145 @@
+"""Run folders: claimed once, logged line by line, and checkpointed so that a kill at any moment loses little.
+
+    config.yaml      the resolved configuration
+    log.jsonl        a line per step, and one per evaluation ("event": "evaluation")
+    checkpoints/     step_00000120/ ..., complete or absent
+    best/            the embedder of the best evaluation
+    embedder/        the embedder the run ended with
+    metrics.json     the final table
+    report.html      pictures
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from .config import Config, dump_config
+
+_FREE = ("output", "resume", "trackers", "progress", "report", "cpu")  # may differ between a run and its continuation
+
+
+class Run:
+    """One run folder, as seen by the process that writes it.
+
+    Attributes:
+        folder: where it is.
+        checkpoint: the newest complete checkpoint to continue from, or None for a fresh start.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        found = sorted((folder / "checkpoints").glob("step_*"))
+        self.checkpoint: Path | None = found[-1] if found else None
+
+    @property
+    def log_path(self) -> Path:
+        """The per-step log."""
+        return self.folder / "log.jsonl"
+
+    def log(self, **values: Any) -> None:
+        """Append one line to the log."""
+        with self.log_path.open("a") as file:
+            file.write(json.dumps(values) + "\n")
+
+    def history(self) -> list[dict[str, Any]]:
+        """All lines of the log."""
+        if not self.log_path.exists():
+            return []
+        return [json.loads(line) for line in self.log_path.read_text().splitlines()]
+
+    def log_size(self) -> int:
+        """Bytes of the log so far, to be kept with a checkpoint."""
+        return self.log_path.stat().st_size if self.log_path.exists() else 0
+
+    def rewind(self, size: int) -> None:
+        """Forget what was logged after a checkpoint was written."""
+        if self.log_path.exists():
+            os.truncate(self.log_path, size)
+
+    def new_checkpoint(self) -> Path:
+        """An empty folder to write the next checkpoint into, then handed to `keep_checkpoint`."""
+        draft = self.folder / "checkpoints" / ".draft"
+        shutil.rmtree(draft, ignore_errors=True)
+        draft.mkdir(parents=True)
+        return draft
+
+    def keep_checkpoint(self, draft: Path, step: int) -> None:
+        """Give a written checkpoint its name, in one rename, and drop older ones."""
+        final = draft.with_name(f"step_{step:08d}")
+        if final.exists():
+            shutil.rmtree(final)
+        draft.rename(final)
+        for old in final.parent.glob("step_*"):
+            if old != final:
+                shutil.rmtree(old)
+        self.checkpoint = final
+
+    def write_json(self, name: str, content: Mapping[str, Any]) -> None:
+        """Write a JSON file of the folder, complete or not at all."""
+        draft = self.folder / f".{name}"
+        draft.write_text(json.dumps(content, indent=2) + "\n")
+        draft.replace(self.folder / name)
+
+
+def claim(config: Config, name: str) -> Run:
+    """Create the run folder of a configuration, or find the one to continue.
+
+    Args:
+        config: the resolved configuration; `config.output` may name the folder.
+        name: name of a new folder under `runs` when it does not.
+
+    Raises:
+        FileExistsError: the folder holds a run (or anything else), and `resume` is not `auto`.
+        ValueError: the folder holds a run of another configuration; the differing fields are named.
+    """
+    folder = Path(config.output) if config.output else _free_or_own(config, name)
+    settings = folder / "config.yaml"
+    if folder.exists() and any(folder.iterdir()):
+        if not settings.exists():
+            raise FileExistsError(f"{folder} holds other files and no run; choose another --output")
+        if config.resume == "never":
+            raise FileExistsError(
+                f"{folder} already holds a run; continue it with --resume auto, or choose another --output"
+            )
+        if different := _differences(settings, config):
+            raise ValueError(
+                f"{folder} holds a run with other settings ({', '.join(different)}); choose another --output, or repeat "
+                f"its settings with --config {settings}"
+            )
+        return Run(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    draft = folder / ".config.yaml"
+    draft.write_text(dump_config(config))
+    draft.replace(settings)
+    return Run(folder)
+
+
+def _free_or_own(config: Config, name: str) -> Path:
+    """runs/NAME, or with the first number that is free; with `resume: auto` the newest of these that fits."""
+    number, newest = 1, None
+    while (folder := Path("runs") / (name if number == 1 else f"{name}-{number}")).exists():
+        settings = folder / "config.yaml"
+        if settings.exists() and not _differences(settings, config) and not (folder / "metrics.json").exists():
+            newest = folder
+        number += 1
+    return newest if config.resume == "auto" and newest is not None else folder
+
+
+def _differences(settings: Path, config: Config) -> list[str]:
+    """Dotted names of the fields in which a run's settings differ from a configuration."""
+    old, new = yaml.safe_load(settings.read_text()), yaml.safe_load(dump_config(config))
+    different = []
+    for key in [k for k in {**new, **old} if k not in _FREE]:
+        a, b = old.get(key), new.get(key)
+        if isinstance(a, dict) and isinstance(b, dict):
+            different += [f"{key}.{k}" for k in {**a, **b} if a.get(k) != b.get(k)]
+        elif a != b:
+            different.append(key)
+    return different

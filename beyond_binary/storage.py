@@ -1,0 +1,141 @@
+"""Folders of saved embedders: written whole or not at all, found on disk or on the Hub, checked when read."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+FORMAT_VERSION = 1
+CONFIG_FILE = "config.json"
+HEAD_FILE = "beyond_binary_head.safetensors"
+OPEN_CLIP_CONFIG_FILE = "open_clip_config.json"
+TRUNK_FILES = {"timm": "model.safetensors", "open_clip": "open_clip_model.safetensors"}
+FILES = (CONFIG_FILE, HEAD_FILE, OPEN_CLIP_CONFIG_FILE, *TRUNK_FILES.values())
+
+
+@contextmanager
+def replacing(folder: Path) -> Iterator[Path]:
+    """A new folder beside `folder` to write to; in the end it becomes `folder`.
+
+    A folder that exists keeps its other files: the written files replace theirs, and files of an embedder
+    that were not written again are removed. After an error `folder` is as it was.
+    """
+    folder = folder.absolute()
+    part = folder.with_name(f".{folder.name}.{os.getpid()}.part")
+    part.mkdir(parents=True)
+    try:
+        yield part
+        if not folder.exists():
+            part.rename(folder)
+            return
+        written = {file.name for file in part.iterdir()}
+        for name in written:
+            (part / name).replace(folder / name)
+        for name in set(FILES) - written:
+            (folder / name).unlink(missing_ok=True)
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+
+
+def find_folder(id_or_path: str | os.PathLike[str], **hub_options: Any) -> Path:
+    """The folder `id_or_path`, or else the local copy of the Hub repository of that name ("user/name").
+
+    Raises:
+        FileNotFoundError: it is neither.
+    """
+    if Path(id_or_path).is_dir():
+        return Path(id_or_path)
+    name = os.fspath(id_or_path)
+    if not re.fullmatch(r"\w[\w.-]*/[\w.-]+", name):
+        raise FileNotFoundError(f"expected a folder or a Hub id 'user/name', got {name!r}: no such folder")
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(name, allow_patterns=list(FILES), **hub_options))
+    except OSError as error:
+        raise FileNotFoundError(f"no folder {name!r} here, and the Hub did not give it: {error}") from error
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """The config of the embedder saved in `folder`.
+
+    Raises:
+        ValueError: the folder holds no embedder of this package, or one of a newer format.
+    """
+    path = folder / CONFIG_FILE
+    config = json.loads(path.read_text(encoding="utf-8")).get("beyond_binary") if path.is_file() else None
+    if config is None:
+        raise ValueError(
+            f"{folder} holds no embedder of beyond_binary ({CONFIG_FILE} with an entry 'beyond_binary'); "
+            "plain weights of timm or open_clip are read by create_embedder(..., weights=...)"
+        )
+    if config["format_version"] > FORMAT_VERSION:
+        raise ValueError(
+            f"{folder} has format version {config['format_version']}, but this beyond_binary reads only "
+            f"up to {FORMAT_VERSION}: install a newer version"
+        )
+    return config
+
+
+def write_json(path: Path, content: dict[str, Any]) -> None:
+    """Write `content` as indented JSON."""
+    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
+
+def write_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
+    """Write `tensors` as safetensors; tied weights are written once per name."""
+    import torch
+    from safetensors.torch import save_file
+
+    plain = {k: v.detach().cpu().clone(memory_format=torch.contiguous_format) for k, v in tensors.items()}
+    save_file(plain, path, metadata={"format": "pt"})
+
+
+def load_weights(module: nn.Module, path: Path, ignore: tuple[str, ...] = ()) -> None:
+    """Load a safetensors file strictly into `module`.
+
+    Only BatchNorm's `num_batches_tracked` may be missing or left over, and only entries under the module
+    names in `ignore` (a classifier) are skipped.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: no safetensors file, or keys that are missing, left over or of another shape.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        state = load_file(path)
+    except SafetensorError as error:
+        raise ValueError(f"{path} is not a readable safetensors file: {error}") from error
+    known = module.state_dict()
+    optional = (*(f"{name}." for name in ignore),)
+    problems = {
+        "missing": [k for k in known.keys() - state.keys() if not k.endswith("num_batches_tracked")],
+        "unexpected": [
+            k
+            for k in state.keys() - known.keys()
+            if not k.endswith("num_batches_tracked") and not k.startswith(optional)
+        ],
+        "of another shape": [
+            f"{k} {list(state[k].shape)} for {list(known[k].shape)}"
+            for k in state.keys() & known.keys()
+            if state[k].shape != known[k].shape
+        ],
+    }
+    if any(problems.values()):
+        told = "; ".join(f"{what}: {_few(sorted(keys))}" for what, keys in problems.items() if keys)
+        raise ValueError(f"the weights in {path} do not fit the network; {told}")
+    module.load_state_dict({k: v for k, v in state.items() if k in known}, strict=False)
+
+
+def _few(keys: list[str], shown: int = 5) -> str:
+    return ", ".join(keys[:shown]) + (f" and {len(keys) - shown} more" if len(keys) > shown else "")

@@ -1,0 +1,52 @@
+"""Targets say what "similar" means: they encode labels per item and give label distances per pair.
+
+A label distance `y` is 0 for "the same", larger for "less similar", NaN for an unknown pair. Everything downstream
+(losses, miners, samplers, metrics, pictures) reads `y` and nothing else of the label.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal, Protocol, runtime_checkable
+
+from torch import Tensor
+
+from ..registry import Registry
+
+Gives = Literal["same", "order", "magnitude"]
+
+TARGETS = Registry("target")
+
+
+@runtime_checkable
+class Target(Protocol):
+    """What a target offers. `gives` says how much of `y` means something: equality, ranks, or the value."""
+
+    @property
+    def gives(self) -> Gives:
+        """How much of the label distance is meaningful."""
+
+    def encode(self, labels: Any, z: Tensor | None = None) -> Tensor:
+        """Labels [n ...] to codes [n ...], one row per item. Raises ValueError when the labels do not fit."""
+
+    def distance(self, code_q: Tensor, code_k: Tensor, valid: Tensor | None = None) -> Tensor:
+        """Label distances [q k]: bool (True = different) or floating. `valid` [q k] marks the pairs that count."""
+
+
+def create_target(spec: str | Target) -> Target:
+    """Build a target from a spec such as `classes`, `circular(period=360)` or `within('euclidean', radius=0.1)`.
+
+    Raises:
+        ValueError: unknown name or option (near names are suggested).
+    """
+    if not isinstance(spec, str):
+        return spec
+    target: Target = TARGETS.create(spec)
+    return target
+
+
+def list_targets() -> list[str]:
+    """Names of all registered targets."""
+    return TARGETS.names()
+
+
+from . import algebra, layout, pose, vectors  # noqa: E402, F401  (they register themselves)

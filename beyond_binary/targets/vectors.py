@@ -1,0 +1,127 @@
+"""Targets on plain labels: classes, vectors under the Euclidean distance, and angles on a circle."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from . import TARGETS, Gives
+
+
+def as_floating(labels: Any, target: str) -> Tensor:
+    """Labels as a floating tensor in their own precision (integers become float64).
+
+    Raises:
+        ValueError: not numeric, or NaN or infinite somewhere (the first such row is named).
+    """
+    try:
+        code = torch.as_tensor(labels)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ValueError(f"target {target!r} needs numeric labels, got {type(labels).__name__}: {error}") from None
+    if code.dtype == torch.bool or code.is_complex():
+        raise ValueError(f"target {target!r} needs numeric labels, got {code.dtype}")
+    if not code.is_floating_point():
+        code = code.double()
+    if code.ndim == 0:
+        raise ValueError(f"target {target!r} needs one label per item [n ...], got a single number")
+    bad = ~as_vectors(code).isfinite().all(1)
+    if not torch.compiler.is_compiling() and bad.any():
+        row = int(bad.nonzero()[0])
+        raise ValueError(
+            f"target {target!r} needs finite labels, but row {row} is {code[row].tolist()}; drop or repair such rows"
+        )
+    return code
+
+
+def as_vectors(code: Tensor) -> Tensor:
+    """One vector per item [n m] (of one number for labels [n])."""
+    return code.flatten(1) if code.ndim > 1 else code[:, None]
+
+
+def exact_cdist(a: Tensor, b: Tensor) -> Tensor:
+    """Euclidean distances [q k] between rows, by differences (a matrix product would lose near pairs)."""
+    return torch.cdist(a, b, compute_mode="donot_use_mm_for_euclid_dist")
+
+
+@TARGETS.register("classes")
+@dataclass(frozen=True)
+class Classes:
+    """One integer class per item; two items are the same or different.
+
+    Labels: integers [n]. Floats are refused: equality of continuous labels is not a class.
+    """
+
+    gives: ClassVar[Gives] = "same"
+
+    def encode(self, labels: Any, z: Tensor | None = None) -> Tensor:
+        """Integer labels [n] as int64."""
+        try:
+            code = torch.as_tensor(labels)
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise ValueError(
+                f"target 'classes' needs integer labels [n]; map class names to numbers first ({error})"
+            ) from None
+        if code.is_floating_point() or code.is_complex():
+            raise ValueError(
+                f"target 'classes' needs integer labels, got {code.dtype}; continuous labels want a target such as "
+                "'euclidean', or within('euclidean', radius=...) to make classes of them"
+            )
+        if code.ndim != 1:
+            raise ValueError(f"target 'classes' needs one label per item [n], got shape {list(code.shape)}")
+        return code.long()
+
+    def distance(self, code_q: Tensor, code_k: Tensor, valid: Tensor | None = None) -> Tensor:
+        """True where the classes differ [q k]."""
+        return code_q[:, None] != code_k[None, :]
+
+
+@TARGETS.register("euclidean")
+@dataclass(frozen=True)
+class Euclidean:
+    """Vector labels (attributes, coordinates, an age) under the Euclidean distance.
+
+    Labels: numbers [n] or [n m], kept in their own precision. The distance has the labels' unit.
+    """
+
+    gives: ClassVar[Gives] = "magnitude"
+
+    def encode(self, labels: Any, z: Tensor | None = None) -> Tensor:
+        """Vectors [n m]."""
+        return as_vectors(as_floating(labels, "euclidean"))
+
+    def distance(self, code_q: Tensor, code_k: Tensor, valid: Tensor | None = None) -> Tensor:
+        """Distances [q k] in the labels' unit."""
+        return exact_cdist(code_q, code_k)
+
+
+@TARGETS.register("circular")
+@dataclass(frozen=True)
+class Circular:
+    """Angles, hours or phases: the shorter way round a circle, averaged over components.
+
+    Labels: numbers [n] or [n m], any real value (they wrap). The distance has the labels' unit and is at most
+    `period / 2`.
+    """
+
+    period: float = 360.0
+    gives: ClassVar[Gives] = "magnitude"
+
+    def __post_init__(self) -> None:
+        if not (self.period > 0 and math.isfinite(self.period)):
+            raise ValueError(f"circular needs a positive period, got {self.period}")
+
+    def encode(self, labels: Any, z: Tensor | None = None) -> Tensor:
+        """Labels wrapped into [0, period), [n m]."""
+        return as_vectors(as_floating(labels, "circular")).remainder(self.period)
+
+    def distance(self, code_q: Tensor, code_k: Tensor, valid: Tensor | None = None) -> Tensor:
+        """Arc lengths [q k] in the labels' unit."""
+        total = code_q.new_zeros(len(code_q), len(code_k))
+        for a, b in zip(code_q.unbind(1), code_k.unbind(1), strict=True):
+            gap = (a[:, None] - b[None, :]).abs()
+            total += torch.minimum(gap, self.period - gap)
+        return total / code_q.shape[1]

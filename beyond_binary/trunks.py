@@ -1,0 +1,295 @@
+"""Trunks: timm and open_clip networks made from a name and JSON-able arguments, with their config files."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from copy import deepcopy
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from beyond_binary.registry import suggest
+from beyond_binary.storage import load_weights
+
+POOLINGS = ("avg", "max", "avgmax", "catavgmax", "token", "map", "gem")
+
+# options of open_clip.create_model, and the entries of the model config that they set
+_OPEN_CLIP_FORCE = {
+    "force_quick_gelu": "quick_gelu",
+    "force_custom_text": "custom_text",
+    "force_image_size": "vision_cfg.image_size",
+    "force_patch_dropout": "vision_cfg.patch_dropout",
+    "force_context_length": "text_cfg.context_length",
+}
+
+
+def create_trunk(
+    trunk: str,
+    *,
+    pretrained: bool = False,
+    weights: str | os.PathLike[str] | None = None,
+    pooling: str | None = None,
+    image_size: int | Sequence[int] | None = None,
+    options: dict[str, Any] | None = None,
+) -> tuple[nn.Module, dict[str, Any]]:
+    """A new trunk, and what an embedder's config says of it: trunk, weights, model_args, preprocess.
+
+    `build_trunk` of that `trunk` and `model_args` makes the same network without its weights. The arguments
+    and errors are those of `create_embedder`.
+    """
+    library, name = split_name(trunk)
+    file = _weights_file(weights)
+    tag = None if weights is None or file else str(weights)
+    pretrained = file is None and (pretrained or tag is not None)
+    make = _create_timm if library == "timm" else _create_open_clip
+    model, config = make(name, pretrained, tag, pooling, image_size, dict(options or {}))
+    if file is not None:
+        load_weights(model, file, _classifier_names(model) if library == "timm" else ())
+        config["weights"] = file.name
+    return model, config
+
+
+def split_name(trunk: str) -> tuple[str, str]:
+    """`"timm/resnet18"` -> `("timm", "resnet18")`.
+
+    Raises:
+        ValueError: unknown library, architecture or timm tag; near names are suggested.
+    """
+    import open_clip
+    import timm
+
+    known = {"timm": timm.list_models(), "open_clip": open_clip.list_models()}
+    library, _, name = trunk.partition("/")
+    if library not in known:
+        hint = _hint(trunk, [f"{kind}/{n}" for kind, names in known.items() for n in names], "timm")
+        raise ValueError(
+            f"expected a trunk 'timm/<architecture>' or 'open_clip/<architecture>', got {trunk!r}{hint}"
+        )
+    architecture, _, tag = name.partition(".") if library == "timm" else (name, "", "")
+    if architecture not in known[library]:
+        hint = _hint(architecture, known[library], library)
+        raise ValueError(f"{library} has no architecture {architecture!r}{hint}")
+    try:
+        timm.models.get_pretrained_cfg(name if tag else architecture)
+    except RuntimeError:
+        tags = [n.partition(".")[2] for n in timm.list_pretrained(f"{architecture}.*")]
+        raise ValueError(f"timm has no weights {tag!r} for {architecture!r}{suggest(tag, tags)}") from None
+    return library, name
+
+
+def _hint(name: str, known: Sequence[str], library: str) -> str:
+    hint = suggest(name, known)
+    return hint if len(hint) < 300 else f"; {library}.list_models() lists the names"
+
+
+def _weights_file(weights: str | os.PathLike[str] | None) -> Path | None:
+    """The safetensors file that `weights` names, None if it is a pretrained tag (or nothing)."""
+    if weights is None:
+        return None
+    path = Path(weights)
+    looks_like_path = not isinstance(weights, str) or "/" in weights or path.suffix == ".safetensors"
+    if not path.is_file() and not looks_like_path:
+        return None
+    if not path.is_file():
+        raise FileNotFoundError(f"weights={str(weights)!r}: no such file")
+    if path.suffix != ".safetensors":
+        raise ValueError(f"weights={str(weights)!r}: only .safetensors files are read")
+    return path
+
+
+def _create_timm(
+    name: str,
+    pretrained: bool,
+    tag: str | None,
+    pooling: str | None,
+    image_size: Any,
+    options: dict[str, Any],
+) -> tuple[nn.Module, dict[str, Any]]:
+    """Architectures of a fixed input size are built for `image_size`; timm resamples their positions."""
+    import timm
+    import timm.data
+
+    if tag is not None:
+        _, name = split_name(f"timm/{name.partition('.')[0]}.{tag}")
+    if reserved := sorted({"num_classes", "global_pool", "pretrained", "checkpoint_path"} & set(options)):
+        raise ValueError(
+            f"trunk_options may not hold {', '.join(reserved)}; use pooling, pretrained, weights"
+        )
+    arguments = {"num_classes": 0, **options}
+    if pooling is not None:
+        arguments["global_pool"] = "" if pooling == "gem" else pooling  # timm pools nothing, we pool
+    image_size = options.get("img_size") if image_size is None else image_size
+    source = timm.models.get_pretrained_cfg(name)
+    fixed = source is not None and source.fixed_input_size and not options.get("dynamic_img_size")
+    if image_size is not None and fixed:
+        arguments["img_size"] = _two(image_size)
+    model = build_trunk(f"timm/{name}", arguments, pretrained)
+    data = timm.data.resolve_model_data_config(model)  # type: ignore[attr-defined]
+    mode = "squash" if data["crop_mode"] == "squash" else "shortest"
+    preprocess = _preprocess(data, image_size or data["input_size"][1:], mode)
+    config = {"trunk": f"timm/{name}", "weights": tag, "model_args": arguments}
+    return model, config | {"preprocess": preprocess}
+
+
+def _create_open_clip(
+    name: str,
+    pretrained: bool,
+    tag: str | None,
+    pooling: str | None,
+    image_size: Any,
+    options: dict[str, Any],
+) -> tuple[nn.Module, dict[str, Any]]:
+    """Weights that were trained with QuickGELU get a network with QuickGELU, whatever `name` says."""
+    import open_clip
+    from open_clip.transform import PreprocessCfg
+
+    if pooling is not None:
+        raise ValueError(f"open_clip trunks pool by themselves, got pooling={pooling!r}; leave it out")
+    tag = _open_clip_tag(name, tag) if pretrained else None
+    source = open_clip.get_pretrained_cfg(name, tag) if tag else {}
+    if source.get("quick_gelu"):
+        options.setdefault("quick_gelu", True)
+    if image_size is not None:
+        height, width = _two(image_size)
+        options["force_image_size"] = height if height == width else [height, width]
+    arguments = _open_clip_arguments(name, options)
+    model = build_trunk(f"open_clip/{name}", arguments)
+    if tag is not None:
+        open_clip.load_checkpoint(model, open_clip.download_pretrained(source))
+    data = {**vars(PreprocessCfg()), **source}
+    preprocess = _preprocess(data, model.visual.image_size, data["resize_mode"])  # type: ignore[union-attr]
+    config = {"trunk": f"open_clip/{name}", "weights": tag, "model_args": arguments}
+    return model, config | {"preprocess": preprocess}
+
+
+def _open_clip_tag(name: str, tag: str | None) -> str:
+    """The pretrained tag to load: `tag`, or the only one there is."""
+    import open_clip
+
+    tags = open_clip.list_pretrained_tags_by_model(name)
+    if tag is None and len(tags) == 1:
+        return tags[0]
+    if tag is None:
+        listed = f"choose one with weights=: {', '.join(tags)}" if tags else "leave out pretrained=True"
+        raise ValueError(f"open_clip has {len(tags)} sets of weights for {name!r}; {listed}")
+    if not open_clip.get_pretrained_cfg(name, tag):
+        raise ValueError(f"open_clip has no weights {tag!r} for {name!r}{suggest(tag, tags)}")
+    return tag
+
+
+def _open_clip_arguments(name: str, options: dict[str, Any]) -> dict[str, Any]:
+    """open_clip's model config of `name`, with other entries or `force_*` options merged in."""
+    import open_clip
+
+    arguments = deepcopy(open_clip.get_model_config(name))
+    for key, value in options.items():
+        section, _, entry = _OPEN_CLIP_FORCE.get(key, key).rpartition(".")
+        place = arguments[section] if section else arguments
+        place[entry] = {**place.get(entry, {}), **value} if isinstance(value, dict) else value
+    if "hf_model_name" in arguments["text_cfg"]:
+        arguments["text_cfg"]["hf_model_pretrained"] = False
+    return arguments
+
+
+def _preprocess(source: dict[str, Any], size: Any, resize_mode: str) -> dict[str, Any]:
+    """Evaluation preprocessing, without timm's `crop_pct` on purpose: nothing is cut off a square image."""
+    return {
+        "size": _two(size),
+        "mean": [float(m) for m in source["mean"]],
+        "std": [float(s) for s in source["std"]],
+        "interpolation": source["interpolation"],
+        "resize_mode": resize_mode,
+    }
+
+
+def _two(size: Any) -> list[int]:
+    """`96` or `(64, 96)` -> [h, w]."""
+    height, width = (size, size) if isinstance(size, int) else size
+    return [int(height), int(width)]
+
+
+def build_trunk(trunk: str, arguments: dict[str, Any], pretrained: bool = False) -> nn.Module:
+    """The network: a timm model, or a whole open_clip model; random unless timm downloads its weights.
+
+    Raises:
+        ValueError: the library refuses the arguments (for example a pooling that the architecture has not).
+    """
+    library, name = trunk.split("/", 1)
+    try:
+        if library == "timm":
+            import timm
+
+            return timm.create_model(name, pretrained=pretrained, **arguments)
+        return _build_open_clip(deepcopy(arguments))
+    except (AssertionError, AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
+        given = {k: v for k, v in arguments.items() if k != "num_classes"}
+        raise ValueError(f"{library} cannot build {name!r} with {given}: {error}") from error
+
+
+def _build_open_clip(config: dict[str, Any]) -> nn.Module:
+    """The class that the model config asks for, as open_clip chooses it.
+
+    The text tower and the logit scale take no part in embedding images: they get no gradient, so that
+    data-parallel training finds no unused parameter.
+    """
+    import open_clip
+
+    custom = config.pop("custom_text", False) or "hf_model_name" in config["text_cfg"]
+    custom_kind = open_clip.CoCa if "multimodal_cfg" in config else open_clip.CustomTextCLIP
+    model: nn.Module = (custom_kind if custom else open_clip.CLIP)(**config)
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(parameter.requires_grad and name.startswith("visual."))
+    return model
+
+
+def _classifier_names(model: nn.Module) -> tuple[str, ...]:
+    """Module names of a timm model's classifier, whose weights a trunk does not need."""
+    names = model.pretrained_cfg.get("classifier") or ()  # type: ignore[union-attr, operator]
+    return (names,) if isinstance(names, str) else tuple(names)
+
+
+def timm_config(model: nn.Module, config: dict[str, Any]) -> dict[str, Any]:
+    """timm's `config.json` for the trunk of an embedder with this config."""
+    source: dict[str, Any] = model.pretrained_cfg  # type: ignore[assignment]
+    kept = ("tag", "license", "classifier", "first_conv", "fixed_input_size")
+    pool = getattr(getattr(model, "head", None), "global_pool", None) or getattr(model, "global_pool", "")
+    preprocess = config["preprocess"]
+    return {
+        "architecture": source["architecture"],
+        "num_classes": 0,
+        "num_features": model.num_features,
+        "global_pool": pool if isinstance(pool, str) else getattr(pool, "pool_type", ""),
+        "model_args": config["model_args"],
+        "pretrained_cfg": {
+            **{key: source[key] for key in kept if key in source},
+            "num_classes": 0,
+            "input_size": [3, *preprocess["size"]],
+            "mean": preprocess["mean"],
+            "std": preprocess["std"],
+            "interpolation": preprocess["interpolation"],
+            "crop_pct": 1.0,
+            "crop_mode": "squash" if preprocess["resize_mode"] == "squash" else "center",
+        },
+    }
+
+
+def open_clip_config(config: dict[str, Any]) -> dict[str, Any]:
+    """open_clip's `open_clip_config.json` for the trunk of an embedder with this config."""
+    return {"model_cfg": config["model_args"], "preprocess_cfg": config["preprocess"]}
+
+
+def tokenize(config: dict[str, Any], texts: list[str]) -> Tensor:
+    """Token ids [n length] of texts for the open_clip trunk of an embedder with this config."""
+    import open_clip
+
+    name, text = config["trunk"].split("/", 1)[1], config["model_args"]["text_cfg"]
+    length = text.get("context_length", 77)
+    if name in open_clip.list_models():
+        return open_clip.get_tokenizer(name, context_length=length)(texts)
+    if "hf_tokenizer_name" in text:
+        raise ValueError(
+            f"open_clip does not know {name!r} here; register it with open_clip.add_model_config"
+        )
+    return open_clip.SimpleTokenizer(context_length=length, **text.get("tokenizer_kwargs", {}))(texts)

@@ -1,0 +1,477 @@
+"""Train, evaluate and keep an embedder: `accelerate launch recipes/train.py [--config FILE.yaml] [--section.key value]`.
+
+Without arguments it learns poses of rendered figures (recipes/configs/figures.yaml) in a few minutes on two cores.
+"""
+
+from __future__ import annotations
+
+import math
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from accelerate.tracking import filter_trackers
+from accelerate.utils import broadcast_object_list, set_seed
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+from tqdm import tqdm
+
+from beyond_binary import distributed
+from beyond_binary.config import Config, OptimizerConfig, parse_config
+from beyond_binary.data import Augment, ImageSet, Items, Splits, collate, load_checked, with_mirror
+from beyond_binary.embedder import Embedder, create_embedder
+from beyond_binary.evaluation import evaluate
+from beyond_binary.metrics import higher_is_better
+from beyond_binary.neighbours import label_neighbours
+from beyond_binary.objective import Objective, create_objective
+from beyond_binary.registry import suggest
+from beyond_binary.runs import Run, claim
+from beyond_binary.sampling import BatchSampler, create_sampler
+from beyond_binary.targets import Target, create_target
+
+
+class TrainModule(nn.Module):
+    """Embedder and objective as the one module that is prepared, so that everything learned is kept in step."""
+
+    def __init__(self, embedder: Embedder, objective: Objective) -> None:
+        super().__init__()
+        self.embedder, self.objective = embedder, objective
+
+    def forward(self, images: Tensor, labels: Tensor, ids: Tensor) -> Tensor:
+        """The loss of a batch."""
+        loss: Tensor = self.objective(self.embedder(images), labels, ids=ids)
+        return loss
+
+
+@dataclass
+class Progress:
+    """Where a run stands: all that a checkpoint keeps beside weights, optimizer and random states."""
+
+    epoch: int = 0
+    batch: int = 0
+    step: int = 0
+    seconds: float = 0.0
+    log_size: int = 0
+    before: dict[str, float] = field(default_factory=dict)
+    best: float | None = None
+    best_epoch: int | None = None
+    without_better: int = 0
+
+    def state_dict(self) -> dict[str, Any]:
+        """For Accelerate's checkpoints."""
+        return asdict(self)
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """For Accelerate's checkpoints."""
+        self.__dict__.update(state)
+
+
+@dataclass
+class Setup:
+    """Everything a run needs, built and checked before anything is written or trained."""
+
+    splits: Splits
+    skipped: list[str]
+    embedder: Embedder
+    objective: Objective
+    target: Target
+    sampler: BatchSampler
+    loader: DataLoader[Any]
+    optimizer: torch.optim.Optimizer
+
+
+def set_up(config: Config, accelerator: Accelerator) -> Setup:
+    """Load the data and build model, loss, batches and optimizer. Raises ValueError or OSError for what does not fit."""
+    splits, bad = load_checked(config.data, progress=config.progress and accelerator.is_main_process)
+    spec = config.objective.target or splits.target
+    if spec is None:
+        raise ValueError("the data set knows no target of its own; give --objective.target, for example classes")
+    facts = config.embedder
+    embedder = create_embedder(**asdict(facts))
+    train = with_mirror(splits.train, config.augment.mirror) if config.augment.mirror else splits.train
+    objective, train = make_objective(config, spec, train, embedder.dim)
+    target = create_target(config.evaluation.target or spec)
+    code = objective.target.encode(train.labels)
+    for items in (splits.query, splits.gallery):
+        if items is not None:
+            target.encode(items.labels)
+    sampler = create_sampler(
+        config.sampler.name,
+        items_count=len(train),
+        batch_size=config.sampler.batch_size,
+        seed=config.seed,
+        classes=train.labels if train.labels.ndim == 1 and train.labels.dtype.kind in "iu" else None,
+        neighbours=lambda k: label_neighbours(objective.target, code, k)[0].numpy(),
+        world_size=accelerator.num_processes,
+        rank=accelerator.process_index,
+    )
+    if not sampler.drop_last and 0 < len(train) % config.sampler.batch_size < accelerator.num_processes:
+        raise ValueError("the last batch has fewer items than there are processes; use the sampler random(drop_last=True)")
+    augment = {k: v for k, v in asdict(config.augment).items() if k != "mirror"}
+    data = ImageSet(train, Augment(embedder.preprocess, **augment), seed=config.seed, cache=config.data.cache)
+    loader = DataLoader(
+        data,
+        batch_sampler=sampler,  # type: ignore[arg-type]
+        collate_fn=collate,
+        num_workers=config.data.workers,
+        persistent_workers=config.data.workers > 0,
+        generator=torch.Generator().manual_seed(config.seed),  # else each epoch would draw from the global one
+    )
+    optimizer = make_optimizer(config.optimizer, embedder, objective)
+    return Setup(splits, [b.name for b in bad], embedder, objective, target, sampler, loader, optimizer)
+
+
+def make_objective(config: Config, target: str, train: Items, dim: int) -> tuple[Objective, Items]:
+    """The objective, and the training items with classes numbered from 0 where it has proxies."""
+    options: dict[str, Any] = dict(config.objective.options)
+    if "proxy_init" in options or "block" in options:
+        raise ValueError("proxy_init and block are fields of objective, not entries of objective.options")
+    if target == "classes" and train.labels.dtype.kind in "iu":
+        names, number = np.unique(train.labels, return_inverse=True)
+        train = Items(train.images, number.astype(np.int64), train.names, train.ids)
+        options |= {"num_classes": len(names), "dim": dim}
+    objective = create_objective(
+        config.objective.loss,
+        target=target,
+        geometry=config.objective.geometry,
+        mining=config.objective.mining,
+        proxy_init=config.objective.proxy_init,
+        block=config.objective.block,
+        **options,
+    )
+    return objective, train
+
+
+def make_optimizer(config: OptimizerConfig, embedder: Embedder, objective: Objective) -> torch.optim.Optimizer:
+    """An optimizer over the groups trunk, head and proxies, each with its own learning rate."""
+    from timm.optim import create_optimizer_v2, list_optimizers
+
+    if config.name not in list_optimizers():
+        raise ValueError(f"unknown optimizer {config.name!r}{suggest(config.name, list_optimizers())}")
+    groups = embedder.param_groups(config.lr, head_lr=config.head_lr, weight_decay=config.weight_decay)
+    if learned := list(objective.parameters()):
+        rate = 100 * config.lr if config.proxy_lr is None else config.proxy_lr
+        groups.append({"name": "proxies", "params": learned, "lr": rate, "weight_decay": 0.0})
+    for group in groups:
+        group["base_lr"] = group["lr"]
+    optimizer: torch.optim.Optimizer = create_optimizer_v2(groups, opt=config.name, lr=config.lr, **config.options)
+    return optimizer
+
+
+def learning_rate(config: OptimizerConfig, progress: float) -> float:
+    """Factor on the learning rates after a share `progress` (0 to 1) of all updates."""
+    if progress < config.warmup:
+        return progress / config.warmup
+    rest = min((progress - config.warmup) / max(1 - config.warmup, 1e-12), 1.0)
+    return {"cosine": 0.5 * (1 + math.cos(math.pi * rest)), "linear": 1 - rest, "constant": 1.0}[config.schedule]
+
+
+def embed(embedder: Embedder, items: Items | None, accelerator: Accelerator, batch_size: int) -> Tensor | None:
+    """Embeddings [n d] on the CPU, each process encoding its share."""
+    if items is None:
+        return None
+    part = distributed.share(len(items))
+    own = items.select(np.arange(len(items))[part])
+    z = embedder.encode(own.images, batch_size=batch_size).to(accelerator.device)
+    return distributed.all_rows(z).cpu()
+
+
+class Judge:
+    """Evaluates embeddings of the held-out items, with the random and the oracle ranking beside them."""
+
+    def __init__(self, config: Config, setup: Setup) -> None:
+        self.config, self.splits, self.target = config.evaluation, setup.splits, setup.target
+
+    def __call__(self, z: Tensor, gallery: Tensor | None, ranking: str = "embedding") -> dict[str, float]:
+        """Metrics of query embeddings `z` against the gallery, or among themselves."""
+        query, other = self.splits.query, self.splits.gallery
+        options = {"ks": tuple(self.config.ks)} if self.config.ks else {}
+        return evaluate(
+            z,
+            query.labels,
+            target=self.target,
+            ref_embeddings=gallery,
+            ref_labels=None if other is None else other.labels,
+            ids=query.ids,
+            ref_ids=None if other is None else other.ids,
+            geometry=self.config.geometry or "euclidean",
+            metrics=self.config.metrics,
+            ranking=ranking,
+            **options,  # type: ignore[arg-type]
+        )
+
+    def monitored(self, metrics: dict[str, float]) -> str:
+        """Name of the metric that picks the best epoch."""
+        wanted = self.config.monitor
+        if wanted is None:
+            wanted = next(n for n in ("map_at_r", "mean_label_distance_at_10", *metrics) if n in metrics)
+        if wanted not in metrics:
+            raise ValueError(f"evaluation.monitor {wanted!r} is not among the metrics: {', '.join(metrics)}")
+        return wanted
+
+
+def train(config: Config) -> dict[str, Any]:
+    """Run a configuration to its end and return what metrics.json holds."""
+    return fit(config, *start(config))
+
+
+def start(config: Config) -> tuple[Setup, Run, Accelerator]:
+    """Check and build everything, then claim the run folder.
+
+    Raises:
+        ValueError, OSError: the configuration, data or output folder do not fit; nothing was overwritten.
+    """
+    if missing := [t for t in config.trackers if not tracker_installed(t)]:
+        raise ValueError(f"tracker {', '.join(missing)} is not installed; install it or leave it out of --trackers")
+    accelerator = Accelerator(mixed_precision=config.precision, cpu=config.cpu)
+    set_seed(config.seed)
+    setup = set_up(config, accelerator)
+    source = Path(config.data.source.replace(":", "/")).stem
+    folder = [str(claim(config, f"{source}-{config.objective.loss}").folder) if accelerator.is_main_process else ""]
+    broadcast_object_list(folder)
+    return setup, Run(Path(folder[0])), accelerator
+
+
+def tracker_installed(name: str) -> bool:
+    """Whether Accelerate can log to this tracker here. Raises ValueError for a name it does not know."""
+    from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
+
+    if name not in LOGGER_TYPE_TO_CLASS:
+        raise ValueError(f"unknown tracker {name!r}{suggest(name, LOGGER_TYPE_TO_CLASS)}")
+    return name in [str(t) for t in get_available_trackers()]
+
+
+def fit(config: Config, setup: Setup, run: Run, accelerator: Accelerator) -> dict[str, Any]:
+    """Train from the run's last checkpoint, or from the start, to the end."""
+    module = TrainModule(setup.embedder, setup.objective)
+    progress, judge, main = Progress(), Judge(config, setup), accelerator.is_main_process
+    model, optimizer = accelerator.prepare(module, setup.optimizer)
+    accelerator.register_for_checkpointing(progress)
+    if config.trackers:
+        accelerator.project_configuration.set_directories(str(run.folder))
+        accelerator.log_with = filter_trackers([*config.trackers], str(run.folder))
+        accelerator.init_trackers("tracking")
+
+    say: Callable[[str], None] = accelerator.print
+    embeddings = run.folder / "embeddings"
+    if run.checkpoint is not None:
+        accelerator.load_state(str(run.checkpoint))
+        if main:
+            run.rewind(progress.log_size)
+        say(f"continuing {run.folder} at epoch {progress.epoch}, step {progress.step}")
+    else:
+        before = [embed(setup.embedder, i, accelerator, config.evaluation.batch_size) for i in held_out(setup)]
+        progress.before = judge(*before)  # type: ignore[arg-type]
+        judge.monitored(progress.before)
+        if main:
+            embeddings.mkdir(exist_ok=True)
+            save_file(named(before), str(embeddings / "before.safetensors"))
+            run.rewind(0)
+            run.log(event="evaluation", epoch=0, step=0, **progress.before)
+        if setup.objective.proxies is not None and setup.objective.proxies.init == "class_mean":
+            items: ImageSet = setup.loader.dataset  # type: ignore[assignment]
+            z = embed(setup.embedder, items.items, accelerator, config.evaluation.batch_size)
+            assert z is not None
+            setup.objective.proxies.start_at_means(z, items.labels)
+        set_seed(config.seed, device_specific=True)
+
+    learn(config, setup, run, accelerator, model, optimizer, progress, judge)
+
+    if config.evaluation.keep == "best" and (run.folder / "best").exists():
+        best = Embedder.from_pretrained(str(run.folder / "best"))
+        setup.embedder.load_state_dict(best.state_dict())
+    after = [embed(setup.embedder, i, accelerator, config.evaluation.batch_size) for i in held_out(setup)]
+    result: dict[str, Any] = {}
+    if main:
+        table = {"before": progress.before, "after": judge(*after)}  # type: ignore[arg-type]
+        table |= {r: judge(*after, ranking=r) for r in ("random", "oracle")}  # type: ignore[arg-type]
+        result = {
+            "table": table,
+            "epochs": progress.epoch,
+            "steps": progress.step,
+            "train_seconds": round(progress.seconds, 1),
+            "best_epoch": progress.best_epoch,
+            "train_items": len(setup.splits.train),
+            "query_items": len(setup.splits.query),
+            "gallery_items": None if setup.splits.gallery is None else len(setup.splits.gallery),
+            "skipped_images": setup.skipped,
+        }
+        finish(config, setup, run, after, result)
+        say(format_table(table))
+        say(f"{run.folder}: embedder/, metrics.json, log.jsonl" + (", report.html" if config.report else ""))
+    accelerator.end_training()
+    return result
+
+
+def learn(
+    config: Config,
+    setup: Setup,
+    run: Run,
+    accelerator: Accelerator,
+    model: nn.Module,
+    optimizer: Any,
+    progress: Progress,
+    judge: Judge,
+) -> None:
+    """The training loop: epochs of batches, an evaluation and a checkpoint after each."""
+    settings, sampler, main = config.optimizer, setup.sampler, accelerator.is_main_process
+    per_epoch = math.ceil(len(sampler) / settings.accumulate)
+    total = settings.epochs * per_epoch
+    bar = tqdm(total=total, initial=progress.step, disable=not (config.progress and main), unit="step", mininterval=0.5)
+    while progress.epoch < settings.epochs:
+        if config.evaluation.patience is not None and progress.without_better >= config.evaluation.patience:
+            accelerator.print(f"stopped early: no better evaluation since epoch {progress.best_epoch}")
+            break
+        model.train()
+        for loss, last in batches(config, setup, accelerator, model, progress):
+            if last:
+                factor = learning_rate(settings, (progress.step + 1) / total)
+                for group in optimizer.param_groups:
+                    frozen = group.get("name", "").startswith("trunk") and progress.epoch < settings.freeze_trunk
+                    group["lr"] = 0.0 if frozen else group["base_lr"] * factor
+                norm = accelerator.clip_grad_norm_(model.parameters(), settings.clip) if settings.clip else None
+                optimizer.step()
+                optimizer.zero_grad(set_to_none=True)
+                progress.step += 1
+                if main:
+                    facts = {"epoch": progress.epoch, "step": progress.step, "loss": loss, "lr": settings.lr * factor}
+                    run.log(**facts, **({} if norm is None else {"grad_norm": float(norm)}))
+                accelerator.log({"loss": loss, "lr": settings.lr * factor}, step=progress.step)
+                bar.set_postfix_str(f"epoch {progress.epoch + 1}/{settings.epochs} loss {loss:.4f}", refresh=False)
+                bar.update()
+                if config.checkpoint_every and progress.step % config.checkpoint_every == 0:
+                    save(run, accelerator, progress)
+        progress.epoch, progress.batch = progress.epoch + 1, 0
+        if config.evaluation.every and (
+            progress.epoch % config.evaluation.every == 0 or progress.epoch == settings.epochs
+        ):
+            assess(config, setup, run, accelerator, progress, judge)
+        save(run, accelerator, progress)
+    bar.close()
+
+
+def batches(
+    config: Config, setup: Setup, accelerator: Accelerator, model: nn.Module, progress: Progress
+) -> Iterator[tuple[float, bool]]:
+    """Run the rest of an epoch's batches forward and backward; yields the loss and whether an update is due."""
+    data: ImageSet = setup.loader.dataset  # type: ignore[assignment]
+    accumulate, mean = config.optimizer.accumulate, 0.0
+    setup.sampler.load_state_dict({"epoch": progress.epoch, "batch": progress.batch})
+    data.set_epoch(progress.epoch)
+    started = time.perf_counter()
+    for batch in setup.loader:
+        first = progress.batch // accumulate * accumulate
+        size = min(accumulate, len(setup.sampler) - first)
+        last = progress.batch + 1 == first + size
+        images, labels, ids = (batch[name].to(accelerator.device) for name in ("images", "labels", "ids"))
+        if last:
+            loss = model(images, labels, ids)
+            accelerator.backward(loss / size)
+        else:
+            with accelerator.no_sync(model):
+                loss = model(images, labels, ids)
+                accelerator.backward(loss / size)
+        mean = loss.item() / size + (mean if progress.batch > first else 0.0)
+        progress.batch += 1
+        progress.seconds += time.perf_counter() - started
+        yield mean, last
+        started = time.perf_counter()
+
+
+def assess(
+    config: Config, setup: Setup, run: Run, accelerator: Accelerator, progress: Progress, judge: Judge
+) -> None:
+    """Evaluate after an epoch, log it, and keep the embedder if it is the best so far."""
+    z = [embed(setup.embedder, i, accelerator, config.evaluation.batch_size) for i in held_out(setup)]
+    metrics = judge(*z)  # type: ignore[arg-type]
+    name = judge.monitored(metrics)
+    value = metrics[name] if higher_is_better(name) else -metrics[name]
+    better = progress.best is None or value > progress.best
+    if better:
+        progress.best, progress.best_epoch = value, progress.epoch
+    progress.without_better = 0 if better else progress.without_better + 1
+    if accelerator.is_main_process:
+        run.log(event="evaluation", epoch=progress.epoch, step=progress.step, **metrics)
+        if better and (config.evaluation.keep == "best" or config.evaluation.patience is not None):
+            setup.embedder.save_pretrained(str(run.folder / "best"))
+    accelerator.log(metrics, step=progress.step)
+    shown = next((n for n in ("recall_at_1", name) if n in metrics), name)
+    accelerator.print(f"epoch {progress.epoch}: {shown} {metrics[shown]:.4f}")
+
+
+def save(run: Run, accelerator: Accelerator, progress: Progress) -> None:
+    """Write a checkpoint, complete or not at all."""
+    if accelerator.is_main_process:
+        progress.log_size = run.log_size()
+        run.new_checkpoint()
+    accelerator.wait_for_everyone()
+    draft = run.folder / "checkpoints" / ".draft"
+    accelerator.save_state(str(draft))
+    accelerator.wait_for_everyone()
+    if accelerator.is_main_process:
+        run.keep_checkpoint(draft, progress.step)
+    accelerator.wait_for_everyone()
+
+
+def finish(config: Config, setup: Setup, run: Run, after: list[Tensor | None], result: dict[str, Any]) -> None:
+    """Write the embedder, its embeddings, the metrics and the report."""
+    setup.embedder.save_pretrained(str(run.folder / "embedder"))
+    save_file(named(after), str(run.folder / "embeddings" / "after.safetensors"))
+    run.write_json("metrics.json", result)
+    if config.report:
+        from beyond_binary.report import write_report
+
+        before = load_file(str(run.folder / "embeddings" / "before.safetensors"))
+        write_report(
+            run.folder / "report.html",
+            title=f"{config.objective.loss} on {config.data.source}",
+            config=asdict(config),
+            metrics=result,
+            history=run.history(),
+            splits=setup.splits,
+            target=setup.target,
+            geometry=config.evaluation.geometry or "euclidean",
+            before=(before["query"], before.get("gallery")),
+            after=(after[0], after[1]),  # type: ignore[arg-type]
+        )
+
+
+def held_out(setup: Setup) -> tuple[Items, Items | None]:
+    """Queries and gallery."""
+    return setup.splits.query, setup.splits.gallery
+
+
+def named(z: list[Tensor | None]) -> dict[str, Tensor]:
+    """Query and gallery embeddings under their names, for safetensors."""
+    return {name: t.contiguous() for name, t in zip(("query", "gallery"), z, strict=True) if t is not None}
+
+
+def format_table(table: dict[str, dict[str, float]]) -> str:
+    """The rows before, after, random and oracle as aligned text, one line per metric."""
+    rows = list(table)
+    width = max(len(name) for name in table["after"]) + 2
+    lines = ["".ljust(width) + "".join(r.rjust(10) for r in rows)]
+    lines += [n.ljust(width) + "".join(f"{table[r][n]:10.4f}" for r in rows) for n in table["after"]]
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Read the configuration and train; what does not fit ends with a short message and status 2."""
+    config = parse_config(default=Path(__file__).parent / "configs" / "figures.yaml")
+    try:
+        ready = start(config)
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
+    fit(config, *ready)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,260 @@
+import csv
+import io
+import json
+import pickle
+import zipfile
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import datasets
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as parquet
+import pytest
+from PIL import Image
+
+from beyond_binary.data.config import DataConfig
+from beyond_binary.data.readers import decode, read_rows
+
+
+def picture(i: int, size: tuple[int, int] = (8, 6)) -> Image.Image:
+    return Image.new("RGB", size, (10 * i, 20, 255 - 10 * i))
+
+
+def encoded(i: int) -> bytes:
+    buffer = io.BytesIO()
+    picture(i).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def write_images(root: Path, files: list[str]) -> Path:
+    for i, file in enumerate(files):
+        (root / file).parent.mkdir(parents=True, exist_ok=True)
+        (root / file).write_bytes(encoded(i))
+    return root
+
+
+def write_table(root: Path, name: str, rows: list[dict]) -> None:
+    if name.endswith(".parquet"):
+        parquet.write_table(pa.Table.from_pylist(rows), root / name)
+    elif name.endswith(".jsonl"):
+        (root / name).write_text("\n".join(json.dumps(row) for row in rows))
+    else:
+        with open(root / name, "w", newline="") as file:
+            writer = csv.DictWriter(file, rows[0].keys(), delimiter="\t" if name.endswith(".tsv") else ",")
+            writer.writeheader()
+            writer.writerows(rows)
+
+
+def zipped(folder: Path, prefix: str = "") -> Path:
+    path = folder.with_suffix(".zip")
+    with zipfile.ZipFile(path, "w") as archive:
+        for file in sorted(p for p in folder.rglob("*") if p.is_file()):
+            archive.write(file, prefix + file.relative_to(folder).as_posix())
+    return path
+
+
+def red(images) -> list[int]:
+    return [image.getpixel((0, 0))[0] for image in images]
+
+
+def rows_of(source: Path, **fields):
+    return read_rows(DataConfig(source=str(source), **fields))
+
+
+TABLE = [{"file": f"000{i}.png", "angle": i / 2, "kind": "ab"[i % 2]} for i in range(4)]
+
+
+@pytest.mark.parametrize("name", ["labels.csv", "metadata.jsonl", "rows.parquet"])
+@pytest.mark.parametrize("zip_it", [False, True])
+def test_table_is_found_and_rows_keep_its_order(tmp_path: Path, name: str, zip_it: bool) -> None:
+    root = write_images(tmp_path / "set", [f"images/000{i}.png" for i in range(4)])
+    write_table(root, name, TABLE[::-1])
+    rows = rows_of(zipped(root, "inner/") if zip_it else root)
+    assert red(rows.images) == [30, 20, 10, 0]
+    assert list(rows.names) == ["0003.png", "0002.png", "0001.png", "0000.png"]
+    assert rows.columns["angle"].to_pylist() == [1.5, 1.0, 0.5, 0.0]
+
+
+def test_table_by_name_by_path_and_as_source(tmp_path: Path) -> None:
+    root = write_images(tmp_path / "set", [f"000{i}.png" for i in range(4)])
+    write_table(root, "mine.tsv", TABLE)
+    write_table(tmp_path, "other.csv", TABLE[:2])
+    assert rows_of(root, table="mine.tsv").columns["kind"].to_pylist() == ["a", "b", "a", "b"]
+    assert red(rows_of(root, table=str(tmp_path / "other.csv")).images) == [0, 10]
+    assert red(rows_of(zipped(root), table=str(tmp_path / "other.csv")).images) == [0, 10]
+    assert len(rows_of(root / "mine.tsv").images) == 4
+
+
+def test_file_names_that_are_numbers_without_ending(tmp_path: Path) -> None:
+    root = write_images(tmp_path, ["train/0001.png", "train/0002.png"])
+    write_table(root, "labels.csv", [{"image": "0002", "y": 1}, {"image": "0001", "y": 2}])
+    assert red(rows_of(root).images) == [10, 0]
+
+
+def test_several_tables_and_unknown_table_are_errors(tmp_path: Path) -> None:
+    root = write_images(tmp_path, ["0000.png"])
+    write_table(root, "labels.csv", TABLE[:1])
+    write_table(root, "b.parquet", TABLE[:1])
+    with pytest.raises(ValueError, match=r"several tables \(b.parquet, labels.csv\).*data.table"):
+        rows_of(root)
+    with pytest.raises(FileNotFoundError, match=r"label.csv.*labels.csv"):
+        rows_of(root, table="label.csv")
+
+
+@pytest.mark.parametrize("zip_it", [False, True])
+def test_missing_images_are_named_and_counted(tmp_path: Path, zip_it: bool) -> None:
+    root = write_images(tmp_path / "set", ["0000.png", "a/0003.png", "b/0003.png"])
+    write_table(root, "labels.csv", TABLE)
+    with pytest.raises(FileNotFoundError, match=r"3 of 4 .*'0001.png', '0002.png', '0003.png'"):
+        rows_of(zipped(root) if zip_it else root)
+
+
+def test_sources_that_hold_nothing(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="nowhere"):
+        rows_of(tmp_path / "nowhere")
+    with pytest.raises(FileNotFoundError, match="no images"):
+        rows_of(tmp_path)
+    (tmp_path / "a.txt").write_text("a")
+    with pytest.raises(ValueError, match=r"a\.txt.*expected a folder"):
+        rows_of(tmp_path / "a.txt")
+    write_images(tmp_path, ["x.png"])
+    (tmp_path / "labels.csv").write_text('file,a\n"x.png,1\nx.png,2,3\n')
+    with pytest.raises(ValueError, match=r"cannot read the table 'labels.csv'"):
+        rows_of(tmp_path)
+
+
+def test_image_column_is_named_or_usual(tmp_path: Path) -> None:
+    root = write_images(tmp_path, ["0000.png"])
+    write_table(root, "labels.csv", [{"photo": "0000.png", "a": 1}])
+    with pytest.raises(ValueError, match=r"data.image; columns: photo, a"):
+        rows_of(root)
+    with pytest.raises(ValueError, match="no column 'foto'; did you mean 'photo'"):
+        rows_of(root, image="foto")
+    assert red(rows_of(root, image="photo").images) == [0]
+
+
+@pytest.mark.parametrize("zip_it", [False, True])
+@pytest.mark.parametrize(
+    ("files", "classes", "splits"),
+    [
+        (["cat/0.png", "dog/0.png"], ["cat", "dog"], None),
+        (["set/cat/0.png", "set/dog/0.png"], ["cat", "dog"], None),
+        (["test/cat/0.png", "train/cat/0.png"], ["cat", "cat"], ["test", "train"]),
+        (["set/test/cat/0.png", "set/train/cat/0.png"], ["cat", "cat"], ["test", "train"]),
+        (["greek/alpha/0.png", "latin/a/0.png"], ["greek/alpha", "latin/a"], None),
+        (["mine/a/0.png", "test/b/0.png"], ["a", "b"], ["mine", "test"]),
+    ],
+)
+def test_folders_are_classes_and_splits(tmp_path: Path, files, classes, splits, zip_it: bool) -> None:
+    root = write_images(tmp_path / "root", [*files, "__MACOSX/cat/0.png"])
+    rows = rows_of(zipped(root) if zip_it else root, train_split="mine")
+    assert rows.columns["class"].to_pylist() == classes
+    assert (rows.columns["split"].to_pylist() if "split" in rows.columns.column_names else None) == splits
+    assert list(rows.names) == files
+
+
+def whole_dataset(n: int = 4, first: int = 0) -> datasets.Dataset:
+    features = datasets.Features(picture=datasets.Image(), label=datasets.ClassLabel(names=["no", "yes"]))
+    data = {"picture": [picture(first + i) for i in range(n)], "label": [i % 2 for i in range(n)]}
+    return datasets.Dataset.from_dict(data, features=features)
+
+
+def test_datasets_folders(tmp_path: Path) -> None:
+    whole_dataset().select([3, 1]).save_to_disk(str(tmp_path / "one"))
+    rows = rows_of(tmp_path / "one")
+    assert red(rows.images) == [30, 10]
+    assert rows.columns["label"].to_pylist() == [1, 1]
+    assert rows.class_names == {"label": ["no", "yes"]}
+    assert "split" not in rows.columns.column_names
+    both = datasets.DatasetDict(
+        {"train": whole_dataset(), "test": whole_dataset(2, 7), "extra": whole_dataset(1)}
+    )
+    both.save_to_disk(str(tmp_path / "two"))
+    rows = rows_of(tmp_path / "two")
+    assert red(rows.images) == [0, 10, 20, 30, 70, 80]
+    assert rows.columns["split"].to_pylist() == ["train"] * 4 + ["test"] * 2
+    assert rows.names[4] == "test[0]"
+    assert len(rows_of(tmp_path / "two", splitting="class_disjoint").images) == 7
+
+
+@pytest.fixture
+def dataset_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+
+
+@pytest.mark.usefixtures("dataset_cache")
+def test_folder_that_load_dataset_reads(tmp_path: Path) -> None:
+    (tmp_path / "set").mkdir()
+    for split, n in (("train", 3), ("test", 2)):
+        whole_dataset(n).to_parquet(str(tmp_path / "set" / f"{split}-00000-of-00001.parquet"))
+    rows = rows_of(tmp_path / "set")
+    assert red(rows.images) == [0, 10, 20, 0, 10]
+    assert rows.columns["split"].to_pylist() == ["train"] * 3 + ["test"] * 2
+    assert rows.columns["label"].to_pylist() == [0, 1, 0, 0, 1]
+
+
+def test_parquet_with_encoded_images(tmp_path: Path) -> None:
+    table = [{"image": {"bytes": encoded(i), "path": None}, "raw": encoded(i), "y": i} for i in range(3)]
+    parquet.write_table(pa.Table.from_pylist(table), tmp_path / "all.parquet")
+    assert red(rows_of(tmp_path / "all.parquet").images) == [0, 10, 20]
+    assert red(rows_of(tmp_path / "all.parquet", image="raw").images) == [0, 10, 20]
+
+
+@pytest.mark.parametrize(
+    ("thrown", "expected", "message"),
+    [
+        (ConnectionError("offline"), ConnectionError, "cannot reach the Hub set 'user/name'.*save_to_disk"),
+        (FileNotFoundError("gone"), FileNotFoundError, "no set 'user/name' on the Hub"),
+        (RuntimeError("Dataset scripts are no longer supported"), ValueError, "refs/convert/parquet"),
+        (ValueError("Config name is missing"), ValueError, "data.config_name"),
+    ],
+)
+def test_hub_errors_name_the_way_out(monkeypatch: pytest.MonkeyPatch, thrown, expected, message) -> None:
+    def load(name: str, config_name: str | None, revision: str | None) -> None:
+        assert (name, config_name, revision) == ("user/name", "small", "v1")
+        raise thrown
+
+    monkeypatch.setattr(datasets, "load_dataset", load)
+    with pytest.raises(expected, match=message):
+        read_rows(DataConfig(source="hub:user/name", config_name="small", revision="v1"))
+
+
+def test_hub_set_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    loaded = datasets.DatasetDict({"train": whole_dataset(3)})
+    monkeypatch.setattr(datasets, "load_dataset", lambda *_, **__: loaded)
+    assert red(read_rows(DataConfig(source="hub:user/name")).images) == [0, 10, 20]
+
+
+@pytest.mark.parametrize("mode", ["L", "1", "P", "RGBA", "LA", "I;16", "CMYK"])
+def test_every_mode_becomes_rgb(mode: str) -> None:
+    grey = np.full((5, 7), 51, dtype=np.uint8)
+    image = (
+        Image.fromarray(grey.astype(np.uint16) * 257)
+        if mode == "I;16"
+        else Image.fromarray(grey).convert(mode)
+    )
+    buffer = io.BytesIO()
+    image.save(buffer, "TIFF" if mode == "CMYK" else "PNG")
+    result = decode(io.BytesIO(buffer.getvalue()))
+    assert (result.mode, result.size) == ("RGB", (7, 5))
+    assert mode == "1" or np.abs(np.asarray(result).astype(int) - 51).max() <= 1
+
+
+def test_photos_are_upright_and_shrunk() -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    buffer = io.BytesIO()
+    Image.new("RGB", (400, 300)).save(buffer, "JPEG", exif=exif)
+    assert decode(io.BytesIO(buffer.getvalue())).size == (300, 400)
+    assert decode(io.BytesIO(buffer.getvalue()), size=30).size == (30, 40)
+    assert decode(io.BytesIO(buffer.getvalue()), size=500).size == (300, 400)
+
+
+def test_zip_is_read_by_threads_and_survives_pickling(tmp_path: Path) -> None:
+    root = write_images(tmp_path / "set", [f"a/{i:02}.png" for i in range(24)])
+    images = rows_of(zipped(root)).images
+    expected = [10 * i for i in range(24)]
+    with ThreadPoolExecutor(8) as threads:
+        assert list(threads.map(lambda i: red([images[i]])[0], range(24))) == expected
+    assert red(pickle.loads(pickle.dumps(images))) == expected

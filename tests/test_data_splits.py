@@ -1,0 +1,237 @@
+import re
+from pathlib import Path
+from string import ascii_uppercase
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as parquet
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from jsonargparse import ArgumentParser
+from PIL import Image
+
+from beyond_binary.data.config import DataConfig
+from beyond_binary.data.items import Splits
+from beyond_binary.data.readers import Rows
+from beyond_binary.data.splits import load_splits, split_rows
+
+
+def folder(tmp_path: Path, **columns: list) -> Path:
+    """A folder of one-pixel images 0.png, 1.png, ... and a parquet table with these columns."""
+    n = len(next(iter(columns.values())))
+    for i in range(n):
+        Image.new("RGB", (1, 1), (i, 0, 0)).save(tmp_path / f"{i}.png")
+    parquet.write_table(pa.table({"file": [f"{i}.png" for i in range(n)], **columns}), tmp_path / "t.parquet")
+    return tmp_path
+
+
+def load(tmp_path: Path, columns: dict[str, list], **fields) -> Splits:
+    return load_splits(DataConfig(source=str(folder(tmp_path, **columns)), **fields))
+
+
+def rows_with(**columns: list) -> Rows:
+    n = len(next(iter(columns.values())))
+    return Rows([None] * n, [str(i) for i in range(n)], pa.table(columns))
+
+
+BY_ROWS = {"splitting": "rows", "rows": [3, 1]}
+
+
+def test_help_explains_every_field() -> None:
+    parser = ArgumentParser(prog="p")
+    parser.add_class_arguments(DataConfig, "data")
+    text = " ".join(parser.format_help().split("options:")[1].split())
+    explained = re.findall(r"--data\.(\w+)\+? (?:[A-Z_]+|{.*?}) (\S[^-].*?) \(type", text)
+    assert [name for name, _ in explained] == list(DataConfig.__dataclass_fields__)
+    assert all(
+        len(explanation.split()) > 5 and explanation[0] in '"' + ascii_uppercase
+        for _, explanation in explained
+    )
+    parsed = parser.parse_args(["--data.label=[a_x,a_y]", "--data.rows=[3,2]", "--data.class_columns=kind"])
+    config = DataConfig(**vars(parsed.data))
+    assert (config.label, config.rows, config.class_columns) == (["a_x", "a_y"], [3, 2], "kind")
+
+
+@pytest.mark.parametrize(
+    ("column", "dtype", "expected"),
+    [
+        ([5, 3, 5, 9], np.int64, [5, 3, 5, 9]),
+        ([True, False, True, True], np.int64, [1, 0, 1, 1]),
+        ([0.1, 1e-9, 2.0, 3.0], np.float64, [0.1, 1e-9, 2.0, 3.0]),
+        (["b", "a", "c", "b"], np.int64, [1, 0, 2, 1]),
+        ([[1, 2], [3, 4], [5, 6], [7, 8]], np.float64, [[1, 2], [3, 4], [5, 6], [7, 8]]),
+        ([[[0.1, 2]], [[3, 4]], [[5, 6]], [[7, 8]]], np.float64, [[[0.1, 2]], [[3, 4]], [[5, 6]], [[7, 8]]]),
+    ],
+)
+def test_one_label_column(tmp_path: Path, column, dtype, expected) -> None:
+    splits = load(tmp_path, {"y": column}, label="y", **BY_ROWS)
+    labels = np.concatenate([splits.train.labels, splits.query.labels])
+    assert labels.dtype == dtype
+    np.testing.assert_array_equal(labels, expected)
+    assert splits.class_names == (["a", "b", "c"] if isinstance(column[0], str) else None)
+    assert [image.getpixel((0, 0))[0] for image in splits.train.images] == [0, 1, 2]
+    assert splits.query.names == ["3.png"]
+
+
+def test_columns_are_stacked_in_table_order_without_rounding(tmp_path: Path) -> None:
+    columns = {"b_x": [0.1, 0.2, 0.3, 1 / 3], "b_y": [1, 2, 3, 4], "a_x": [7, 8, 9, 10]}
+    splits = load(tmp_path, columns, label="*_[xy]", **BY_ROWS)
+    assert splits.train.labels.dtype == np.float64
+    assert splits.query.labels.tolist() == [[1 / 3, 4, 10]]
+    chosen = load_splits(DataConfig(source=str(tmp_path), label=["a_x", "b_*"], **BY_ROWS))
+    assert chosen.query.labels.tolist() == [[10, 1 / 3, 4]]
+
+
+def test_fixed_size_lists_and_text_dictionaries() -> None:
+    from beyond_binary.data.columns import column_values
+
+    fixed = pa.array([[1.5, 2], [3, 4], [5, 6]], pa.list_(pa.float32(), 2))
+    words = pa.array(["b", "a", "b"]).dictionary_encode()
+    rows = Rows([None] * 3, ["0", "1", "2"], pa.table({"xy": fixed, "w": words}))
+    assert column_values(rows, "xy", np.array([2, 0])).tolist() == [[5, 6], [1.5, 2]]
+    assert column_values(rows, "w").tolist() == ["b", "a", "b"]
+
+
+def test_several_class_columns_make_one_class(tmp_path: Path) -> None:
+    columns = {"alphabet": ["x", "y", "x", "y"], "letter": [10, 2, 2, 10]}
+    splits = load(tmp_path, columns, class_columns=["alphabet", "letter"], **BY_ROWS)
+    assert splits.class_names == ["x/2", "x/10", "y/2", "y/10"]
+    assert splits.train.labels.tolist() == [1, 2, 0]
+
+
+@pytest.mark.parametrize(
+    ("columns", "fields", "message"),
+    [
+        ({"angle": [1.0] * 4}, {"label": "angel"}, r"data.label: no column 'angel'; did you mean 'angle'"),
+        (
+            {"a": [1.0] * 4, "b": list("abcd")},
+            {"label": ["a", "b"]},
+            r"must be numeric, but 'b'.*class_columns",
+        ),
+        ({"a": [1.0, float("nan"), 2.0, None]}, {"label": "a"}, r"2 of 4 .* first at '1.png', '3.png'"),
+        ({"a": [[1.0], [2.0], [float("nan")], [3.0]]}, {"label": "a"}, r"1 of 4 .* first at '2.png'"),
+        ({"a": [[1], [2], [None], [3]]}, {"label": "a"}, r"1 of 4 .* first at '2.png'"),
+        ({"a": [[1], [2], None, [3]]}, {"label": "a"}, r"1 of 4 .* first at '2.png'"),
+        ({"a": [float("inf"), 0.0, 0.0, 0.0]}, {"label": "a"}, r"1 of 4 .* infinite.* '0.png'"),
+        ({"a": ["x", "", None, "y"]}, {"label": "a"}, r"2 of 4 .* first at '1.png', '2.png'"),
+        ({"a": ["x", "", "z", "y"]}, {"label": "a"}, r"1 of 4 .* first at '1.png'"),
+        ({"a": [[1, 2], [1], [1], [1]]}, {"label": "a"}, r"lists of lengths \[1, 2\]"),
+        ({"a": ["1.5", "2", "?", "4"]}, {"label": "a"}, r"1 values that are none, such as '\?'"),
+        ({"a": [{"b": 1}] * 4}, {"label": "a"}, r"cannot be a label"),
+        ({"a": [1] * 4}, {}, r"no label: name it in data.label.*columns: file, a"),
+        ({"a": [0.5] * 4}, {"class_columns": "a"}, r"'a' holds floats.*no classes"),
+        ({"a": [1] * 4, "i": [1, 2, 2, 3]}, {"label": "a", "id": "i"}, r"unique, but 2 is there 2 times"),
+        ({"a": [1] * 4}, {"label": "a", "rows": [3, 2]}, r"rows=\[3, 2\].*at most 4"),
+        ({"a": [1] * 4}, {"label": "a", "rows": [3]}, r"rows=\[3\]"),
+        ({"a": [1] * 4}, {"label": "a", "splitting": "given"}, r"no split is given.*class_disjoint"),
+        ({"a": [1] * 4}, {"label": "a", "splitting": "class"}, r"unknown 'class'.*class_"),
+    ],
+)
+def test_what_does_not_fit_is_named(tmp_path: Path, columns, fields, message) -> None:
+    with pytest.raises(ValueError, match=message):
+        load(tmp_path, columns, **{**BY_ROWS, **fields})
+
+
+def test_words_among_numbers_may_be_classes(tmp_path: Path) -> None:
+    splits = load(tmp_path, {"a": ["1", "2", "x", "4"]}, class_columns="a", **BY_ROWS)
+    assert splits.class_names == ["1", "2", "4", "x"]
+
+
+def test_given_split_reads_only_the_rows_it_uses(tmp_path: Path) -> None:
+    columns = {"fold": ["b", "a", "c", "b", "d"], "y": [0.0, 1.0, 2.0, 3.0, None], "key": list("vwxyz")}
+    fields = {"split": "fold", "train_split": "b", "query_split": "a", "label": "y", "id": "key"}
+    splits = load(tmp_path, columns, **fields, gallery_split="c")
+    assert (splits.train.labels.tolist(), splits.query.labels.tolist()) == ([0, 3], [1])
+    assert splits.gallery is not None
+    assert splits.gallery.ids.tolist() == [2]
+    assert load_splits(DataConfig(source=str(tmp_path), **fields)).gallery is None
+    with pytest.raises(ValueError, match=r"no rows for query; column 'fold' has 'a', 'b', 'c', 'd'"):
+        load_splits(DataConfig(source=str(tmp_path), **{**fields, "query_split": "test"}))
+
+
+def test_roles_divide_what_is_not_for_training() -> None:
+    roles = ["train", "query", "gallery", "gallery", "query"]
+    parts = split_rows(rows_with(role=roles), DataConfig(role="role"))
+    assert {name: index.tolist() for name, index in parts.items()} == {
+        "train": [0],
+        "query": [1, 4],
+        "gallery": [2, 3],
+    }
+    rows = rows_with(c=[1, 2, 2, 2, 1], role=roles)
+    parts = split_rows(rows, DataConfig(role="role", splitting="class_disjoint", class_columns="c"))
+    assert {name: index.tolist() for name, index in parts.items()} == {
+        "train": [0, 4],
+        "query": [1],
+        "gallery": [2, 3],
+    }
+    rows = rows_with(split=["train", "test", "test"], role=["train", "query", "query"])
+    assert split_rows(rows, DataConfig(role="role"))["query"].tolist() == [1, 2]
+    with pytest.raises(ValueError, match=r"must hold train, query or gallery, got 'probe'"):
+        split_rows(rows_with(role=["train", "probe"]), DataConfig(role="role"))
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.lists(st.integers(-5, 12), min_size=2).filter(lambda labels: len(set(labels)) > 1))
+def test_class_disjoint_is_first_and_second_half(labels: list[int]) -> None:
+    parts = split_rows(rows_with(label=labels), DataConfig(splitting="class_disjoint"))
+    classes = sorted(set(labels))
+    first = set(classes[: len(classes) // 2])
+    assert parts["train"].tolist() == [i for i, label in enumerate(labels) if label in first]
+    assert parts["query"].tolist() == [i for i, label in enumerate(labels) if label not in first]
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.lists(st.integers(0, 30), min_size=12, unique=True), st.integers(2, 6))
+def test_class_folds_partition_the_first_half(labels: list[int], folds: int) -> None:
+    labels = labels * 2
+    rows, half = rows_with(label=labels), sorted(set(labels))[: len(set(labels)) // 2]
+    held_out = []
+    for fold in range(folds):
+        parts = split_rows(rows, DataConfig(splitting="class_folds", fold=fold, folds=folds))
+        train, query = ({labels[i] for i in parts[name]} for name in ("train", "query"))
+        assert train | query == set(half)
+        assert not train & query
+        assert len(parts["train"]) + len(parts["query"]) == 2 * len(half)
+        held_out += sorted(query)
+    assert held_out == half
+
+
+def test_class_folds_of_a_given_training_split() -> None:
+    rows = rows_with(label=[1, 2, 3, 4, 1, 9], part=["train"] * 4 + ["test"] * 2)
+    fields = {"splitting": "class_folds", "folds": 2, "split": "part"}
+    parts = split_rows(rows, DataConfig(**fields, fold=1))
+    assert {name: index.tolist() for name, index in parts.items()} == {"train": [0, 1], "query": [2, 3]}
+    with pytest.raises(ValueError, match=r"folds=2, data.fold=2"):
+        split_rows(rows, DataConfig(**fields, fold=2))
+    with pytest.raises(ValueError, match=r"folds <= 4"):
+        split_rows(rows, DataConfig(**{**fields, "folds": 5}))
+
+
+def test_class_disjoint_needs_two_classes_and_takes_other_columns_than_the_label(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="no rows for train"):
+        split_rows(rows_with(label=[3, 3]), DataConfig(splitting="class_disjoint"))
+    columns = {"angle": [0.5, 1.5, 2.5, 3.5], "thing": ["b", "a", "b", "a"]}
+    splits = load(tmp_path, columns, label="angle", class_columns="thing", splitting="class_disjoint")
+    assert (splits.train.labels.tolist(), splits.query.labels.tolist()) == ([1.5, 3.5], [0.5, 2.5])
+
+
+def test_limit_keeps_whole_items_and_depends_on_the_seed(tmp_path: Path) -> None:
+    fields = {"label": "y", "splitting": "rows", "rows": [10, 4], "limit": 5}
+    splits = load(tmp_path, {"y": [i / 8 for i in range(14)]}, **fields)
+    assert (len(splits.train), len(splits.query)) == (5, 4)
+    assert (splits.train.labels * 8).tolist() == splits.train.ids.tolist() == sorted(splits.train.ids)
+    assert splits.train.images[2].getpixel((0, 0))[0] == splits.train.ids[2]
+    other = load_splits(DataConfig(source=str(tmp_path), **fields, seed=1))
+    assert other.train.ids.tolist() != splits.train.ids.tolist()
+
+
+def test_embedded_sets_take_counts_size_and_classes() -> None:
+    splits = load_splits(
+        DataConfig(source="embedded:digits", rows=[60, 20], size=16, splitting="class_disjoint")
+    )
+    assert (len(splits.train), len(splits.query), splits.train.images[0].size) == (60, 20, (16, 16))
+    assert splits.train.labels.max() < splits.query.labels.min()
+    assert len(load_splits(DataConfig(source="embedded:digits", limit=7)).train) == 7
+    with pytest.raises(ValueError, match=r"rows=\[1, 2, 3\]"):
+        load_splits(DataConfig(source="embedded:digits", rows=[1, 2, 3]))

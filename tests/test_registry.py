@@ -1,0 +1,110 @@
+"""Registries: names, specs, options and the errors that name the way out."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from beyond_binary.registry import Registry, options_of, parse_spec, suggest
+
+
+@pytest.fixture
+def shapes() -> Registry:
+    registry = Registry("shape")
+
+    @registry.register(corners=0)
+    def circle(radius: float = 1.0) -> tuple[str, float]:
+        return "circle", radius
+
+    @registry.register("box")
+    class Box:
+        def __init__(self, width: int, height: int = 2) -> None:
+            self.size = width, height
+
+    return registry
+
+
+def test_names_entries_and_facts(shapes: Registry) -> None:
+    assert shapes.names() == ["box", "circle"]
+    assert "box" in shapes
+    assert "Box" not in shapes
+    assert shapes["circle"].info == {"corners": 0}
+    assert shapes["circle"].build(2) == ("circle", 2)
+    with pytest.raises(ValueError, match="shape 'box' is registered twice"):
+        shapes.register("box")(dict)
+    assert shapes.names() == ["box", "circle"]
+
+
+def test_create(shapes: Registry) -> None:
+    assert shapes.create("circle") == ("circle", 1.0)
+    assert shapes.create("circle(radius=3)") == ("circle", 3)
+    assert shapes.create("circle(3)", ) == ("circle", 3)
+    assert shapes.create("circle", radius=4) == ("circle", 4)
+    assert shapes.create("circle(radius=3)", radius=4) == ("circle", 3)  # the spec wins
+    assert shapes.create("box(width=5)").size == (5, 2)
+    assert shapes.create("box(height=7)", 5).size == (5, 7)
+
+
+@pytest.mark.parametrize(
+    ("spec", "message"),
+    [
+        ("cirle", "unknown shape 'cirle'; did you mean 'circle'\\?"),
+        ("zzz", "unknown shape 'zzz'; known: box, circle"),
+        ("circle(radios=1)", "shape 'circle' has no option radios; its options: radius"),
+        ("circle(1, radius=1)", "multiple values"),
+        ("box", "missing a required argument: 'width'"),
+        ("circle(1, 2)", "too many positional"),
+        ("circle(", "expected name or name"),
+    ],
+)
+def test_create_errors(shapes: Registry, spec: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        shapes.create(spec)
+
+
+def test_check_options(shapes: Registry) -> None:
+    shapes.check_options("box", ["width", "height"])
+    with pytest.raises(ValueError, match="has no option width; its options: height"):
+        shapes.check_options("box", ["width"], fixed=["width"])
+    assert options_of(shapes["circle"].build) == {"radius": 1.0}
+
+
+def test_suggest() -> None:
+    assert suggest("tripet", ["triplet", "contrastive"]) == "; did you mean 'triplet'?"
+    assert suggest("cosine", ["cosine_a", "cosine_b"]).startswith("; did you mean 'cosine_")
+    assert suggest("x", ["b", "a"]) == "; known: a, b"
+    assert suggest("x", []) == ""
+
+
+def test_parse_spec() -> None:
+    assert parse_spec("pose") == ("pose", (), {})
+    assert parse_spec(" pose(scale=False, root=(2, 3)) ") == ("pose", (), {"scale": False, "root": (2, 3)})
+    assert parse_spec("within('circular(period=24)', radius=-1e-3)") == (
+        "within", ("circular(period=24)",), {"radius": -1e-3},
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "spec",
+    ["", "a b", "a.b", "a.b()", "1", "'a'", "[a]", "a(b=c)", "a(print(1))", "a(*[1])", "a(**{'b': 1})", "a; b", "a()()"],
+)
+def test_what_is_no_spec_is_refused_and_never_run(spec: str) -> None:
+    with pytest.raises(ValueError, match="expected name or name"):
+        parse_spec(spec)
+
+
+LITERALS = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
+    lambda inner: st.lists(inner) | st.lists(inner).map(tuple) | st.dictionaries(st.text(), inner),
+    max_leaves=5,
+)
+NAMES = st.sampled_from(["a", "some_name", "name2", "Größe"])
+
+
+@given(NAMES, st.lists(LITERALS, max_size=3), st.dictionaries(NAMES, LITERALS, max_size=3))
+def test_specs_survive_writing_and_reading(name: str, positional: list[Any], keywords: dict[str, Any]) -> None:
+    written = ", ".join([*map(repr, positional), *(f"{k}={v!r}" for k, v in keywords.items())])
+    assert parse_spec(f"{name}({written})") == (name, tuple(positional), keywords)
