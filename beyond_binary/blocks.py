@@ -109,7 +109,7 @@ class _Tiled(torch.autograd.Function):
         return (value / count).sum().to(q.dtype)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[None, None, Tensor, Tensor]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         q, k, grad_q, grad_k = ctx.saved_tensors
         if torch.is_grad_enabled():  # higher-order gradients were asked for: differentiate the plain formula
             q, k = q.view_as(q), k.view_as(k)  # two nodes, also where queries and keys are one tensor
@@ -150,7 +150,8 @@ def _tile(block: Block, x: Tensor, part: slice, wanted: bool) -> tuple[Tensor, T
             return *block.sums(*block.loss(x, y, valid)), []
     if block.in_place is not None:
         with torch.no_grad():
-            return *block.sums(*block.in_place(x, y, valid)), [x]
+            grad = x if block.geometry.kind == "similarity" else x.clone()  # distances are read again by their pull
+            return *block.sums(*block.in_place(grad, y, valid)), [grad]
     with torch.enable_grad():
         leaf = x.detach().requires_grad_()
         value, count = block.sums(*block.loss(leaf, y, valid))

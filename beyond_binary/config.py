@@ -31,6 +31,7 @@ class EmbedderConfig:
         image_size: Side of the input images in pixels; unset: the trunk's own.
         mean: Channel means the images are normalised with; unset: the trunk's own.
         std: Channel standard deviations; unset: the trunk's own.
+        resize_mode: "shortest" (cover the size, then crop the centre) or "squash"; unset: the trunk's own.
         trunk_options: Further options for timm or open_clip.
     """
 
@@ -45,6 +46,7 @@ class EmbedderConfig:
     image_size: int | None = None
     mean: list[float] | None = None
     std: list[float] | None = None
+    resize_mode: str | None = None
     trunk_options: dict[str, Any] = field(default_factory=dict)
 
 
@@ -231,8 +233,10 @@ def parse_config(argv: Sequence[str] | None = None, default: Path | None = None)
     parser = ArgumentParser(
         prog="train.py",
         usage="train.py [--config FILE.yaml] [--output FOLDER] [--SECTION.FIELD VALUE ...]",
-        description="Train, evaluate and keep an embedder. Without --config: " + (default.name if default else "defaults"),
+        description="Train, evaluate and keep an embedder. Without --config: "
+        + (default.name if default else "defaults"),
         exit_on_error=False,
+        allow_abbrev=False,
     )
     parser.add_argument("--config", action="config", help="YAML file with any of the fields below.")
     parser.add_class_arguments(Config, nested_key=None)
@@ -241,8 +245,8 @@ def parse_config(argv: Sequence[str] | None = None, default: Path | None = None)
     except Exception as error:
         print(f"error: {_explain(str(error))}", file=sys.stderr)
         raise SystemExit(2) from None
-    made: Config = Config(**{f.name: parser.instantiate_classes(parsed)[f.name] for f in fields(Config)})
-    return made
+    made = parser.instantiate(parsed)
+    return Config(**{f.name: made[f.name] for f in fields(Config)})
 
 
 def field_names(section: Any = Config, prefix: str = "") -> list[str]:

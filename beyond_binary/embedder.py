@@ -89,8 +89,7 @@ class Embedder(nn.Module):
         width, dim = self._measure_width(), config["dim"]
         if config["head"] == "none" and dim not in (None, width):
             raise ValueError(
-                f"head='none' gives the {width} features of the trunk, got dim={dim}; "
-                "pass dim=None, or head='linear'"
+                f"head='none' gives the {width} features of the trunk, got dim={dim}; pass dim=None, or head='linear'"
             )
         config["dim"] = width if dim is None else dim
         self.head = _make_head(config["head"], width, self.dim)
@@ -151,9 +150,7 @@ class Embedder(nn.Module):
         """Evaluation preprocessing of one PIL image of any mode and size -> float32 [3 h w]."""
         return image_to_tensor(image, **self.preprocess)
 
-    def encode(
-        self, images: ImageLike | Iterable[ImageLike], batch_size: int = 64, progress: bool = False
-    ) -> Tensor:
+    def encode(self, images: ImageLike | Iterable[ImageLike], batch_size: int = 64, progress: bool = False) -> Tensor:
         """Embed images in evaluation mode without gradients -> float32 [n dim] on the CPU, in their order.
 
         Args:

@@ -1,4 +1,4 @@
-"""Scores of an embedding: every query ranked against all references, tile by tile, and the metrics of the ranking."""
+"""Scores of an embedding: queries ranked against all references tile by tile, and metrics of the rankings."""
 
 from __future__ import annotations
 
@@ -40,7 +40,8 @@ def evaluate(
 ) -> dict[str, float]:
     """Rank the references of each query and score the rankings.
 
-    Exact: all references are ranked and R counts all of them. Memory is bounded: no [q k] matrix of everything.
+    Exact: all references are ranked and R counts all of them. Memory is bounded: the [q k] matrix of all
+    pairs never exists.
 
     Args:
         embeddings: queries [q d], tensor or array.
@@ -55,18 +56,18 @@ def evaluate(
         geometry: what near means, such as "euclidean" or "cosine".
         metrics: names, such as ["recall_at_1", "map_at_r"], with options if need be
             ("ndcg_at_100(label_scale=0.1)"); None: those that fit the target. See `list_metrics()`.
-        ranking: "embedding"; "random", a seeded random order; "oracle", the order of the label distance. The last
-            two show what chance and the best possible embedding would score.
+        ranking: "embedding"; "random", a seeded random order; "oracle", the order of the label distance. The
+            last two show what chance and the best possible embedding would score.
         seed: of the random ranking.
 
     Returns:
         Mean over queries of each metric, by name, and `queries`, how many queries had something to find (for
-        same/different: a right reference; else: any reference), and `queries_without_match`, how many had not and
-        are left out. A metric that is defined for no query is NaN.
+        same/different: a right reference; else: any reference), and `queries_without_match`, how many had not
+        and are left out. A metric that is defined for no query is NaN.
 
     Raises:
-        ValueError: labels that do not fit the target, metrics that do not fit it, unknown names, embeddings that
-            are not finite or not of one shape, references without labels, or ids on one side only.
+        ValueError: labels that do not fit the target, metrics that do not fit it, unknown names, embeddings
+            that are not finite or not of one shape, references without labels, or ids on one side only.
     """
     target = create_target(target)
     chosen = create_metrics(metrics, target.gives, ks)
@@ -80,11 +81,7 @@ def evaluate(
         rows = slice(start, start + tile)
         valid = query.id[rows, None] != refs.id
         y = target.distance(query.code[rows], refs.code, valid)
-        if y.is_floating_point():
-            valid &= ~y.isnan()
-        if target.gives == "same" and y.dtype != torch.bool:
-            y = y != 0
-        ranked = Ranking.of(order(rows, y), y, valid, depth)
+        ranked = Ranking.of(order(rows, y), y, valid, target.gives, depth)
         found = ranked.relevant if target.gives == "same" else ranked.references
         matched += int((found > 0).sum())
         for column, metric in enumerate(chosen):
@@ -109,7 +106,8 @@ def _sides(
         raise ValueError("ref_embeddings were given without ref_labels")
     if (ids is None) != (ref_ids is None):
         raise ValueError("give ids for queries and references alike, or for neither; one side has none")
-    query, refs = _points(target, z, labels, ids, "embeddings"), _points(target, ref_z, ref_labels, ref_ids, "ref")
+    query = _points(target, z, labels, ids, "embeddings")
+    refs = _points(target, ref_z, ref_labels, ref_ids, "ref_embeddings")
     if query.z.shape[1] != refs.z.shape[1]:
         raise ValueError(f"queries have {query.z.shape[1]} dimensions, references {refs.z.shape[1]}")
     if ids is None:
@@ -123,11 +121,11 @@ def _points(target: Target, z: Any, labels: Any, ids: Any, name: str) -> Points:
     if z.ndim != 2 or not len(z):
         raise ValueError(f"expected {name} [n d] with at least one row, got shape {list(z.shape)}")
     z = z.to(torch.promote_types(z.dtype, torch.float32))
-    finite = z.isfinite().all(1)
+    finite = (2 * z).square().sum(1).isfinite()
     if not finite.all():
         raise ValueError(
-            f"{name} hold NaN or infinite values, first in row {int((~finite).nonzero()[0])} "
-            f"({int((~finite).sum())} of {len(z)} rows)"
+            f"{name} hold NaN, infinite or (for {z.dtype}) too large values, first in row "
+            f"{int((~finite).nonzero()[0])} ({int((~finite).sum())} of {len(z)} rows)"
         )
     identity = torch.arange(len(z)) if ids is None else torch.as_tensor(ids).long()
     return Points(z, target.encode(labels, z).to(z.device), identity.to(z.device))
@@ -142,9 +140,12 @@ def _order(ranking: str, query: Points, refs: Points, geometry: Geometry, seed: 
         return lambda rows, y: torch.rand(y.shape, generator=noise).to(y.device)
     if ranking != "embedding":
         raise ValueError(f"unknown ranking {ranking!r}{suggest(ranking, ['embedding', 'random', 'oracle'])}")
-    q, k = geometry.prepare(query.z), geometry.prepare(refs.z)
+    dtype = torch.promote_types(query.z.dtype, refs.z.dtype)
+    q, k = geometry.prepare(query.z.to(dtype)), geometry.prepare(refs.z.to(dtype))
     if geometry.shift_invariant:
-        q, k = q - k.mean(0), k - k.mean(0)
+        # One of the points as origin: sets far from 0 keep their precision, equal distances stay equal.
+        origin = k[(k - k.mean(0)).square().sum(1).argmin()]
+        q, k = q - origin, k - origin
     if geometry.kind == "similarity":
         return lambda rows, y: geometry.block(q[rows], k)
     return lambda rows, y: geometry.block(q[rows], k).neg_()

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar, Literal, Protocol
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -87,11 +88,14 @@ class _Distance:
 
     def tile(self, q: Tensor, k: Tensor) -> tuple[Tensor, Pull]:
         d2, near = squared_distances(q, k)
-        x = d2 if self.squared else d2.sqrt()
-        half_slope = None if self.squared else torch.where(x > 0, 0.5 / x, 0)
+        x = d2 if self.squared else d2.sqrt_()
 
         def pull(grad_x: Tensor, grad_q: Tensor, grad_k: Tensor) -> None:
-            pull_squared(grad_x if half_slope is None else grad_x * half_slope, near, q, k, grad_q, grad_k)
+            if self.squared:
+                return pull_squared(grad_x.clone(), 2, near, q, k, grad_q, grad_k)
+            grad = grad_x / x  # times 1/2; a distance of 0 is always among the near pairs
+            grad[near] = torch.where(x[near] > 0, grad[near], 0)
+            pull_squared(grad, 1, near, q, k, grad_q, grad_k)
 
         return x, pull
 
@@ -153,23 +157,34 @@ def squared_distances(q: Tensor, k: Tensor) -> tuple[Tensor, Near]:
     size_q, size_k = q.square().sum(1), k.square().sum(1)
     d2 = torch.addmm(size_k[None, :], q, k.T, alpha=-2).add_(size_q[:, None])
     limit = 1e5 * torch.finfo(d2.dtype).eps
-    row, column = (d2 < limit * (size_q[:, None] + size_k[None, :])).nonzero(as_tuple=True)
+    row, column = _places(d2 <= (limit * size_q)[:, None] + (limit * size_k)[None, :])
     for part in torch.arange(len(row), device=row.device).split(1 << 16):
         i, j = row[part], column[part]
         d2[i, j] = (q[i] - k[j]).square().sum(1)
     return d2, (row, column)
 
 
-def pull_squared(grad: Tensor, near: Near, q: Tensor, k: Tensor, grad_q: Tensor, grad_k: Tensor) -> None:
-    """Add the gradient of `sum(grad * d2)` to `grad_q` and `grad_k`; near pairs by their differences."""
+def _places(mask: Tensor) -> Near:
+    """Row and column of each entry of a sparse mask."""
+    if mask.device.type != "cpu":
+        return mask.nonzero(as_tuple=True)
+    flat = torch.from_numpy(np.flatnonzero(mask.numpy()))  # ten times faster than torch
+    return flat // mask.shape[1], flat % mask.shape[1]
+
+
+def pull_squared(grad: Tensor, factor: float, near: Near, q: Tensor, k: Tensor, grad_q: Tensor, grad_k: Tensor) -> None:
+    """Add the gradient of `sum(grad * d2) * factor / 2` to `grad_q` and `grad_k`; near pairs by their differences.
+
+    `grad` is used up.
+    """
     row, column = near
     if len(row):
-        close = grad[row, column]
-        grad = grad.index_put((row, column), grad.new_zeros(()))
+        close = factor * grad[row, column]
+        grad[row, column] = 0
         for part in torch.arange(len(row), device=row.device).split(1 << 16):
             i, j = row[part], column[part]
-            step = (q[i] - k[j]) * (2 * close[part])[:, None]
+            step = (q[i] - k[j]) * close[part][:, None]
             grad_q.index_add_(0, i, step)
             grad_k.index_add_(0, j, -step)
-    grad_q.addmm_(grad, k, alpha=-2).addcmul_(grad.sum(1)[:, None], q, value=2)
-    grad_k.addmm_(grad.T, q, alpha=-2).addcmul_(grad.sum(0)[:, None], k, value=2)
+    grad_q.addmm_(grad, k, alpha=-factor).addcmul_(grad.sum(1)[:, None], q, value=factor)
+    grad_k.addmm_(grad.T, q, alpha=-factor).addcmul_(grad.sum(0)[:, None], k, value=factor)

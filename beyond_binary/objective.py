@@ -50,7 +50,11 @@ class Objective(nn.Module):
         self._in_place = functools.partial(self.facts.in_place, **options) if self.facts.in_place else None
         self._miner = None
         if mining is not None:
-            name, _, keywords = parse_spec(mining)
+            name, positional, keywords = parse_spec(mining)
+            if positional:
+                raise ValueError(
+                    f"mining {mining!r}: give its options by name, for example multi_similarity(epsilon=0.1)"
+                )
             MINERS.check_options(name, keywords, fixed=("x", "y", "valid"))
             self._miner = functools.partial(MINERS[name].build, **keywords)
 
@@ -122,16 +126,17 @@ class Objective(nn.Module):
         if self.facts.form == "moments":
             assert self.proxies is not None
             points = distributed.gather(queries, counts) if together else queries
-            value: Tensor = self._row_loss(points.z, points.code, _full(self.proxies.weight))
+            z, weight = _alike(points.z, self.proxies.weight)
+            value: Tensor = self._row_loss(z, points.code, weight)
             return value
         share = distributed.world_size() if together else 1
         if self.facts.keys == "proxy":
             assert self.proxies is not None
-            return self._rows(queries, _full(self.proxies.points()), share)
+            return self._rows(queries, self.proxies.points(), share)
         everything = distributed.gather(queries, counts) if together else queries
         if self.facts.rows == "proxy":
             assert self.proxies is not None
-            own = _full(self.proxies.points())
+            own = self.proxies.points()
             return self._rows(own[distributed.share(len(own))] if together else own, everything, share)
         return self._rows(queries, everything if keys is None else keys, share)
 
@@ -140,8 +145,9 @@ class Objective(nn.Module):
             self.geometry, self.target, self._row_loss, self._in_place, self._miner,
             queries.code, keys.code, queries.id, keys.id, share,
         )  # fmt: skip
-        q = self.geometry.prepare(queries.z)
-        k = q if keys.z is queries.z else self.geometry.prepare(keys.z)
+        zq, zk = _alike(queries.z, keys.z)
+        q = self.geometry.prepare(zq)
+        k = q if keys.z is queries.z else self.geometry.prepare(zk)
         if len(keys) == 0:
             return q.sum() * 0 + k.sum() * 0
         if self.block is None or torch.compiler.is_compiling():
@@ -161,6 +167,12 @@ def _full(x: Any) -> Any:
     return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
 
 
+def _alike(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+    """Both in the wider of their precisions, at least single (a proxy may be wider or narrower than the batch)."""
+    wide = torch.promote_types(torch.promote_types(a.dtype, b.dtype), torch.float32)
+    return a.to(wide), b.to(wide)
+
+
 def _ids(ids: Any, z: Tensor) -> Tensor:
     ids = torch.as_tensor(ids, device=z.device)
     if ids.is_floating_point():
@@ -168,13 +180,17 @@ def _ids(ids: Any, z: Tensor) -> Tensor:
     return ids.long()
 
 
-_READS = {"same": "same/different", "order": "the order of label distances", "magnitude": "the value of label distances"}
+_READS = {
+    "same": "same/different",
+    "order": "the order of label distances",
+    "magnitude": "the value of label distances",
+}
 _GIVES = {"same": "only same or different", "order": "only ranks", "magnitude": "distances"}
 
 
 def check_fit(loss: str, reads: str, target: str, gives: str) -> None:
     """Raise a ValueError, with the way out, if a loss cannot read what a target gives."""
-    if reads == gives or gives == "magnitude" and reads == "order" or reads == "order" and gives == "same":
+    if reads == gives or (gives == "magnitude" and reads == "order") or (reads == "order" and gives == "same"):
         return
     if reads == "same":
         way_out = (

@@ -25,9 +25,7 @@ class Points:
 
     def __post_init__(self) -> None:
         if self.z.ndim != 2 or not self.z.is_floating_point():
-            raise ValueError(
-                f"expected floating-point embeddings [n d], got {self.z.dtype} {list(self.z.shape)}"
-            )
+            raise ValueError(f"expected floating-point embeddings [n d], got {self.z.dtype} {list(self.z.shape)}")
         if len(self.code) != len(self.z) or self.id.shape != self.z.shape[:1]:
             raise ValueError(
                 f"expected one label and one id per embedding, got {len(self.z)} embeddings, "

@@ -8,14 +8,14 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 from torch import Tensor
 
 RESIZE_MODES = ("shortest", "squash")
 
 
 def open_image(path: str | os.PathLike[str]) -> Image.Image:
-    """Read and fully decode the image at `path`.
+    """Read and fully decode the image at `path`, turned upright as its EXIF orientation says.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -24,7 +24,8 @@ def open_image(path: str | os.PathLike[str]) -> Image.Image:
     try:
         with Image.open(Path(path)) as image:
             image.load()
-            return image
+            upright: Image.Image = ImageOps.exif_transpose(image)
+            return upright
     except FileNotFoundError:
         raise
     except (OSError, SyntaxError, ValueError, EOFError) as error:

@@ -29,13 +29,13 @@ def parse_spec(spec: str) -> tuple[str, tuple[Any, ...], dict[str, Any]]:
     Raises:
         ValueError: `spec` is neither of the two forms.
     """
+    if spec.strip().isidentifier():
+        return spec.strip(), (), {}
     expected = f"expected name or name(key=literal, ...), got {spec!r}"
     try:
         node = ast.parse(spec.strip(), mode="eval").body
     except SyntaxError:
         raise ValueError(expected) from None
-    if isinstance(node, ast.Name):
-        return node.id, (), {}
     if not isinstance(node, ast.Call) or not isinstance(node.func, ast.Name):
         raise ValueError(expected)
     try:

@@ -1,4 +1,4 @@
-"""The report of a run: one HTML file with numbers, neighbours and curves, readable without network or scripts."""
+"""The report of a run: one HTML file with numbers, neighbours and curves, without scripts or links."""
 
 from __future__ import annotations
 
@@ -16,7 +16,15 @@ from PIL import Image
 
 from .data import Items, Splits
 from .metrics import higher_is_better
-from .report_charts import density_chart, loss_chart, metric_chart, neighbour_chart, pair_chart
+from .report_charts import (
+    density_chart,
+    loss_chart,
+    metric_chart,
+    neighbour_chart,
+    pair_chart,
+    rank_chart,
+    rate_chart,
+)
 from .report_pairs import Pair, Sample, sample_pairs, separation, spread
 from .report_style import CSS
 from .targets import Target
@@ -46,12 +54,14 @@ def write_report(
         path: the file; overwritten.
         title: heading, as plain text.
         config: the resolved configuration, sections as dicts.
-        metrics: what metrics.json holds: "table" with the rows before, after, random and oracle, and facts of the run.
+        metrics: what metrics.json holds: "table" with the rows before, after, random and oracle, and facts
+            of the run.
         history: lines of log.jsonl.
         splits: the data; queries and gallery are shown.
         target: what similar means in the evaluation.
         geometry: how embeddings are compared, such as "euclidean".
-        before: embeddings of queries [q d] and gallery [k d] before training (gallery None: queries among themselves).
+        before: embeddings of queries [q d] and gallery [k d] before training; gallery None: the queries were
+            searched among themselves.
         after: the same after training.
 
     Raises:
@@ -67,12 +77,15 @@ def write_report(
         _pairs(sample, geometry, classes),
         _settings(config, metrics),
     ]
-    path.write_text(
-        '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
-        '<meta name="viewport" content="width=device-width, initial-scale=1"><meta name="color-scheme" content="light dark">'
-        f"<title>{escape(title)}</title><style>{CSS}</style></head>\n<body><main>\n" + "\n".join(body) + "\n</main></body></html>\n",
-        encoding="utf-8",
-    )
+    page = [
+        '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">',
+        '<meta name="viewport" content="width=device-width, initial-scale=1">',
+        '<meta name="color-scheme" content="light dark">',
+        f"<title>{escape(title)}</title><style>{CSS}</style></head>\n<body><main>",
+        *body,
+        "</main></body></html>\n",
+    ]
+    path.write_text("\n".join(page), encoding="utf-8")
 
 
 def number(value: float | None, digits: int = 4) -> str:
@@ -90,10 +103,10 @@ def way(table: Mapping[str, Mapping[str, float]], ranking: str, name: str) -> fl
 
 def duration(seconds: float) -> str:
     """A time in words: 42 s, 3 min 20 s, 2 h 5 min."""
-    whole = round(seconds)
-    if whole < 60:
-        return f"{whole} s" if seconds >= 10 else f"{seconds:.1f} s"
-    return f"{whole // 60} min {whole % 60} s" if whole < 3600 else f"{whole // 3600} h {whole % 3600 // 60} min"
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes == 0:
+        return f"{rest} s" if seconds >= 10 else f"{seconds:.1f} s"
+    return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
 
 
 def _facts(config: Mapping[str, Any], metrics: Mapping[str, Any], splits: Splits) -> str:
@@ -127,10 +140,11 @@ def _results(metrics: Mapping[str, Any]) -> str:
     counts = f"Means over {found:,.0f} queries" + (f"; {lost:,.0f} without a match left out" if lost else "")
     return _section(
         "Results",
-        f'<div class="tiles">{tiles}</div><div class="scroll"><table><thead><tr><th scope="col">metric</th>{head}'
+        f'<div class="tiles">{tiles}</div>'
+        f'<div class="scroll"><table><thead><tr><th scope="col">metric</th>{head}'
         f'<th scope="col" class="share">random → oracle</th></tr></thead><tbody>{rows}</tbody></table></div>',
-        f"{counts}. The bars show how far of the way from a random to the best possible ranking the embedding is, "
-        "before (thin mark) and after training (bar). ↑ higher is better, ↓ lower is better.",
+        f"{counts}. The bars show where the embedding stands between a random ranking and the best possible "
+        "one, before (thin mark) and after training (bar). ↑ higher is better, ↓ lower is better.",
     )
 
 
@@ -141,7 +155,8 @@ def _bar(table: Mapping[str, Mapping[str, float]], name: str) -> str:
         return '<span class="way none"></span>'
     mark = f'<b style="left:{min(max(start, 0), 1):.1%}"></b>' if math.isfinite(start) else ""
     words = f"before {start:.0%}, after {stop:.0%} of the way" if mark else f"after {stop:.0%} of the way"
-    return f'<span class="way" role="img" aria-label="{words}"><i style="width:{min(max(stop, 0), 1):.1%}"></i>{mark}</span>'
+    bar = f'<i style="width:{min(max(stop, 0), 1):.1%}"></i>'
+    return f'<span class="way" role="img" aria-label="{words}">{bar}{mark}</span>'
 
 
 def _percent(value: float) -> str:
@@ -150,10 +165,11 @@ def _percent(value: float) -> str:
 
 def _tile(table: Mapping[str, Mapping[str, float]], name: str) -> str:
     values = [number(table[ranking].get(name), 3) for ranking in RANKINGS]
-    share = f"{_percent(way(table, 'before', name))} → {_percent(way(table, 'after', name))} of the gap from random to oracle"
+    shares = [_percent(way(table, ranking, name)) for ranking in ("before", "after")]
     return (
         f'<div class="tile"><h3>{escape(name)}</h3><p class="big"><span>{values[0]} →</span> {values[1]}</p>'
-        f'{_bar(table, name)}<p class="ends"><span>random {values[2]}</span><span>oracle {values[3]}</span></p><p>{share}</p></div>'
+        f'{_bar(table, name)}<p class="ends"><span>random {values[2]}</span><span>oracle {values[3]}</span></p>'
+        f"<p>{' → '.join(shares)} of the gap from random to oracle</p></div>"
     )
 
 
@@ -162,7 +178,7 @@ def _row(table: Mapping[str, Mapping[str, float]], name: str) -> str:
     cells = "".join(f'<td class="{r}">{number(table[r].get(name))}</td>' for r in RANKINGS)
     share = _percent(way(table, "after", name))
     return (
-        f'<tr><th scope="row">{escape(name)} <small>{arrow}</small></th>{cells}'
+        f'<tr><th scope="row">{escape(name).replace("_", "_<wbr>")}&nbsp;<small>{arrow}</small></th>{cells}'
         f'<td class="share"><div>{_bar(table, name)}<span>{share}</span></div></td></tr>'
     )
 
@@ -174,15 +190,17 @@ def _gallery(sample: Sample, splits: Splits, classes: bool) -> str:
     cards = "".join(_card(sample, row, word, splits, classes, levels) for row, word in chosen.items())
     order = "the share of wrong ones" if classes else "the mean label distance"
     if classes:
-        key = '<i class="dot" style="--c:var(--same)"></i>✓ same <i class="dot" style="--c:var(--different)"></i>✗ different'
+        dots = (("same", "✓ same"), ("different", "✗ different"))
+        key = " ".join(f'<i class="dot" style="--c:var(--{colour})"></i>{word}' for colour, word in dots)
+        note = "."
     else:
         key = f'oracle {number(levels[0], 3)} <i class="scale"></i> random {number(levels[1], 3)}'
+        note = "; numbers are label distances, coloured from the oracle's mean to the random one's."
     return _section(
         "Nearest neighbours",
         f'<p class="key">{key}</p>{cards or "<p>No query has anything to find.</p>"}',
-        f"{len(chosen)} of {len(sample.rows):,} queries from best to worst by {order} among the first {SHOWN} neighbours "
-        f"after training, nearest first. The smaller row shows what the embedding found before training"
-        + ("." if classes else "; numbers are label distances, coloured from the oracle's mean to the random one's."),
+        f"{len(chosen)} of {len(sample.rows):,} queries from best to worst by {order} among the first "
+        f"{SHOWN} neighbours after training, nearest first. The smaller row shows what was found before{note}",
     )
 
 
@@ -193,10 +211,11 @@ def _card(sample: Sample, row: int, word: str, splits: Splits, classes: bool, le
     for ranking in ("after", "before"):
         y = sample.distances[ranking][row, :SHOWN]
         known = [i for i, value in enumerate(y.tolist()) if not math.isnan(value)]
-        hits = [_hit(gallery, int(sample.neighbours[ranking][row, i]), float(y[i]), splits, classes, levels) for i in known]
+        found = ((int(sample.neighbours[ranking][row, i]), float(y[i])) for i in known)
+        hits = "".join(_hit(gallery, neighbour, value, splits, classes, levels) for neighbour, value in found)
         right = sum(float(y[i]) == 0 for i in known)
         score = f"{right} of {len(known)} right" if classes else f"mean {number(_mean(y), 3)}"
-        rows.append(f'<div class="row {ranking}"><p>{ranking}: {score}</p><div class="hits">{"".join(hits)}</div></div>')
+        rows.append(f'<div class="row {ranking}"><p>{ranking}: {score}</p><div class="hits">{hits}</div></div>')
     caption = _caption(query, place, splits)
     return (
         f'<article class="query"><figure class="ask"><p>{word}</p>{_img(query, place, 160)}'
@@ -240,7 +259,8 @@ def _img(items: Items, place: int, side: int) -> str:
         files[kind] = buffer.getvalue()
     kind = min(files, key=lambda k: len(files[k]))
     data = base64.b64encode(files[kind]).decode()
-    return f'<img src="data:image/{kind};base64,{data}" alt="{escape(str(items.names[place]))}" width="{image.width}" height="{image.height}">'
+    size = f'width="{image.width}" height="{image.height}"'
+    return f'<img src="data:image/{kind};base64,{data}" alt="{escape(str(items.names[place]))}" {size}>'
 
 
 def _curves(history: Iterable[Mapping[str, Any]], metrics: Mapping[str, Any]) -> str:
@@ -254,24 +274,26 @@ def _curves(history: Iterable[Mapping[str, Any]], metrics: Mapping[str, Any]) ->
         evaluations.append({"epoch": metrics["epochs"], **table["after"]})
     parts = []
     if steps:
-        columns = ([line.get(name, math.nan) for line in steps] for name in ("step", "loss", "lr"))
-        parts.append(_chart(loss_chart(*columns), "loss and learning rate per step"))
+        step, loss, rate = ([line.get(name, math.nan) for line in steps] for name in ("step", "loss", "lr"))
+        charts = [_chart(loss_chart(step, loss), "loss per step")]
+        charts += [_chart(rate_chart(step, rate), "learning rate per step")]
+        parts.append(f'<div class="charts">{"".join(charts)}</div>')
     names = [n for n in table["after"] if n not in COUNTS and any(n in line for line in evaluations)]
     charts = []
     for name in names:
         epochs, values = ([line.get(key, math.nan) for line in evaluations] for key in ("epoch", name))
         levels = {ranking: table[ranking].get(name, math.nan) for ranking in ("random", "oracle")}
         charts.append(_chart(metric_chart(name, epochs, values, levels), f"{name} over epochs"))
-    key = "".join(f'<i class="dash broken" style="--c:var(--{r})"></i>{r} ' for r in ("random", "oracle"))
     if charts:
-        parts.append(f'<p class="key"><i class="dash" style="--c:var(--after)"></i>held-out items {key}</p>')
+        parts.append(_key({"after": "held-out items", "random": "random", "oracle": "oracle"}))
         parts.append(f'<div class="charts small">{"".join(charts)}</div>')
     return _section("Training", "".join(parts))
 
 
 def _pairs(sample: Sample, geometry: str, classes: bool) -> str:
     """How embedding distances relate to the labels, before and after training."""
-    label = {"cosine": "cosine similarity", "dot": "inner product"}.get(geometry, f"{geometry} distance".replace("_", " "))
+    words = {"cosine": "cosine similarity", "dot": "inner product"}
+    label = words.get(geometry, f"{geometry} distance".replace("_", " "))
     y, charts, note = sample.y.numpy(), [], ""
     for name in ("before", "after"):
         x = sample.x[name].numpy()
@@ -284,11 +306,14 @@ def _pairs(sample: Sample, geometry: str, classes: bool) -> str:
     body = f'<div class="charts">{"".join(charts)}</div>'
     known = int((~sample.y.isnan()).sum())
     if classes:
-        note = "Genuine pairs are of one class, impostors of two; d' is the distance of the two means in units of their deviation."
+        note = "Genuine pairs are the same, impostors differ; d' is the distance of their means in deviations."
     else:
-        found = {name: sample.distances[name].numpy().ravel() for name in RANKINGS}
+        found = {name: sample.distances[name].numpy() for name in RANKINGS}
         body += f"<h3>Label distance of the nearest {sample.distances['after'].shape[1]} neighbours</h3>"
-        body += _chart(neighbour_chart(found), "histogram of the neighbours' label distances")
+        body += _key({name: name for name in RANKINGS})
+        charts = [_chart(neighbour_chart(found), "histogram of the neighbours' label distances")]
+        charts += [_chart(rank_chart(found), "mean label distance by place")]
+        body += f'<div class="charts">{"".join(charts)}</div>'
         note = "Darker cells hold more pairs."
     return _section("Pairs", body, f"{known:,} pairs of a seeded sample. {note}")
 
@@ -298,8 +323,10 @@ def _settings(config: Mapping[str, Any], metrics: Mapping[str, Any]) -> str:
     text = escape(yaml.safe_dump(dict(config), sort_keys=False))
     skipped = metrics.get("skipped_images") or []
     listed = "".join(f"<li>{escape(str(name))}</li>" for name in skipped[:50])
-    left_out = f"<details><summary>{len(skipped)} images left out</summary><ul>{listed}</ul></details>" if skipped else ""
-    return f"<section>{left_out}<details><summary>Configuration</summary><pre>{text}</pre></details></section>"
+    parts = [f"<details><summary>Configuration</summary><pre>{text}</pre></details>"]
+    if skipped:
+        parts += [f"<details><summary>{len(skipped)} images left out</summary><ul>{listed}</ul></details>"]
+    return f"<section>{''.join(parts)}</section>"
 
 
 def _section(title: str, body: str, note: str = "") -> str:
@@ -309,6 +336,12 @@ def _section(title: str, body: str, note: str = "") -> str:
 
 def _chart(svg: str, words: str) -> str:
     return f'<figure class="chart" role="img" aria-label="{escape(words)}">{svg}</figure>'
+
+
+def _key(words: Mapping[str, str]) -> str:
+    """Legend: the line of each colour and what it stands for."""
+    lines = (f'<i class="dash {colour}" style="--c:var(--{colour})"></i>{word}' for colour, word in words.items())
+    return f'<p class="key">{" ".join(lines)}</p>'
 
 
 def _mean(y: torch.Tensor) -> float:

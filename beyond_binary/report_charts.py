@@ -1,4 +1,4 @@
-"""Charts of a report: pure functions from numbers to inline SVG whose colours follow the page's light or dark theme."""
+"""Charts of a report: pure functions from numbers to inline SVG in the colours of the page, light or dark."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 if TYPE_CHECKING:
-    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 COLOURS = {
@@ -44,32 +43,45 @@ def require_matplotlib() -> None:
         ) from error
 
 
-def loss_chart(steps: Sequence[float], loss: Sequence[float], rate: Sequence[float]) -> str:
-    """Loss per step, raw and smoothed, above the learning rate."""
+def loss_chart(steps: Sequence[float], loss: Sequence[float]) -> str:
+    """Loss per step, raw and smoothed."""
     every = max(1, len(steps) // 1500)
-    s, raw, lr = (np.asarray(v, dtype=float)[::every] for v in (steps, loss, rate))
-    smooth = smoothed(np.asarray(loss, dtype=float), max(1, len(loss) // 20))[::every]
+    raw, smooth = (
+        np.asarray(loss, dtype=float),
+        smoothed(np.asarray(loss, dtype=float), max(1, len(loss) // 20)),
+    )
 
     def draw(figure: Figure) -> None:
-        upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
-        upper.plot(s, raw, color=COLOURS["after"], alpha=0.3, linewidth=0.8, label="each step")
-        upper.plot(s, smooth, color=COLOURS["after"], label="smoothed")
-        upper.set_ylabel("loss")
-        upper.legend(loc="upper right", ncols=2)
-        lower.plot(s, lr, color=COLOURS["before"], linewidth=1.2)
-        lower.set_ylim(bottom=0)
-        lower.ticklabel_format(axis="y", style="sci", scilimits=(-2, 3))
-        lower.set(ylabel="learning rate", xlabel="step")
-        figure.align_ylabels([upper, lower])
+        axes: Any = figure.subplots()
+        axes.plot(steps[::every], raw[::every], color=COLOURS["after"], alpha=0.35, linewidth=0.8, label="each step")
+        axes.plot(steps[::every], smooth[::every], color=COLOURS["after"], label="smoothed")
+        axes.set_title("loss", loc="left")
+        axes.set_xlabel("step")
+        axes.legend(loc="upper right", ncols=2)
 
-    return _svg("loss", (8.6, 3.3), draw)
+    return _svg("loss", (4.4, 2.7), draw)
+
+
+def rate_chart(steps: Sequence[float], rate: Sequence[float]) -> str:
+    """Learning rate per step."""
+    every = max(1, len(steps) // 1500)
+
+    def draw(figure: Figure) -> None:
+        axes: Any = figure.subplots()
+        axes.plot(steps[::every], rate[::every], color=COLOURS["before"])
+        axes.set_title("learning rate", loc="left")
+        axes.set_xlabel("step")
+        axes.set_ylim(bottom=0)
+        axes.ticklabel_format(axis="y", style="sci", scilimits=(-2, 3))
+
+    return _svg("learning-rate", (4.4, 2.7), draw)
 
 
 def metric_chart(name: str, epochs: Sequence[float], values: Sequence[float], levels: Mapping[str, float]) -> str:
     """A metric over epochs, with the levels of the random and the oracle ranking dashed."""
 
     def draw(figure: Figure) -> None:
-        axes = figure.subplots()
+        axes: Any = figure.subplots()
         for level, value in levels.items():
             if np.isfinite(value):
                 axes.axhline(value, color=COLOURS[level], linestyle=DASHES[level], linewidth=1.2)
@@ -86,7 +98,7 @@ def pair_chart(name: str, title: str, x: np.ndarray, y: np.ndarray, label: str) 
     """Histograms of embedding distance or similarity of genuine (y = 0) and impostor (y > 0) pairs."""
 
     def draw(figure: Figure) -> None:
-        axes = figure.subplots()
+        axes: Any = figure.subplots()
         known = x[~np.isnan(y)]
         bins = np.linspace(*_limits(known), 61)
         for kind, part in (("different", x[y > 0]), ("same", x[y == 0])):
@@ -107,7 +119,7 @@ def density_chart(name: str, title: str, x: np.ndarray, y: np.ndarray, label: st
     """2-D histogram of embedding distance (or similarity) over label distance, with its median per bin."""
 
     def draw(figure: Figure) -> None:
-        axes = figure.subplots()
+        axes: Any = figure.subplots()
         known = ~np.isnan(y)
         across, up = _limits(y[known], low=0.0), _limits(x[known])
         counts, edges, _ = np.histogram2d(y[known], x[known], bins=(48, 40), range=(across, up))
@@ -127,20 +139,37 @@ def neighbour_chart(distances: Mapping[str, np.ndarray]) -> str:
     """Histograms of the label distances of the nearest neighbours, one outline per ranking."""
 
     def draw(figure: Figure) -> None:
-        axes = figure.subplots()
+        axes: Any = figure.subplots()
         known = {name: values[~np.isnan(values)] for name, values in distances.items()}
-        bins = np.linspace(*_limits(np.concatenate(list(known.values())), low=0.0), 51)
+        bins = np.linspace(*_limits(np.concatenate(list(known.values())), low=0.0), 31)
         for name, values in known.items():
             if len(values):
-                style = {"color": COLOURS[name], "linestyle": DASHES.get(name, "-"), "label": name}
+                style = {"color": COLOURS[name], "linestyle": DASHES.get(name, "-")}
                 weights = np.full(len(values), 1 / len(values))
                 axes.hist(values, bins=bins, weights=weights, histtype="step", linewidth=1.5, **style)
                 axes.axvline(values.mean(), ymax=0.04, color=COLOURS[name], linewidth=2.5)
+        axes.set_title("their histogram", loc="left")
         axes.set(xlabel="label distance (marks: means)", ylabel="share of neighbours")
-        if axes.get_legend_handles_labels()[0]:
-            axes.legend(loc="best")
 
-    return _svg("neighbours", (8.6, 2.9), draw)
+    return _svg("neighbours", (4.4, 2.7), draw)
+
+
+def rank_chart(distances: Mapping[str, np.ndarray]) -> str:
+    """Mean label distance of the first, second, ... neighbour, one line per ranking."""
+
+    def draw(figure: Figure) -> None:
+        axes: Any = figure.subplots()
+        for name, values in distances.items():
+            known = ~np.isnan(values)
+            count = known.sum(0)
+            mean = np.where(known, values, 0).sum(0)[count > 0] / count[count > 0]
+            style = {"color": COLOURS[name], "linestyle": DASHES.get(name, "-")}
+            axes.plot(np.arange(1, len(mean) + 1), mean, marker="o", markersize=2.5, **style)
+        axes.set_title("mean by place", loc="left")
+        axes.set(xlabel="place in the ranking", ylabel="label distance")
+        axes.xaxis.get_major_locator().set_params(integer=True)
+
+    return _svg("places", (4.4, 2.7), draw)
 
 
 def smoothed(values: np.ndarray, window: int) -> np.ndarray:
@@ -174,13 +203,14 @@ def _svg(name: str, inches: tuple[float, float], draw: Any) -> str:
     from matplotlib.figure import Figure
 
     buffer = io.StringIO()
-    with matplotlib.rc_context({**STYLE, "svg.hashsalt": name}):
+    style: Any = {**STYLE, "svg.hashsalt": name}
+    with matplotlib.rc_context(style):
         figure = Figure(figsize=inches, layout="constrained")
         draw(figure)
         figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
     text = buffer.getvalue()
     text = re.sub(r"<metadata>.*?</metadata>", "", text[text.index("<svg") :], flags=re.DOTALL)
-    text = re.sub(r'(<svg[^>]*?) height="[^"]*"([^>]*?) width="[^"]*"', r"\1\2", text, count=1)
+    text = re.sub(r' (?:width|height)="[^"]*pt"', "", text)
     prefix = re.sub(r"[^a-z0-9]+", "-", name.lower())
     text = re.sub(r'(id="|url\(#|href="#)', rf"\g<1>{prefix}-", text)
     for colour, code in COLOURS.items():

@@ -1,4 +1,4 @@
-"""Numbers behind a report's pictures: neighbours and pair distances of a seeded sample of the held-out items."""
+"""Numbers behind a report's pictures: neighbours and pair distances of a seeded sample of held-out items."""
 
 from __future__ import annotations
 
@@ -43,7 +43,15 @@ class Sample:
 
 @torch.no_grad()
 def sample_pairs(
-    splits: Splits, target: Target, geometry: str, before: Pair, after: Pair, *, k: int = 10, most: int = 2000, seed: int = 0
+    splits: Splits,
+    target: Target,
+    geometry: str,
+    before: Pair,
+    after: Pair,
+    *,
+    k: int = 10,
+    most: int = 2000,
+    seed: int = 0,
 ) -> Sample:
     """Search the gallery for at most `most` queries; pair values are kept for at most `most` gallery items.
 
@@ -76,8 +84,8 @@ def sample_pairs(
 def spread(sample: Sample, count: int = 8) -> dict[int, str]:
     """Up to eight rows of the sample from best to worst, each with a word for its place.
 
-    The order is that of the mean label distance of the first `count` neighbours after training (for same/different:
-    the share of wrong ones); equal rows come in the order of the sample's seed-chosen rows, shuffled.
+    The order is that of the mean label distance of the first `count` neighbours after training (for
+    same/different: the share of wrong ones); equal rows come in a seeded random order.
     """
     score = sample.distances["after"][:, :count].nanmean(1).masked_fill(~sample.matched, torch.nan).numpy()
     usable = np.flatnonzero(~np.isnan(score))

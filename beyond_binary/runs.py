@@ -1,12 +1,12 @@
 """Run folders: claimed once, logged line by line, and checkpointed so that a kill at any moment loses little.
 
-    config.yaml      the resolved configuration
-    log.jsonl        a line per step, and one per evaluation ("event": "evaluation")
-    checkpoints/     step_00000120/ ..., complete or absent
-    best/            the embedder of the best evaluation
-    embedder/        the embedder the run ended with
-    metrics.json     the final table
-    report.html      pictures
+config.yaml      the resolved configuration
+log.jsonl        a line per step, and one per evaluation ("event": "evaluation")
+checkpoints/     step_00000120/ ..., complete or absent
+best/            the embedder of the best evaluation
+embedder/        the embedder the run ended with
+metrics.json     the final table
+report.html      pictures
 """
 
 from __future__ import annotations

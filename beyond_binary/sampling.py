@@ -245,8 +245,7 @@ def dense_triplet_batches(
     _check_positive(anchors=anchors, k=k)
     if batch_size > items_count:
         raise ValueError(
-            f"batch_size={batch_size} exceeds the {items_count} training items; "
-            f"lower it to at most {items_count}"
+            f"batch_size={batch_size} exceeds the {items_count} training items; lower it to at most {items_count}"
         )
     if anchors * (1 + k) > batch_size:
         raise ValueError(

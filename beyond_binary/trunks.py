@@ -64,9 +64,7 @@ def split_name(trunk: str) -> tuple[str, str]:
     library, _, name = trunk.partition("/")
     if library not in known:
         hint = _hint(trunk, [f"{kind}/{n}" for kind, names in known.items() for n in names], "timm")
-        raise ValueError(
-            f"expected a trunk 'timm/<architecture>' or 'open_clip/<architecture>', got {trunk!r}{hint}"
-        )
+        raise ValueError(f"expected a trunk 'timm/<architecture>' or 'open_clip/<architecture>', got {trunk!r}{hint}")
     architecture, _, tag = name.partition(".") if library == "timm" else (name, "", "")
     if architecture not in known[library]:
         hint = _hint(architecture, known[library], library)
@@ -114,9 +112,7 @@ def _create_timm(
     if tag is not None:
         _, name = split_name(f"timm/{name.partition('.')[0]}.{tag}")
     if reserved := sorted({"num_classes", "global_pool", "pretrained", "checkpoint_path"} & set(options)):
-        raise ValueError(
-            f"trunk_options may not hold {', '.join(reserved)}; use pooling, pretrained, weights"
-        )
+        raise ValueError(f"trunk_options may not hold {', '.join(reserved)}; use pooling, pretrained, weights")
     arguments = {"num_classes": 0, **options}
     if pooling is not None:
         arguments["global_pool"] = "" if pooling == "gem" else pooling  # timm pools nothing, we pool
@@ -289,7 +285,5 @@ def tokenize(config: dict[str, Any], texts: list[str]) -> Tensor:
     if name in open_clip.list_models():
         return open_clip.get_tokenizer(name, context_length=length)(texts)
     if "hf_tokenizer_name" in text:
-        raise ValueError(
-            f"open_clip does not know {name!r} here; register it with open_clip.add_model_config"
-        )
+        raise ValueError(f"open_clip does not know {name!r} here; register it with open_clip.add_model_config")
     return open_clip.SimpleTokenizer(context_length=length, **text.get("tokenizer_kwargs", {}))(texts)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -24,17 +24,17 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from beyond_binary import distributed
-from beyond_binary.config import Config, OptimizerConfig, parse_config
+from beyond_binary.config import Config, EvaluationConfig, OptimizerConfig, parse_config
 from beyond_binary.data import Augment, ImageSet, Items, Splits, collate, load_checked, with_mirror
 from beyond_binary.embedder import Embedder, create_embedder
 from beyond_binary.evaluation import evaluate
-from beyond_binary.metrics import higher_is_better
+from beyond_binary.metrics import create_metrics, higher_is_better
 from beyond_binary.neighbours import label_neighbours
 from beyond_binary.objective import Objective, create_objective
 from beyond_binary.registry import suggest
 from beyond_binary.runs import Run, claim
 from beyond_binary.sampling import BatchSampler, create_sampler
-from beyond_binary.targets import Target, create_target
+from beyond_binary.targets import create_target
 
 
 class TrainModule(nn.Module):
@@ -46,7 +46,8 @@ class TrainModule(nn.Module):
 
     def forward(self, images: Tensor, labels: Tensor, ids: Tensor) -> Tensor:
         """The loss of a batch."""
-        loss: Tensor = self.objective(self.embedder(images), labels, ids=ids)
+        z = self.embedder(images.contiguous(memory_format=torch.channels_last))
+        loss: Tensor = self.objective(z, labels, ids=ids)
         return loss
 
 
@@ -73,6 +74,46 @@ class Progress:
         self.__dict__.update(state)
 
 
+class Judge:
+    """Evaluates embeddings of the held-out items, with the random and the oracle ranking beside them.
+
+    Raises ValueError where labels, metrics or the monitored metric do not fit.
+    """
+
+    def __init__(self, config: EvaluationConfig, splits: Splits, target: str) -> None:
+        self.config, self.splits, self.target = config, splits, create_target(config.target or target)
+        for items in (splits.query, splits.gallery):
+            if items is not None:
+                self.target.encode(items.labels)
+        self.monitored([m.name for m in create_metrics(config.metrics, self.target.gives, config.ks)])
+
+    def __call__(self, z: Tensor, gallery: Tensor | None, ranking: str = "embedding") -> dict[str, float]:
+        """Metrics of query embeddings `z` against the gallery, or among themselves."""
+        query, other = self.splits.query, self.splits.gallery
+        return evaluate(
+            z,
+            query.labels,
+            target=self.target,
+            ref_embeddings=gallery,
+            ref_labels=None if other is None else other.labels,
+            ids=query.ids,
+            ref_ids=None if other is None else other.ids,
+            geometry=self.config.geometry or "euclidean",
+            metrics=self.config.metrics,
+            ks=self.config.ks,
+            ranking=ranking,
+        )
+
+    def monitored(self, metrics: Iterable[str]) -> str:
+        """Name of the metric that picks the best epoch."""
+        wanted = self.config.monitor
+        if wanted is None:
+            wanted = next(n for n in ("map_at_r", "mean_label_distance_at_10", *metrics) if n in {*metrics})
+        if wanted not in metrics:
+            raise ValueError(f"evaluation.monitor {wanted!r} is not among the metrics: {', '.join(metrics)}")
+        return wanted
+
+
 @dataclass
 class Setup:
     """Everything a run needs, built and checked before anything is written or trained."""
@@ -81,7 +122,7 @@ class Setup:
     skipped: list[str]
     embedder: Embedder
     objective: Objective
-    target: Target
+    judge: Judge
     sampler: BatchSampler
     loader: DataLoader[Any]
     optimizer: torch.optim.Optimizer
@@ -90,18 +131,19 @@ class Setup:
 def set_up(config: Config, accelerator: Accelerator) -> Setup:
     """Load the data and build model, loss, batches and optimizer. Raises ValueError or OSError for what does not fit."""
     splits, bad = load_checked(config.data, progress=config.progress and accelerator.is_main_process)
-    spec = config.objective.target or splits.target
+    whole = splits.train.labels.dtype.kind in "iu" and splits.train.labels.ndim == 1
+    spec = config.objective.target or splits.target or ("classes" if whole else None)
     if spec is None:
-        raise ValueError("the data set knows no target of its own; give --objective.target, for example classes")
+        raise ValueError(
+            f"these labels ({splits.train.labels.dtype} {list(splits.train.labels.shape[1:])} per item) could mean many "
+            "things; say what similar means with --objective.target, for example euclidean, pose or circular(period=360)"
+        )
     facts = config.embedder
     embedder = create_embedder(**asdict(facts))
     train = with_mirror(splits.train, config.augment.mirror) if config.augment.mirror else splits.train
     objective, train = make_objective(config, spec, train, embedder.dim)
-    target = create_target(config.evaluation.target or spec)
+    judge = Judge(config.evaluation, splits, spec)
     code = objective.target.encode(train.labels)
-    for items in (splits.query, splits.gallery):
-        if items is not None:
-            target.encode(items.labels)
     sampler = create_sampler(
         config.sampler.name,
         items_count=len(train),
@@ -113,7 +155,9 @@ def set_up(config: Config, accelerator: Accelerator) -> Setup:
         rank=accelerator.process_index,
     )
     if not sampler.drop_last and 0 < len(train) % config.sampler.batch_size < accelerator.num_processes:
-        raise ValueError("the last batch has fewer items than there are processes; use the sampler random(drop_last=True)")
+        raise ValueError(
+            "the last batch has fewer items than there are processes; use the sampler random(drop_last=True)"
+        )
     augment = {k: v for k, v in asdict(config.augment).items() if k != "mirror"}
     data = ImageSet(train, Augment(embedder.preprocess, **augment), seed=config.seed, cache=config.data.cache)
     loader = DataLoader(
@@ -125,7 +169,7 @@ def set_up(config: Config, accelerator: Accelerator) -> Setup:
         generator=torch.Generator().manual_seed(config.seed),  # else each epoch would draw from the global one
     )
     optimizer = make_optimizer(config.optimizer, embedder, objective)
-    return Setup(splits, [b.name for b in bad], embedder, objective, target, sampler, loader, optimizer)
+    return Setup(splits, [b.name for b in bad], embedder, objective, judge, sampler, loader, optimizer)
 
 
 def make_objective(config: Config, target: str, train: Items, dim: int) -> tuple[Objective, Items]:
@@ -183,40 +227,6 @@ def embed(embedder: Embedder, items: Items | None, accelerator: Accelerator, bat
     return distributed.all_rows(z).cpu()
 
 
-class Judge:
-    """Evaluates embeddings of the held-out items, with the random and the oracle ranking beside them."""
-
-    def __init__(self, config: Config, setup: Setup) -> None:
-        self.config, self.splits, self.target = config.evaluation, setup.splits, setup.target
-
-    def __call__(self, z: Tensor, gallery: Tensor | None, ranking: str = "embedding") -> dict[str, float]:
-        """Metrics of query embeddings `z` against the gallery, or among themselves."""
-        query, other = self.splits.query, self.splits.gallery
-        options = {"ks": tuple(self.config.ks)} if self.config.ks else {}
-        return evaluate(
-            z,
-            query.labels,
-            target=self.target,
-            ref_embeddings=gallery,
-            ref_labels=None if other is None else other.labels,
-            ids=query.ids,
-            ref_ids=None if other is None else other.ids,
-            geometry=self.config.geometry or "euclidean",
-            metrics=self.config.metrics,
-            ranking=ranking,
-            **options,  # type: ignore[arg-type]
-        )
-
-    def monitored(self, metrics: dict[str, float]) -> str:
-        """Name of the metric that picks the best epoch."""
-        wanted = self.config.monitor
-        if wanted is None:
-            wanted = next(n for n in ("map_at_r", "mean_label_distance_at_10", *metrics) if n in metrics)
-        if wanted not in metrics:
-            raise ValueError(f"evaluation.monitor {wanted!r} is not among the metrics: {', '.join(metrics)}")
-        return wanted
-
-
 def train(config: Config) -> dict[str, Any]:
     """Run a configuration to its end and return what metrics.json holds."""
     return fit(config, *start(config))
@@ -250,8 +260,8 @@ def tracker_installed(name: str) -> bool:
 
 def fit(config: Config, setup: Setup, run: Run, accelerator: Accelerator) -> dict[str, Any]:
     """Train from the run's last checkpoint, or from the start, to the end."""
-    module = TrainModule(setup.embedder, setup.objective)
-    progress, judge, main = Progress(), Judge(config, setup), accelerator.is_main_process
+    module = TrainModule(setup.embedder, setup.objective).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    progress, judge, main = Progress(), setup.judge, accelerator.is_main_process
     model, optimizer = accelerator.prepare(module, setup.optimizer)
     accelerator.register_for_checkpointing(progress)
     if config.trackers:
@@ -269,7 +279,6 @@ def fit(config: Config, setup: Setup, run: Run, accelerator: Accelerator) -> dic
     else:
         before = [embed(setup.embedder, i, accelerator, config.evaluation.batch_size) for i in held_out(setup)]
         progress.before = judge(*before)  # type: ignore[arg-type]
-        judge.monitored(progress.before)
         if main:
             embeddings.mkdir(exist_ok=True)
             save_file(named(before), str(embeddings / "before.safetensors"))
@@ -282,7 +291,7 @@ def fit(config: Config, setup: Setup, run: Run, accelerator: Accelerator) -> dic
             setup.objective.proxies.start_at_means(z, items.labels)
         set_seed(config.seed, device_specific=True)
 
-    learn(config, setup, run, accelerator, model, optimizer, progress, judge)
+    learn(config, setup, run, accelerator, model, optimizer, progress)
 
     if config.evaluation.keep == "best" and (run.folder / "best").exists():
         best = Embedder.from_pretrained(str(run.folder / "best"))
@@ -297,6 +306,7 @@ def fit(config: Config, setup: Setup, run: Run, accelerator: Accelerator) -> dic
             "epochs": progress.epoch,
             "steps": progress.step,
             "train_seconds": round(progress.seconds, 1),
+            "processes": accelerator.num_processes,
             "best_epoch": progress.best_epoch,
             "train_items": len(setup.splits.train),
             "query_items": len(setup.splits.query),
@@ -318,7 +328,6 @@ def learn(
     model: nn.Module,
     optimizer: Any,
     progress: Progress,
-    judge: Judge,
 ) -> None:
     """The training loop: epochs of batches, an evaluation and a checkpoint after each."""
     settings, sampler, main = config.optimizer, setup.sampler, accelerator.is_main_process
@@ -352,7 +361,7 @@ def learn(
         if config.evaluation.every and (
             progress.epoch % config.evaluation.every == 0 or progress.epoch == settings.epochs
         ):
-            assess(config, setup, run, accelerator, progress, judge)
+            assess(config, setup, run, accelerator, progress)
         save(run, accelerator, progress)
     bar.close()
 
@@ -385,13 +394,11 @@ def batches(
         started = time.perf_counter()
 
 
-def assess(
-    config: Config, setup: Setup, run: Run, accelerator: Accelerator, progress: Progress, judge: Judge
-) -> None:
+def assess(config: Config, setup: Setup, run: Run, accelerator: Accelerator, progress: Progress) -> None:
     """Evaluate after an epoch, log it, and keep the embedder if it is the best so far."""
     z = [embed(setup.embedder, i, accelerator, config.evaluation.batch_size) for i in held_out(setup)]
-    metrics = judge(*z)  # type: ignore[arg-type]
-    name = judge.monitored(metrics)
+    metrics = setup.judge(*z)  # type: ignore[arg-type]
+    name = setup.judge.monitored(metrics)
     value = metrics[name] if higher_is_better(name) else -metrics[name]
     better = progress.best is None or value > progress.best
     if better:
@@ -436,7 +443,7 @@ def finish(config: Config, setup: Setup, run: Run, after: list[Tensor | None], r
             metrics=result,
             history=run.history(),
             splits=setup.splits,
-            target=setup.target,
+            target=setup.judge.target,
             geometry=config.evaluation.geometry or "euclidean",
             before=(before["query"], before.get("gallery")),
             after=(after[0], after[1]),  # type: ignore[arg-type]

@@ -72,7 +72,7 @@ CASES = [
     graded(ties="include", zero_labels="floor", label_floor=0.1, eps=1e-3),
     graded(embedding_power=2.0, label_power=0.5),
 ]
-FIRST = list({case.loss: case for case in reversed(CASES)}.values())  # one case per loss
+FIRST = [case for i, case in enumerate(CASES) if case.loss not in {c.loss for c in CASES[:i]}]  # one per loss
 assert len({str(case) for case in CASES}) == len(CASES)
 OF_ITEMS = [case for case in CASES if not case.facts.needs_proxies]
 
@@ -92,10 +92,10 @@ def inputs(case: Case, n: int = 9, dtype: torch.dtype = torch.float64) -> tuple[
     return z.to(dtype).requires_grad_(), case.labels(n), [p.to(dtype).requires_grad_() for p in proxies]
 
 
-def call(objective: Objective, z: Tensor, labels: Any, proxies: list[Tensor], **options: Any) -> Tensor:
+def call(objective: Objective, z: Tensor, labels: Any, proxies: list[Tensor], *refs: Any, **options: Any) -> Tensor:
     """The objective's value, with `proxies` in the place of its own."""
-    own = {"proxies.weight": p for p in proxies}
-    value: Tensor = functional_call(objective, own, (z, labels), options)
+    own = {"proxies.weight": proxies[0]} if proxies else {}
+    value: Tensor = functional_call(objective, own, (z, labels, *refs), options)
     return value
 
 

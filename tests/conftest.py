@@ -2,11 +2,22 @@
 
 from __future__ import annotations
 
+import os
+
+os.environ["OMP_NUM_THREADS"] = "1"  # also in processes that tests start: sums depend on the number of threads
+
 import pytest
 import torch
+from hypothesis import HealthCheck, settings
+
+# the same examples in every run, and no verdict on how fast the machine is
+settings.register_profile(
+    "steady", derandomize=True, deadline=None, database=None, suppress_health_check=[HealthCheck.too_slow]
+)
+settings.load_profile("steady")
+torch.set_num_threads(1)
 
 
 @pytest.fixture(autouse=True)
 def seeded() -> None:
     torch.manual_seed(0)
-    torch.set_num_threads(1)

@@ -1,7 +1,7 @@
-"""Each registered loss as plain loops over Python floats, written from its paper; shares nothing with the library.
+"""Each registered loss as plain loops over Python floats, from its paper; shares nothing with the library.
 
-Every oracle takes queries, keys (the batch itself, references, or the proxies) and the loss's options, and returns the
-loss. A pair counts unless both have the same id.
+Every oracle takes queries, keys (the batch itself, references, or the proxies) and the loss's options, and
+returns the loss. A pair counts unless both have the same id.
 """
 
 from __future__ import annotations
@@ -50,7 +50,12 @@ def mean(values: Sequence[float]) -> float:
 
 
 def contrastive(
-    q: Batch, k: Batch, positive_margin: float = 0.0, negative_margin: float = 1.0, power: int = 2, average: str = "pairs"
+    q: Batch,
+    k: Batch,
+    positive_margin: float = 0.0,
+    negative_margin: float = 1.0,
+    power: int = 2,
+    average: str = "pairs",
 ) -> float:
     """Hadsell et al. 2006, equation 4: D^2 / 2 for the same, max(0, m - D)^2 / 2 for the different."""
     pull, push = [], []
@@ -65,7 +70,7 @@ def contrastive(
 
 
 def triplet(q: Batch, k: Batch, margin: float = 0.2, triplets: str = "all", average: str = "active") -> float:
-    """Schroff et al. 2015, equation 2, with distances in place of their squares (Hermans et al. 2017, equation 5)."""
+    """Schroff et al. 2015, equation 2, with distances in place of their squares (Hermans et al. 2017)."""
     active, considered = [], 0
     for i in range(len(q)):
         for p in others(q, i, k, same=True):
@@ -97,9 +102,7 @@ def supcon(q: Batch, k: Batch, temperature: float = 0.1) -> float:
         positive, negative = others(q, i, k, same=True), others(q, i, k, same=False)
         if positive:
             total = sum(math.exp(cosine(q.z[i], k.z[j]) / temperature) for j in positive + negative)
-            rows.append(
-                -mean([math.log(math.exp(cosine(q.z[i], k.z[j]) / temperature) / total) for j in positive])
-            )
+            rows.append(-mean([math.log(math.exp(cosine(q.z[i], k.z[j]) / temperature) / total) for j in positive]))
     return mean(rows)
 
 
@@ -154,7 +157,7 @@ def log_ratio(
 
 
 def pd_loss(q: Batch, k: Batch, gap_floor: float = 0.05, variance_floor: float = 1e-6) -> float:
-    """Silva et al. 2025: -log(mu_gen - mu_imp) + log(var_gen + var_imp) / 2; the logarithm is a line below the floor."""
+    """Silva et al. 2025: -log(mu_gen - mu_imp) + log(var_gen + var_imp) / 2; a line below the floor."""
     genuine, impostor = [], []
     for z, label in zip(q.z, q.label, strict=True):
         for proxy, other in zip(k.z, k.label, strict=True):

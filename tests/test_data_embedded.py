@@ -40,9 +40,15 @@ def test_more_items_begin_with_the_same_items_and_splits_differ(name):
     assert not np.array_equal(pixels(many.train)[:12], pixels(many.query))
 
 
-@pytest.mark.parametrize(("name", "shape", "dtype", "target"), [
-    ("digits", (), np.int64, "classes"), ("figures", (14, 2), np.float64, "pose(root=(2, 3))"),
-    ("rooms", (32, 32), np.uint8, "layout"), ("scenes", (5,), np.str_, None)])
+@pytest.mark.parametrize(
+    ("name", "shape", "dtype", "target"),
+    [
+        ("digits", (), np.int64, "classes"),
+        ("figures", (14, 2), np.float64, "pose(root=(2, 3))"),
+        ("rooms", (32, 32), np.uint8, "layout"),
+        ("scenes", (5,), np.str_, None),
+    ],
+)
 def test_shapes_types_and_ids(name, shape, dtype, target):
     splits = small(name)
     assert splits.target == target
@@ -82,7 +88,7 @@ def test_balanced_order_is_a_permutation_that_mixes_the_classes():
     order = balanced_order(labels, np.random.default_rng(0))
     assert np.array_equal(np.sort(order), np.arange(300))
     for start in range(0, 300, 60):
-        assert np.abs(np.bincount(labels[order[start:start + 60]], minlength=3) - [10, 20, 30]).max() <= 2
+        assert np.abs(np.bincount(labels[order[start : start + 60]], minlength=3) - [10, 20, 30]).max() <= 2
 
 
 def drawn_on(background, seed, size=64):
@@ -133,7 +139,7 @@ def test_figures_stay_inside_and_poses_vary_smoothly_with_proportions_kept():
     assert np.isclose(plain[0, 1], thigh + shin)
     assert np.isclose(plain[13, 1], -trunk - head)
     assert np.isclose(np.hypot(*(plain[6] - plain[8])), arm + forearm)
-    assert (plain[[0, 1, 2, 6, 7, 8], 0] < 0).all()          # the right side is on the left of the picture
+    assert (plain[[0, 1, 2, 6, 7, 8], 0] < 0).all()  # the right side is on the left of the picture
 
 
 def test_left_limbs_are_darker():
@@ -161,7 +167,7 @@ def test_the_layout_is_that_of_a_plain_ray_in_a_box():
     room, camera = rooms.random_room(rng), rooms.random_camera(rng)
     rays = rooms.cast_rays(camera, 8)
     depth, surface = rooms.hit_room(1 / rays, room)
-    sides = (2, 0, None, 4, 1, 3)           # the surface beyond the low and high end of x, y, z
+    sides = (2, 0, None, 4, 1, 3)  # the surface beyond the low and high end of x, y, z
     for ray, far, label in zip(rays.T, depth, surface, strict=True):
         steps = np.arange(0, 12, 0.002)[:, None] * ray
         out = np.argmax(((steps < room[0]) | (steps > room[1])).any(1))
@@ -213,8 +219,12 @@ def test_captions_tell_what_the_scene_shows():
         truth = {"left of": a.x < b.x, "right of": a.x > b.x, "above": a.y < b.y, "below": a.y > b.y}
         assert [truth[phrase] for phrase in truth if phrase in plain[1]] == [True]
         first = next(t for t in scene.things if (t.colour, t.shape) == said[2][0])
-        for word, true in (("top", first.y < 1 / 3), ("bottom", first.y > 2 / 3), ("left", first.x < 1 / 3),
-                           ("right", first.x > 2 / 3)):
+        for word, true in (
+            ("top", first.y < 1 / 3),
+            ("bottom", first.y > 2 / 3),
+            ("left", first.x < 1 / 3),
+            ("right", first.x > 2 / 3),
+        ):
             assert (word in plain[2]) == true
         for size, colour, shape in re.findall(rf"(small|large) {pattern}", plain[0] + plain[2]):
             assert any((t.size, t.colour, t.shape) == (size, colour, shape) for t in scene.things)
@@ -233,7 +243,7 @@ def test_each_thing_of_a_scene_has_its_colour_in_its_middle():
 def test_a_thing_covers_the_area_of_its_shape(shape):
     scene = scenes.Scene((scenes.Thing(shape, "red", "large", 0.5, 0.5, 0.4),), "snow")
     image = scenes.paint_scene(scene, np.random.default_rng(0), 128).astype(int)
-    share = ((image[..., 0] - image[..., 2]) > 60).mean()        # nothing else in this picture is red
+    share = ((image[..., 0] - image[..., 2]) > 60).mean()  # nothing else in this picture is red
     x, y = 0.4 * scenes.SHAPES[shape].T
     area = abs((x * np.roll(y, 1) - y * np.roll(x, 1)).sum()) / 2
     assert area * 0.97 < share < area * 1.1

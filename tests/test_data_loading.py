@@ -30,6 +30,9 @@ def items(n: int = 9, labels: np.ndarray | None = None) -> Items:
     return Items([noise(i) for i in range(n)], labels, [f"{i}.png" for i in range(n)], np.arange(n) + 100)
 
 
+IN_WORKERS = pytest.mark.filterwarnings(
+    "ignore:.*fork:DeprecationWarning", "ignore:This DataLoader will create:UserWarning"
+)
 RANDOM = {"crop_scale": (0.3, 1.0), "flip": 0.5}
 
 
@@ -88,19 +91,27 @@ def test_augmentation_depends_on_seed_epoch_index_and_occurrence_alone(cache: bo
     )
 
 
-@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+@IN_WORKERS
 def test_workers_give_the_same_batches_from_a_zip_and_follow_the_epoch(tmp_path: Path) -> None:
     train = load_splits(DataConfig(source=photo_zip(tmp_path), splitting="class_disjoint")).train
     train.images[0].load()  # the parent has the archive open before the workers start
     order = [[0, 1, 2], [5, 0, 0], [4, 3, 1], [2, 2, 5]]
     dataset = ImageSet(train, Augment(PREPROCESS, **RANDOM), seed=1, cache=True)
-    loader = DataLoader(
-        dataset, batch_sampler=order, collate_fn=collate, num_workers=2, persistent_workers=True
-    )
+    loader = DataLoader(dataset, batch_sampler=order, collate_fn=collate, num_workers=2, persistent_workers=True)
     for epoch in range(2):
         dataset.set_epoch(epoch)
         for here, there in zip(batches(dataset, order), loader, strict=True):
             assert all(torch.equal(here[key], there[key]) for key in here)
+
+
+@IN_WORKERS
+def test_processes_do_not_share_the_position_in_a_zip(tmp_path: Path) -> None:
+    train = load_splits(DataConfig(source=photo_zip(tmp_path), splitting="class_disjoint")).train
+    order = [[i % 6] * 10 for i in range(120)]
+    dataset = ImageSet(train, lambda image: torch.from_numpy(np.array(image)))
+    expected = [dataset[i]["image"] for i in range(6)]
+    for i, batch in enumerate(batches(dataset, order, workers=2)):
+        assert all(torch.equal(image, expected[i % 6]) for image in batch["images"])
 
 
 def test_cache_decodes_once_and_only_what_fits(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -129,9 +140,7 @@ def test_cache_decodes_once_and_only_what_fits(monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_bad_images_are_found_named_and_skipped_or_refused(tmp_path: Path) -> None:
-    config = DataConfig(
-        source=photo_zip(tmp_path, ("a/1.jpg", "c/6.jpg", "d/11.jpg")), splitting="class_disjoint"
-    )
+    config = DataConfig(source=photo_zip(tmp_path, ("a/1.jpg", "c/6.jpg", "d/11.jpg")), splitting="class_disjoint")
     with pytest.raises(
         ValueError, match=r"3 images cannot be read.*'a/1.jpg' \(train\).*truncated.*data.bad_images=skip"
     ):
@@ -172,12 +181,10 @@ def test_gallery_is_checked_too() -> None:
     assert len(keeping.query) == 3
 
 
-@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+@IN_WORKERS
 @pytest.mark.parametrize("workers", [0, 1])
 def test_an_image_that_fails_later_is_named(tmp_path: Path, workers: int) -> None:
-    train = load_splits(
-        DataConfig(source=photo_zip(tmp_path, ("a/1.jpg",)), splitting="class_disjoint")
-    ).train
+    train = load_splits(DataConfig(source=photo_zip(tmp_path, ("a/1.jpg",)), splitting="class_disjoint")).train
     with pytest.raises(OSError, match=r"image 'a/1.jpg' cannot be read: OSError: image file is truncated"):
         batches(ImageSet(train, Augment(PREPROCESS, **RANDOM), seed=0), [[0, 1]], workers)
 
@@ -218,9 +225,7 @@ def test_jitter_is_torchvision_without_clipping_in_between(brightness, contrast,
     expected = reference.adjust_brightness(expected, brightness) * 255
     result = jitter_colours(image, brightness, contrast, saturation)
     assert (result.dtype, result.shape) == (np.float32, image.shape)
-    np.testing.assert_allclose(
-        result, expected, atol=0.15
-    )  # torchvision rounds the weights of grey to 4 digits
+    np.testing.assert_allclose(result, expected, atol=0.15)  # torchvision rounds the weights of grey to 4 digits
 
 
 def test_jitter_stays_in_range() -> None:
@@ -231,9 +236,7 @@ def test_flip_and_crop_are_the_plain_operations() -> None:
     image = noise(3)
     draws = np.random.default_rng(0).random(8)
     box = crop_box(image.size, 0.2 + 0.6 * draws[0], *draws[1:4])
-    plain = image.resize((10, 12), Image.Resampling.BILINEAR, box=box).transpose(
-        Image.Transpose.FLIP_LEFT_RIGHT
-    )
+    plain = image.resize((10, 12), Image.Resampling.BILINEAR, box=box).transpose(Image.Transpose.FLIP_LEFT_RIGHT)
     transform = Augment({**PREPROCESS, "interpolation": "bilinear"}, crop_scale=(0.2, 0.8), flip=1.0)
     expected = reference.normalize(reference.to_tensor(plain), PREPROCESS["mean"], PREPROCESS["std"])
     result, label = transform(image, 7, np.random.default_rng(0))

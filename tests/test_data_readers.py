@@ -1,4 +1,5 @@
 import csv
+import gc
 import io
 import json
 import pickle
@@ -167,9 +168,7 @@ def test_datasets_folders(tmp_path: Path) -> None:
     assert rows.columns["label"].to_pylist() == [1, 1]
     assert rows.class_names == {"label": ["no", "yes"]}
     assert "split" not in rows.columns.column_names
-    both = datasets.DatasetDict(
-        {"train": whole_dataset(), "test": whole_dataset(2, 7), "extra": whole_dataset(1)}
-    )
+    both = datasets.DatasetDict({"train": whole_dataset(), "test": whole_dataset(2, 7), "extra": whole_dataset(1)})
     both.save_to_disk(str(tmp_path / "two"))
     rows = rows_of(tmp_path / "two")
     assert red(rows.images) == [0, 10, 20, 30, 70, 80]
@@ -192,6 +191,19 @@ def test_folder_that_load_dataset_reads(tmp_path: Path) -> None:
     assert red(rows.images) == [0, 10, 20, 0, 10]
     assert rows.columns["split"].to_pylist() == ["train"] * 3 + ["test"] * 2
     assert rows.columns["label"].to_pylist() == [0, 1, 0, 0, 1]
+
+
+@pytest.mark.usefixtures("dataset_cache")
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # `datasets` leaves tables open
+def test_folder_with_metadata_in_every_split(tmp_path: Path) -> None:
+    for split, i in (("train", 0), ("test", 1)):
+        root = write_images(tmp_path / "set" / split, ["a.png", "b.png"][: i + 1])
+        write_table(root, "metadata.csv", [{"file_name": "ab"[i] + ".png", "angle": i / 2}])
+    rows = rows_of(tmp_path / "set")
+    assert red(rows.images) == [0, 10]
+    assert rows.columns["split"].to_pylist() == ["train", "test"]
+    assert rows.columns["angle"].to_pylist() == [0, 0.5]
+    gc.collect()  # the warnings about the open tables come here, not in some later test
 
 
 def test_parquet_with_encoded_images(tmp_path: Path) -> None:
@@ -229,11 +241,7 @@ def test_hub_set_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("mode", ["L", "1", "P", "RGBA", "LA", "I;16", "CMYK"])
 def test_every_mode_becomes_rgb(mode: str) -> None:
     grey = np.full((5, 7), 51, dtype=np.uint8)
-    image = (
-        Image.fromarray(grey.astype(np.uint16) * 257)
-        if mode == "I;16"
-        else Image.fromarray(grey).convert(mode)
-    )
+    image = Image.fromarray(grey.astype(np.uint16) * 257) if mode == "I;16" else Image.fromarray(grey).convert(mode)
     buffer = io.BytesIO()
     image.save(buffer, "TIFF" if mode == "CMYK" else "PNG")
     result = decode(io.BytesIO(buffer.getvalue()))

@@ -44,10 +44,7 @@ def test_help_explains_every_field() -> None:
     text = " ".join(parser.format_help().split("options:")[1].split())
     explained = re.findall(r"--data\.(\w+)\+? (?:[A-Z_]+|{.*?}) (\S[^-].*?) \(type", text)
     assert [name for name, _ in explained] == list(DataConfig.__dataclass_fields__)
-    assert all(
-        len(explanation.split()) > 5 and explanation[0] in '"' + ascii_uppercase
-        for _, explanation in explained
-    )
+    assert all(len(explanation.split()) > 5 and explanation[0] in '"' + ascii_uppercase for _, explanation in explained)
     parsed = parser.parse_args(["--data.label=[a_x,a_y]", "--data.rows=[3,2]", "--data.class_columns=kind"])
     config = DataConfig(**vars(parsed.data))
     assert (config.label, config.rows, config.class_columns) == (["a_x", "a_y"], [3, 2], "kind")
@@ -227,9 +224,7 @@ def test_limit_keeps_whole_items_and_depends_on_the_seed(tmp_path: Path) -> None
 
 
 def test_embedded_sets_take_counts_size_and_classes() -> None:
-    splits = load_splits(
-        DataConfig(source="embedded:digits", rows=[60, 20], size=16, splitting="class_disjoint")
-    )
+    splits = load_splits(DataConfig(source="embedded:digits", rows=[60, 20], size=16, splitting="class_disjoint"))
     assert (len(splits.train), len(splits.query), splits.train.images[0].size) == (60, 20, (16, 16))
     assert splits.train.labels.max() < splits.query.labels.min()
     assert len(load_splits(DataConfig(source="embedded:digits", limit=7)).train) == 7

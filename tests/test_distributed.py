@@ -14,7 +14,7 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
-from cases import CASES, DIM, FIRST, Case, build, inputs
+from cases import CASES, DIM, FIRST, Case, build
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
@@ -140,7 +140,9 @@ def parts() -> Outcome:
     rank = dist.get_rank()
     x = torch.arange(6.0).reshape(3, 2)[: 3 - 2 * rank].clone().requires_grad_()  # 3 rows, then 1
     counts = distributed.sizes(len(x), x.device)
-    points = distributed.gather(bb.Points(x, torch.arange(len(x)) + 10 * rank, torch.arange(len(x)) + 20 * rank), counts)
+    points = distributed.gather(
+        bb.Points(x, torch.arange(len(x)) + 10 * rank, torch.arange(len(x)) + 20 * rank), counts
+    )
     (points.z * torch.arange(1.0, 5.0)[:, None] * (rank + 1)).sum().backward()
     with distributed.disabled():
         switched_off = torch.tensor([distributed.world_size(), distributed.rank(), *distributed.sizes(3, x.device)])

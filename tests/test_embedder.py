@@ -220,12 +220,15 @@ def test_preprocessing_defaults_come_from_the_weights_and_can_be_overridden():
         "interpolation": "bicubic",
         "resize_mode": "shortest",
     }
-    own = create_embedder(
-        "timm/test_efficientnet", image_size=(32, 64), mean=(0.5,) * 3, std=(0.5,) * 3
-    ).preprocess
+    own = create_embedder("timm/test_efficientnet", image_size=(32, 64), mean=(0.5,) * 3, std=(0.5,) * 3).preprocess
     assert (own["size"], own["mean"], own["std"]) == ([32, 64], [0.5] * 3, [0.5] * 3)
     by_option = create_embedder("timm/test_vit", trunk_options={"img_size": 32})
     assert by_option.preprocess["size"] == [32, 32]
+    for vit in (by_option, create_embedder("timm/test_vit", image_size=32)):
+        assert vit.trunk.patch_embed.grid_size == (
+            2,
+            2,
+        )  # a network of fixed input size is built for the size
     assert make("clip").preprocess["mean"] == pytest.approx(open_clip.OPENAI_DATASET_MEAN)
 
 

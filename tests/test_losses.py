@@ -9,8 +9,19 @@ from collections.abc import Callable
 import pytest
 import torch
 from cases import (
-    CASES, CLASSES, DIM, FIRST, OF_ITEMS, Case, batch, build, call, inputs, oracle, some_classes, value_and_grads,
-    vectors,
+    CASES,
+    CLASSES,
+    DIM,
+    FIRST,
+    OF_ITEMS,
+    Case,
+    batch,
+    build,
+    call,
+    inputs,
+    oracle,
+    some_classes,
+    value_and_grads,
 )  # fmt: skip
 from oracles import ORACLES
 from torch import Tensor
@@ -107,7 +118,11 @@ def test_single_precision_is_the_double_result_to_rounding(case: Case) -> None:
 @pytest.mark.parametrize("case", [c for c in CASES if c.facts.in_place is not None], ids=str)
 def test_in_place_form_equals_plain_form(case: Case) -> None:
     assert case.facts.in_place is not None
-    for valid in (~torch.eye(9, dtype=torch.bool), torch.rand(9, 9) < 0.4, torch.zeros(9, 9, dtype=torch.bool)):
+    for valid in (
+        ~torch.eye(9, dtype=torch.bool),
+        torch.rand(9, 9) < 0.4,
+        torch.zeros(9, 9, dtype=torch.bool),
+    ):
         x = torch.randn(9, 9, dtype=torch.float64, requires_grad=True)
         y = some_classes(9)[:, None] != some_classes(9)[None, :]
         value, count = LOSSES[case.loss].build(x, y, valid, **case.options)
@@ -123,7 +138,10 @@ def test_order_of_the_batch_does_not_matter(case: Case) -> None:
     order = torch.randperm(9)
     objective = build(case, block=4)
     value, grad, *rest = value_and_grads(objective, z, labels, proxies)
-    close(value_and_grads(objective, z[order].detach().requires_grad_(), labels[order], proxies), [value, grad[order], *rest])
+    close(
+        value_and_grads(objective, z[order].detach().requires_grad_(), labels[order], proxies),
+        [value, grad[order], *rest],
+    )
 
 
 @every_item_case
@@ -288,7 +306,11 @@ def test_labels_are_never_rounded_to_single_precision(case: Case) -> None:
 
 def golden_inputs() -> tuple[Tensor, Tensor, Tensor]:
     """E [8 4], W [5 4] and labels [8]: the closed formulas behind the numbers that the official code gave."""
-    i, j, c = torch.arange(8.0).double()[:, None], torch.arange(4.0).double()[None, :], torch.arange(5.0).double()[:, None]
+    i, j, c = (
+        torch.arange(8.0).double()[:, None],
+        torch.arange(4.0).double()[None, :],
+        torch.arange(5.0).double()[:, None],
+    )
     e = torch.sin(1 + 3 * i + 7 * j + 0.1 * i * j)
     w = torch.cos(0.5 + 2 * c + 5 * j + 0.3 * c * j)
     return e.requires_grad_(), w.requires_grad_(), torch.tensor([0, 0, 1, 1, 2, 3, 3, 3])
@@ -306,7 +328,7 @@ def test_log_ratio_gives_the_official_codes_number() -> None:
 
 
 def test_pd_loss_gives_the_published_forms_number() -> None:
-    """The published form takes the gap's absolute value; turning the embeddings round makes this gap positive."""
+    """The published form takes the absolute gap; turning the embeddings round makes this gap positive."""
     e, w, labels = golden_inputs()
     value = pd_loss(-e, labels, w, variance_floor=0.0)
     assert value.item() == pytest.approx(1.7388359478727327, rel=1e-12)

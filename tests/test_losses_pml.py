@@ -16,16 +16,18 @@ with warnings.catch_warnings():
     warnings.simplefilter("ignore")
     from pytorch_metric_learning import distances, losses, miners
 
-N, DIM, CLASSES = 24, 6, 5
+DIM, CLASSES = 6, 5
 BATCHES = {
     "balanced": torch.arange(CLASSES - 1).repeat(6),
+    "large classes": torch.tensor([0] * 45 + [1] * 20 + [2] * 3),
     "unequal": torch.tensor([0] * 9 + [1] * 7 + [2] * 5 + [3] * 2 + [4]),
 }
 
 
 @pytest.fixture(params=BATCHES)
 def batch(request: pytest.FixtureRequest) -> tuple[Tensor, Tensor]:
-    return torch.randn(N, DIM, dtype=torch.float64, requires_grad=True), BATCHES[request.param]
+    labels = BATCHES[request.param]
+    return torch.randn(len(labels), DIM, dtype=torch.float64, requires_grad=True), labels
 
 
 def assert_same(ours: Tensor, theirs: Tensor, *inputs: tuple[Tensor, Tensor]) -> None:
@@ -51,7 +53,11 @@ PAIRS: dict[str, tuple[str, dict[str, Any], Callable[[], Any]]] = {
     ),
     "triplet .05": ("triplet", {"margin": 0.05}, lambda: losses.TripletMarginLoss(margin=0.05)),
     "triplet .2": ("triplet", {"margin": 0.2}, lambda: losses.TripletMarginLoss(margin=0.2)),
-    "multi_similarity": ("multi_similarity", {}, lambda: losses.MultiSimilarityLoss(alpha=2, beta=50, base=0.5)),
+    "multi_similarity": (
+        "multi_similarity",
+        {},
+        lambda: losses.MultiSimilarityLoss(alpha=2, beta=50, base=0.5),
+    ),
     "supcon": ("supcon", {}, lambda: losses.SupConLoss(temperature=0.1)),
 }
 
@@ -77,9 +83,11 @@ def test_multi_similarity_with_its_miner(batch: tuple[Tensor, Tensor]) -> None:
     z, labels = batch
     mined = miners.MultiSimilarityMiner(epsilon=0.1)(z, labels)
     kept = len(torch.cat([mined[0], mined[2]]).unique())
-    ours = bb.create_objective("multi_similarity", beta=40.0, mining="multi_similarity(epsilon=0.1)", block=5)(z, labels)
+    ours = bb.create_objective("multi_similarity", beta=40.0, mining="multi_similarity(epsilon=0.1)", block=5)(
+        z, labels
+    )
     # they divide by the batch size, this library by the rows of which the miner kept something
-    theirs = losses.MultiSimilarityLoss(alpha=2, beta=40, base=0.5)(z, labels, mined) * (N / kept)
+    theirs = losses.MultiSimilarityLoss(alpha=2, beta=40, base=0.5)(z, labels, mined) * (len(z) / kept)
     assert_same(ours, theirs, (z, z))
 
 

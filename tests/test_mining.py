@@ -76,7 +76,7 @@ def test_every_miner_gives_a_subset_whatever_the_form_of_y(name: str, batch: Bat
 
 
 def test_objectives_hand_miners_nearness_whatever_the_geometry() -> None:
-    """Batch-hard triplets by hand: the farthest positive and the nearest negative of each row, distances or not."""
+    """Batch-hard triplets by hand: farthest positive and nearest negative of each row, of distances too."""
     z, labels = torch.randn(8, 3, dtype=torch.float64), torch.tensor([0, 0, 0, 1, 1, 1, 2, 3])
     d = torch.cdist(torch.nn.functional.normalize(z), torch.nn.functional.normalize(z))
     costs = []
@@ -96,5 +96,7 @@ def test_mining_errors() -> None:
         create_objective("triplet", mining="batch_hardest")
     with pytest.raises(ValueError, match="miner 'multi_similarity' has no option eps; its options: epsilon"):
         create_objective("triplet", mining="multi_similarity(eps=0.1)")
+    with pytest.raises(ValueError, match="options by name"):
+        create_objective("triplet", mining="multi_similarity(0.1)")
     with pytest.raises(ValueError, match="takes no mining"):
         create_objective("proxy_anchor", mining="batch_hard", num_classes=3, dim=2)

@@ -60,9 +60,7 @@ def test_other_targets_agree_with_scikit_learn_on_their_own_distances(spec, shap
     target = create_target(spec)
     code = target.encode(np.random.default_rng(1).normal(size=shape))
     table = target.distance(code, code).numpy().clip(0)
-    expected_distances, expected = (
-        NearestNeighbors(n_neighbors=4, metric="precomputed").fit(table).kneighbors()
-    )
+    expected_distances, expected = NearestNeighbors(n_neighbors=4, metric="precomputed").fit(table).kneighbors()
     indices, distances = label_neighbours(target, code, 4, tile=9)
     np.testing.assert_array_equal(indices, expected)
     np.testing.assert_allclose(distances, expected_distances, rtol=1e-12)

@@ -168,9 +168,7 @@ def test_random_takes_every_item_once(n, batch_size, drop_last):
     items = list(chain(*batches))
     assert len(set(items)) == len(items) == (n // batch_size * batch_size if drop_last else n)
     assert set(items) <= set(range(n))
-    assert [len(b) for b in batches] == [
-        min(batch_size, len(items) - i * batch_size) for i in range(len(sampler))
-    ]
+    assert [len(b) for b in batches] == [min(batch_size, len(items) - i * batch_size) for i in range(len(sampler))]
 
 
 # classes --------------------------------------------------------------------------------------------
@@ -180,9 +178,7 @@ def test_random_takes_every_item_once(n, batch_size, drop_last):
 @given(st.data())
 def test_classes_come_evenly_and_so_do_the_images_within_each(data):
     sizes = data.draw(st.lists(st.integers(1, 7), min_size=1, max_size=6))
-    classes = np.random.default_rng(data.draw(st.integers(0, 9))).permutation(
-        np.repeat(np.arange(len(sizes)), sizes)
-    )
+    classes = np.random.default_rng(data.draw(st.integers(0, 9))).permutation(np.repeat(np.arange(len(sizes)), sizes))
     per_class, per_batch = data.draw(st.integers(1, 5)), data.draw(st.integers(1, len(sizes)))
     length = data.draw(st.none() | st.integers(1, 12))
     with warnings.catch_warnings():
@@ -241,19 +237,13 @@ def test_class_choice_is_not_tied_to_the_order_of_classes():
 
 def test_classes_may_be_strings_or_a_tensor():
     for classes in (list("abab"), torch.tensor([7, -2, 7, -2])):
-        (batch,) = create_sampler(
-            "classes(samples_per_class=2)", items_count=4, classes=classes, batch_size=4, seed=0
-        )
+        (batch,) = create_sampler("classes(samples_per_class=2)", items_count=4, classes=classes, batch_size=4, seed=0)
         assert {frozenset(batch[:2]), frozenset(batch[2:])} == {frozenset((0, 2)), frozenset((1, 3))}
 
 
 def test_too_few_classes_with_a_pair_is_a_warning():
-    with pytest.warns(
-        UserWarning, match="only 1 classes have two items or more and each batch takes 2 classes"
-    ):
-        create_sampler(
-            "classes(samples_per_class=2)", items_count=4, classes=[0, 0, 1, 2], batch_size=4, seed=0
-        )
+    with pytest.warns(UserWarning, match="only 1 classes have two items or more and each batch takes 2 classes"):
+        create_sampler("classes(samples_per_class=2)", items_count=4, classes=[0, 0, 1, 2], batch_size=4, seed=0)
 
 
 # dense triplet --------------------------------------------------------------------------------------

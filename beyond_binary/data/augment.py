@@ -56,7 +56,9 @@ class Augment:
     ) -> None:
         low, high = crop_scale
         if not 0 < low <= high <= 1:
-            raise ValueError(f"expected augment.crop_scale [low, high] with 0 < low <= high <= 1, got {list(crop_scale)}")
+            raise ValueError(
+                f"expected augment.crop_scale [low, high] with 0 < low <= high <= 1, got {list(crop_scale)}"
+            )
         if not (0 <= flip <= 1 and 0 <= jitter < 1 and 0 <= shift < 1 and zoom >= 0 and rotate >= 0):
             raise ValueError(
                 "expected augment.flip in [0, 1], jitter and shift in [0, 1), zoom and rotate at least 0, got "
@@ -94,12 +96,21 @@ class Augment:
         """The image resized to the model's size, after a random crop; and its map of shares of the image [3 3]."""
         low, high = self.crop_scale
         if low == 1:
-            return resize(image, self.size, self.interpolation, self.mode), np.eye(3)
+            x, y = self._covering(image.size)
+            shares = np.array([[x, 0, (1 - x) / 2], [0, y, (1 - y) / 2], [0, 0, 1]])
+            return resize(image, self.size, self.interpolation, self.mode), shares
         left, top, right, bottom = crop_box(image.size, low + (high - low) * draws[0], *draws[1:4])
         size, method = (self.size[1], self.size[0]), Image.Resampling[self.interpolation.upper()]
         x, y = image.width / (right - left), image.height / (bottom - top)
         shares = np.array([[x, 0, -left / (right - left)], [0, y, -top / (bottom - top)], [0, 0, 1]])
         return image.resize(size, method, box=(left, top, right, bottom)), shares
+
+    def _covering(self, size: tuple[int, int]) -> tuple[float, float]:
+        """By how much evaluation's resizing outgrows the model's width and height: 1 but for the side it crops."""
+        if self.mode == "squash":
+            return 1.0, 1.0
+        wide = (size[0] / size[1]) / (self.size[1] / self.size[0])
+        return max(wide, 1.0), max(1 / wide, 1.0)
 
     def _move(self, pixels: np.ndarray, draws: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Pixels [h w 3] turned, zoomed and shifted, edges continued outward; and the map of shares [3 3]."""

@@ -33,8 +33,7 @@ def column_values(rows: Rows, name: str, index: np.ndarray | None = None) -> np.
         missing = missing | (array == "")
     else:
         raise ValueError(
-            f"column {name!r} of type {column.type} cannot be a label; expected numbers, text or lists of "
-            f"numbers"
+            f"column {name!r} of type {column.type} cannot be a label; expected numbers, text or lists of numbers"
         )
     if array.dtype.kind == "f" or array.ndim > 1:
         array = array.astype(np.float64)
@@ -115,9 +114,7 @@ def class_columns(rows: Rows, config: DataConfig) -> list[str]:
     usual = [name for name in ("label", "class") if name in names]
     chosen = config.class_columns or config.label or usual[:1]
     if not chosen:
-        raise ValueError(
-            f"no label: name it in data.label (or data.class_columns); columns: {', '.join(names)}"
-        )
+        raise ValueError(f"no label: name it in data.label (or data.class_columns); columns: {', '.join(names)}")
     return known_columns(chosen, names, "class_columns" if config.class_columns else "label")
 
 

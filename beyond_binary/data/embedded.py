@@ -41,8 +41,15 @@ def list_embedded() -> list[str]:
     return SETS.names()
 
 
-def embedded(name: str, *, seed: int = 0, train: int | None = None, test: int | None = None, size: int = 64,
-             class_disjoint: bool = False) -> Splits:
+def embedded(
+    name: str,
+    *,
+    seed: int = 0,
+    train: int | None = None,
+    test: int | None = None,
+    size: int = 64,
+    class_disjoint: bool = False,
+) -> Splits:
     """One of the embedded data sets; its queries are searched among themselves (no gallery).
 
     | name    | pictures                            | labels                                  | train / test |
@@ -92,8 +99,9 @@ def digits(seed: int, train: int | None, test: int | None, size: int, class_disj
     return Splits(learn, query, target="classes", class_names=[str(digit) for digit in range(10)])
 
 
-def part(grey: NDArray[np.uint8], labels: NDArray[np.int64], index: NDArray[np.intp], count: int | None,
-         size: int, what: str) -> Items:
+def part(
+    grey: NDArray[np.uint8], labels: NDArray[np.int64], index: NDArray[np.intp], count: int | None, size: int, what: str
+) -> Items:
     """The first `count` (None: all) digits of `index`, enlarged to `size` pixels."""
     if count is not None and count > len(index):
         raise ValueError(f"embedded set 'digits' has {len(index)} {what} items, got {what}={count}")
@@ -121,8 +129,11 @@ def drawn(draw: Draw, noun: str, seed: int, counts: tuple[int, int], size: int, 
         generators = (np.random.default_rng([seed, split, i]) for i in range(count))
         pictures, labels = zip(*(draw(rng, size) for rng in generators), strict=True)
         names = [f"{noun} {('train', 'test')[split]} {i:04d}" for i in range(count)]
-        parts.append(Items(Pictures(np.stack(pictures)), np.stack(labels), names,
-                           np.arange(first, first + count, dtype=np.int64)))
+        parts.append(
+            Items(
+                Pictures(np.stack(pictures)), np.stack(labels), names, np.arange(first, first + count, dtype=np.int64)
+            )
+        )
     return Splits(parts[0], parts[1], target=target)
 
 

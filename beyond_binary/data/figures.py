@@ -15,8 +15,22 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
-JOINTS = ("right ankle", "right knee", "right hip", "left hip", "left knee", "left ankle", "right wrist",
-          "right elbow", "right shoulder", "left shoulder", "left elbow", "left wrist", "neck", "head top")
+JOINTS = (
+    "right ankle",
+    "right knee",
+    "right hip",
+    "left hip",
+    "left knee",
+    "left ankle",
+    "right wrist",
+    "right elbow",
+    "right shoulder",
+    "left shoulder",
+    "left elbow",
+    "left wrist",
+    "neck",
+    "head top",
+)
 """The order of the Leeds Sports Pose data; left and right are the person's."""
 
 Array = NDArray[np.float64]
@@ -24,17 +38,20 @@ Colour = tuple[int, int, int]
 Range = tuple[float, float]
 SKINS = ((255, 219, 190), (236, 188, 150), (208, 150, 108), (160, 108, 72), (112, 74, 50))
 HAIRS = ((40, 30, 26), (92, 58, 34), (178, 124, 62), (224, 190, 116), (150, 150, 156), (160, 66, 40))
-DRAWN = 3       # canvas pixels per pixel of the picture, in each direction
+DRAWN = 3  # canvas pixels per pixel of the picture, in each direction
 
 
 # A pose is [10, 2] radians. Rows: trunk, head, upper arm, forearm, thigh, shin of the right, then the left.
 # Columns: sideways (limbs from straight down, outwards; trunk and head from straight up), out of the picture.
 
+
 def march(t: float) -> Array:
     """One knee and the opposite arm lifted towards the viewer, in turn."""
     right, left = (0.5 + 0.5 * np.sin(t)) ** 2, (0.5 - 0.5 * np.sin(t)) ** 2
-    sides = [[(0.25, 0.7 * b), (0.1 + 0.3 * b, 1.2 * b), (0.08 + 0.2 * a, 1.25 * a), (0.03, -0.5 * a)]
-             for a, b in ((right, left), (left, right))]
+    sides = [
+        [(0.25, 0.7 * b), (0.1 + 0.3 * b, 1.2 * b), (0.08 + 0.2 * a, 1.25 * a), (0.03, -0.5 * a)]
+        for a, b in ((right, left), (left, right))
+    ]
     return pose((0.12 * (left - right), 0), *sides)
 
 
@@ -85,8 +102,11 @@ def pose(trunk: tuple[float, float], right: list[tuple], left: list[tuple]) -> A
 def random_pose(rng: np.random.Generator) -> Array:
     """A pose [10, 2]: a blend of all movements at random phases, often near one of them, mirrored or not."""
     blend = rng.dirichlet(np.full(len(MOVEMENTS), 0.2))
-    angles = np.einsum("m,mij->ij", blend, [move(phase) for move, phase in zip(
-        MOVEMENTS, rng.uniform(0, 2 * np.pi, len(MOVEMENTS)), strict=True)])
+    angles = np.einsum(
+        "m,mij->ij",
+        blend,
+        [move(phase) for move, phase in zip(MOVEMENTS, rng.uniform(0, 2 * np.pi, len(MOVEMENTS)), strict=True)],
+    )
     angles += rng.normal(0, 0.08, angles.shape)
     if rng.random() < 0.5:
         angles = angles[[0, 1, 6, 7, 8, 9, 2, 3, 4, 5]]
@@ -111,12 +131,13 @@ def place_joints(angles: Array, body: Array) -> Array:
     top = neck + head * np.array([x[1], -y[1]])
     across = np.array([np.cos(angles[0, 0]), np.sin(angles[0, 0])])
     chains = []
-    for first, sign in ((2, -1), (6, 1)):      # the person's right is on the left of the picture
-        step = np.array(limbs)[:, None] * np.stack([sign * x[first:first + 4], y[first:first + 4]], 1)
+    for first, sign in ((2, -1), (6, 1)):  # the person's right is on the left of the picture
+        step = np.array(limbs)[:, None] * np.stack([sign * x[first : first + 4], y[first : first + 4]], 1)
         start = neck + 0.04 * np.array([0, 1]) + sign * shoulder * across
         root = np.array([sign * hip, 0.0])
-        chains.append((start, start + step[0], start + step[0] + step[1],
-                       root, root + step[2], root + step[2] + step[3]))
+        chains.append(
+            (start, start + step[0], start + step[0] + step[1], root, root + step[2], root + step[2] + step[3])
+        )
     (rs, re, rw, rh, rk, ra), (ls, le, lw, lh, lk, la) = chains
     return np.array([ra, rk, rh, lh, lk, la, rw, re, rs, ls, le, lw, neck, top])
 
@@ -164,16 +185,19 @@ def draw_background(rng: np.random.Generator, size: int) -> Image.Image:
     return canvas
 
 
-def draw_limb(draw: ImageDraw.ImageDraw, a: Array, b: Array, ra: float, rb: float, fill: Colour,
-              edge: float = 0) -> None:
+def draw_limb(
+    draw: ImageDraw.ImageDraw, a: Array, b: Array, ra: float, rb: float, fill: Colour, edge: float = 0
+) -> None:
     """A limb from a to b, with radii ra and rb at its ends and a dark outline `edge` wide (all in pixels)."""
     (ax, ay), (bx, by) = a.tolist(), b.tolist()
     length = max(math.hypot(bx - ax, by - ay), 1e-6)
     nx, ny = (ay - by) / length, (bx - ax) / length
-    for grow, colour in ((edge, shade(fill, 0.5)), (0.0, fill))[edge == 0:]:
+    for grow, colour in ((edge, shade(fill, 0.5)), (0.0, fill))[edge == 0 :]:
         r, s = ra + grow, rb + grow
-        draw.polygon((ax + r * nx, ay + r * ny, bx + s * nx, by + s * ny,
-                      bx - s * nx, by - s * ny, ax - r * nx, ay - r * ny), colour)
+        draw.polygon(
+            (ax + r * nx, ay + r * ny, bx + s * nx, by + s * ny, bx - s * nx, by - s * ny, ax - r * nx, ay - r * ny),
+            colour,
+        )
         draw.ellipse((ax - r, ay - r, ax + r, ay + r), colour)
         draw.ellipse((bx - s, by - s, bx + s, by + s), colour)
 

@@ -94,5 +94,6 @@ class Splits:
                 raise ValueError(f"Splits needs at least one image per split, but '{name}' has none")
             if items.labels.shape[1:] != self.train.labels.shape[1:]:
                 shapes = [list(part.labels.shape[1:]) for part in (self.train, items)]
-                raise ValueError(f"Splits needs labels of one shape per item, got {shapes[0]} in 'train' "
-                                 f"and {shapes[1]} in '{name}'")
+                raise ValueError(
+                    f"Splits needs labels of one shape per item, got {shapes[0]} in 'train' and {shapes[1]} in '{name}'"
+                )

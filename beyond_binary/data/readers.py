@@ -25,9 +25,7 @@ IMAGE_ENDINGS = frozenset(
 IMAGE_COLUMNS = ("image", "file_name", "file", "filename", "path", "img")
 TABLE_ENDINGS = frozenset((".csv", ".tsv", ".jsonl", ".parquet"))
 TABLE_NAMES = frozenset(("labels.csv", "metadata.csv", "metadata.jsonl"))
-SPLIT_NAMES = frozenset(
-    ("train", "training", "val", "valid", "validation", "dev", "test", "eval", "query", "gallery")
-)
+SPLIT_NAMES = frozenset(("train", "training", "val", "valid", "validation", "dev", "test", "eval", "query", "gallery"))
 
 
 @dataclass(frozen=True)
@@ -55,9 +53,7 @@ def read_rows(config: DataConfig) -> Rows:
         return _dataset_rows(load_hub(config), config)
     path = Path(config.source).expanduser()
     if not path.exists():
-        raise FileNotFoundError(
-            f"no file or folder {config.source!r}; expected a path, hub:USER/NAME or embedded:NAME"
-        )
+        raise FileNotFoundError(f"no file or folder {config.source!r}; expected a path, hub:USER/NAME or embedded:NAME")
     if path.is_dir():
         return _folder_rows(path, config)
     if zipfile.is_zipfile(path):
@@ -66,8 +62,7 @@ def read_rows(config: DataConfig) -> Rows:
     if path.suffix.lower() in TABLE_ENDINGS:
         return _file_rows(path.parent, _walk(path.parent), config, table=path.name)
     raise ValueError(
-        f"cannot read {config.source!r}: expected a folder, a zip or a table "
-        f"({', '.join(sorted(TABLE_ENDINGS))})"
+        f"cannot read {config.source!r}: expected a folder, a zip or a table ({', '.join(sorted(TABLE_ENDINGS))})"
     )
 
 
@@ -165,11 +160,7 @@ def _folder_rows(root: Path, config: DataConfig) -> Rows:
 
 def _is_image(member: str) -> bool:
     path = PurePosixPath(member)
-    return (
-        path.suffix.lower() in IMAGE_ENDINGS
-        and not path.name.startswith(".")
-        and "__MACOSX" not in path.parts
-    )
+    return path.suffix.lower() in IMAGE_ENDINGS and not path.name.startswith(".") and "__MACOSX" not in path.parts
 
 
 def _file_rows(root: Path, members: list[str], config: DataConfig, table: str | None = None) -> Rows:
@@ -237,9 +228,7 @@ def _read_table(root: Path, table: str, members: list[str], image: str | None) -
         text = dict.fromkeys([image] if image else IMAGE_COLUMNS, pa.string())
         return csv.read_csv(
             io.BytesIO(data),
-            parse_options=csv.ParseOptions(
-                delimiter="\t" if ending == ".tsv" else ",", newlines_in_values=True
-            ),
+            parse_options=csv.ParseOptions(delimiter="\t" if ending == ".tsv" else ",", newlines_in_values=True),
             convert_options=csv.ConvertOptions(column_types=text),
         )
     except pa.ArrowInvalid as error:
@@ -260,9 +249,7 @@ def known_column(name: str, names: Sequence[str], field_name: str) -> str:
     """`name` if it is a column; otherwise a ValueError with the nearest name and all columns."""
     if name in names:
         return name
-    raise ValueError(
-        f"data.{field_name}: no column {name!r}{suggest(name, names)}; columns: {', '.join(names)}"
-    )
+    raise ValueError(f"data.{field_name}: no column {name!r}{suggest(name, names)}; columns: {', '.join(names)}")
 
 
 def known_columns(patterns: Sequence[str] | str, names: Sequence[str], field_name: str) -> list[str]:
@@ -289,9 +276,7 @@ def _endings(member: str) -> Iterator[str]:
         yield str(path.with_suffix(""))
 
 
-def _locate(
-    names: list[str | None], root: Path, images: list[str], folder: PurePosixPath, table: str
-) -> list[str]:
+def _locate(names: list[str | None], root: Path, images: list[str], folder: PurePosixPath, table: str) -> list[str]:
     """The file of each name: relative to the table, to the source, or the only one whose path ends so."""
     exact, ends = set(images), Counter(end for member in images for end in _endings(member))
     by_end = {end: member for member in images for end in _endings(member) if ends[end] == 1}
@@ -325,9 +310,7 @@ def _folder_columns(images: list[str], config: DataConfig) -> Any:
     def outer_are_splits() -> bool:
         return all(len(parts) > 1 and parts[0].lower() in known for parts in folders)
 
-    while (
-        len({parts[:1] for parts in folders}) == 1 and min(map(len, folders)) > 1 and not outer_are_splits()
-    ):
+    while len({parts[:1] for parts in folders}) == 1 and min(map(len, folders)) > 1 and not outer_are_splits():
         folders = [parts[1:] for parts in folders]
     columns = {}
     if outer_are_splits():

@@ -11,14 +11,14 @@ from numpy.typing import NDArray
 from PIL import Image
 
 SURFACES = ("floor", "ceiling", "left wall", "centre wall", "right wall")
-MAP = 32        # rows and columns of the label map
-DRAWN = 1.5     # rays per pixel of the picture, in each direction
+MAP = 32  # rows and columns of the label map
+DRAWN = 1.5  # rays per pixel of the picture, in each direction
 
 Array = NDArray[np.float32]
 # Points are (x to the right, y up, z ahead) in metres, the camera at 0.
 # A box is [2, 3]: its lowest and its highest corner.
 NORMALS = np.array([[0, 1, 0], [0, -1, 0], [1, 0, 0], [0, 0, -1], [-1, 0, 0]], np.float32).T
-PLANE_AXES = ((0, 2), (0, 2), (2, 1), (0, 1), (2, 1))       # the axes that run along each surface
+PLANE_AXES = ((0, 2), (0, 2), (2, 1), (0, 1), (2, 1))  # the axes that run along each surface
 
 
 def random_room(rng: np.random.Generator) -> Array:
@@ -76,9 +76,10 @@ def random_furniture(rng: np.random.Generator, room: Array) -> list[Array]:
     for _ in range(rng.integers(0, 6)):
         size = rng.uniform((0.4, 0.3, 0.3), (1.6, 1.1, 0.9))
         if rng.random() < 0.2:
-            size = rng.uniform((0.5, 1.4, 0.4), (1.1, 2.0, 0.6))       # a cupboard
+            size = rng.uniform((0.5, 1.4, 0.4), (1.1, 2.0, 0.6))  # a cupboard
         low = np.array([room[0, 0], room[0, 1], 1.2]) + rng.random(3) * (
-            np.maximum(room[1] - (room[0, 0], room[0, 1], 1.2) - size, 0))
+            np.maximum(room[1] - (room[0, 0], room[0, 1], 1.2) - size, 0)
+        )
         low[1] = room[0, 1]
         wall = rng.integers(4)
         if wall == 0:
@@ -140,7 +141,7 @@ def paint_surfaces(point: Array, surface: NDArray[np.uint8], room: Array, rng: n
         if label != 1:
             hang(colour[:, here], u, v, rng)
     gap = np.minimum(point - room[0][:, None], room[1][:, None] - point)
-    edge = gap.sum(0) - gap.max(0) - gap.min(0)     # to the nearest other surface: the median of the three
+    edge = gap.sum(0) - gap.max(0) - gap.min(0)  # to the nearest other surface: the median of the three
     colour *= 1 - np.float32(0.35) * np.exp(edge * np.float32(-4))
     return colour
 
@@ -162,7 +163,7 @@ def draw_room(rng: np.random.Generator, size: int) -> tuple[NDArray[np.uint8], N
     across = int(DRAWN * size)
     rays = cast_rays(camera, across)
     depth, surface = hit_room(np.reciprocal(rays), room)
-    order = np.argsort(surface, kind="stable")          # each surface's rays side by side
+    order = np.argsort(surface, kind="stable")  # each surface's rays side by side
     rays, depth, surface = rays.take(order, 1), depth[order], surface[order]
     point, inverse = depth * rays, np.reciprocal(rays)
     colour, normal = paint_surfaces(point, surface, room, rng), NORMALS.take(surface, 1)

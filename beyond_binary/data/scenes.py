@@ -9,17 +9,28 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
-DRAWN = 3       # canvas pixels per pixel of the picture, in each direction
+DRAWN = 3  # canvas pixels per pixel of the picture, in each direction
 
-COLOURS = {"red": (214, 40, 40), "green": (46, 160, 67), "blue": (40, 92, 214), "yellow": (250, 212, 40),
-           "orange": (247, 127, 0), "purple": (128, 60, 180), "pink": (248, 130, 186), "brown": (124, 78, 44),
-           "black": (26, 26, 30), "white": (248, 248, 248)}
-PLACES = {"grass": ("blue sky", (150, 206, 246), (98, 158, 70)),
-          "sand": ("pale sky", (206, 232, 246), (226, 200, 140)),
-          "snow": ("grey sky", (166, 178, 196), (226, 234, 242)),
-          "a wooden table": ("beige wall", (224, 208, 186), (164, 114, 70)),
-          "a grey floor": ("teal wall", (88, 150, 150), (120, 120, 126)),
-          "a dark road": ("night sky", (34, 38, 84), (74, 72, 78))}
+COLOURS = {
+    "red": (214, 40, 40),
+    "green": (46, 160, 67),
+    "blue": (40, 92, 214),
+    "yellow": (250, 212, 40),
+    "orange": (247, 127, 0),
+    "purple": (128, 60, 180),
+    "pink": (248, 130, 186),
+    "brown": (124, 78, 44),
+    "black": (26, 26, 30),
+    "white": (248, 248, 248),
+}
+PLACES = {
+    "grass": ("blue sky", (150, 206, 246), (98, 158, 70)),
+    "sand": ("pale sky", (206, 232, 246), (226, 200, 140)),
+    "snow": ("grey sky", (166, 178, 196), (226, 234, 242)),
+    "a wooden table": ("beige wall", (224, 208, 186), (164, 114, 70)),
+    "a grey floor": ("teal wall", (88, 150, 150), (120, 120, 126)),
+    "a dark road": ("night sky", (34, 38, 84), (74, 72, 78)),
+}
 """Ground: (what is behind it, its colour, the ground's colour)."""
 
 
@@ -37,19 +48,32 @@ def heart() -> NDArray[np.float64]:
     return np.stack([16 * np.sin(t) ** 3, -y - 2], 1) / 17
 
 
-ARM = np.array([(-1, -3), (1, -3), (1, -1)]) / 3        # one of the four arms of a cross
-TURN = np.array([(0, 1), (-1, 0)])                      # a quarter turn
-SHAPES = {"circle": corners(48), "square": corners(4, turn=np.pi / 4), "triangle": corners(3),
-          "star": corners(10, 0.45), "heart": heart(), "hexagon": corners(6),
-          "diamond": corners(4) * (0.65, 1.0),
-          "cross": np.concatenate([ARM, ARM @ TURN, -ARM, -ARM @ TURN])}
+ARM = np.array([(-1, -3), (1, -3), (1, -1)]) / 3  # one of the four arms of a cross
+TURN = np.array([(0, 1), (-1, 0)])  # a quarter turn
+SHAPES = {
+    "circle": corners(48),
+    "square": corners(4, turn=np.pi / 4),
+    "triangle": corners(3),
+    "star": corners(10, 0.45),
+    "heart": heart(),
+    "hexagon": corners(6),
+    "diamond": corners(4) * (0.65, 1.0),
+    "cross": np.concatenate([ARM, ARM @ TURN, -ARM, -ARM @ TURN]),
+}
 """Outlines [corners, 2] within the unit circle; each contains its middle (0, 0)."""
 
-WORDS = {"circle": ("circle", "disc", "ball"), "square": ("square", "box"), "red": ("red", "scarlet"),
-         "star": ("star", "five-pointed star"), "cross": ("cross", "plus sign"),
-         "diamond": ("diamond", "rhombus"),
-         "purple": ("purple", "violet"), "yellow": ("yellow", "golden"), "small": ("small", "little", "tiny"),
-         "large": ("large", "big", "huge")}
+WORDS = {
+    "circle": ("circle", "disc", "ball"),
+    "square": ("square", "box"),
+    "red": ("red", "scarlet"),
+    "star": ("star", "five-pointed star"),
+    "cross": ("cross", "plus sign"),
+    "diamond": ("diamond", "rhombus"),
+    "purple": ("purple", "violet"),
+    "yellow": ("yellow", "golden"),
+    "small": ("small", "little", "tiny"),
+    "large": ("large", "big", "huge"),
+}
 """Other words that captions may use; what is not here has one word."""
 
 NUMBERS = {2: "two", 3: "three", 4: "four"}
@@ -79,18 +103,22 @@ def random_scene(rng: np.random.Generator) -> Scene:
     """A scene whose things lie apart from each other and inside the picture."""
     count = int(rng.integers(2, 5))
     kinds = rng.choice(len(SHAPES) * len(COLOURS), count, replace=False)
-    while True:             # sizes and places together, so that there is always a next try that can succeed
+    while True:  # sizes and places together, so that there is always a next try that can succeed
         large = rng.random(count) < 0.5
         radius = np.where(large, rng.uniform(0.14, 0.17, count), rng.uniform(0.075, 0.095, count))
         at = radius[:, None] + 0.02 + (0.96 - 2 * radius[:, None]) * rng.random((count, 2))
         apart = np.hypot(*(at[:, None] - at).transpose(2, 0, 1)) - radius[:, None] - radius
         if (apart[~np.eye(count, dtype=bool)] > 0.02).all():
             break
-    shapes, colours = ([list(names)[k] for k in index] for names, index in (
-        (SHAPES, kinds % len(SHAPES)), (COLOURS, kinds // len(SHAPES))))
+    shapes, colours = (
+        [list(names)[k] for k in index]
+        for names, index in ((SHAPES, kinds % len(SHAPES)), (COLOURS, kinds // len(SHAPES)))
+    )
     sizes, places = np.where(large, "large", "small").tolist(), np.column_stack([at, radius]).tolist()
-    things = [Thing(shape, colour, size, *place)
-              for shape, colour, size, place in zip(shapes, colours, sizes, places, strict=True)]
+    things = [
+        Thing(shape, colour, size, *place)
+        for shape, colour, size, place in zip(shapes, colours, sizes, places, strict=True)
+    ]
     return Scene(tuple(things), str(rng.choice(list(PLACES))))
 
 
@@ -100,8 +128,8 @@ def word(name: str, rng: np.random.Generator) -> str:
 
 
 def noun(thing: Thing, rng: np.random.Generator, size: bool = False) -> str:
-    """"red circle", or "large red circle", in one of its wordings."""
-    words = [thing.size, thing.colour, thing.shape][0 if size else 1:]
+    """ "red circle", or "large red circle", in one of its wordings."""
+    words = [thing.size, thing.colour, thing.shape][0 if size else 1 :]
     return " ".join(word(name, rng) for name in words)
 
 
@@ -111,7 +139,7 @@ def article(phrase: str) -> str:
 
 
 def enumerate_words(phrases: Sequence[str]) -> str:
-    """"one, two and three"."""
+    """ "one, two and three"."""
     return ", ".join(phrases[:-1]) + " and " + phrases[-1]
 
 
@@ -171,7 +199,12 @@ def tell_ground(scene: Scene, rng: np.random.Generator) -> str:
 
 
 TELLERS: tuple[Callable[[Scene, np.random.Generator], str], ...] = (
-    tell_all, tell_relation, tell_place, tell_count, tell_ground)
+    tell_all,
+    tell_relation,
+    tell_place,
+    tell_count,
+    tell_ground,
+)
 
 
 def paint_scene(scene: Scene, rng: np.random.Generator, size: int) -> NDArray[np.uint8]:

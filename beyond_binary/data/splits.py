@@ -34,9 +34,7 @@ def load_splits(config: DataConfig) -> Splits:
     parts = split_rows(rows, config)
     used = np.unique(np.concatenate(list(parts.values())))
     labels, class_names = read_labels(rows, config, used)
-    whole = Items(
-        Picked(rows.images, used), labels, [str(rows.names[i]) for i in used], read_ids(rows, config)[used]
-    )
+    whole = Items(Picked(rows.images, used), labels, [str(rows.names[i]) for i in used], read_ids(rows, config)[used])
     items = {name: whole.select(np.searchsorted(used, index)) for name, index in parts.items()}
     splits = Splits(items["train"], items["query"], items.get("gallery"), class_names=class_names)
     return _limited(splits, config)
@@ -60,9 +58,7 @@ def _embedded(config: DataConfig) -> Splits:
     from .embedded import embedded
 
     if config.rows is not None and len(config.rows) != 2:
-        raise ValueError(
-            f"data.rows={config.rows}: an embedded set takes two numbers, of train and test items"
-        )
+        raise ValueError(f"data.rows={config.rows}: an embedded set takes two numbers, of train and test items")
     options: dict[str, Any] = dict(zip(("train", "test"), config.rows or (), strict=False))
     options["seed"], options["class_disjoint"] = config.seed, config.splitting == "class_disjoint"
     if config.size is not None:
@@ -182,6 +178,5 @@ def _by_count(rows: Rows, config: DataConfig) -> Parts:
         )
     ends = np.cumsum([0, *counts])
     return {
-        name: np.arange(ends[i], ends[i + 1])
-        for i, name in enumerate(("train", "query", "gallery")[: len(counts)])
+        name: np.arange(ends[i], ends[i + 1]) for i, name in enumerate(("train", "query", "gallery")[: len(counts)])
     }

@@ -1,6 +1,11 @@
-"""What several row losses share: positives and negatives, masked means, and log-sum-exps that survive empty rows."""
+"""What several row losses share: positives and negatives, masked means, and log-sum-exps that survive empty rows.
+
+Masks are turned into numbers and looked up by way of their bytes: torch is several times slower on bool.
+"""
 
 from __future__ import annotations
+
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -13,6 +18,16 @@ def split(y: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
     return valid & same, valid & ~same
 
 
+def any_in_row(mask: Tensor) -> Tensor:
+    """Whether each row of a mask [q k] has an entry [q]."""
+    return mask.view(torch.uint8).amax(1) > 0 if mask.shape[1] else mask.any(1)
+
+
+def as_number(mask: Tensor, like: Tensor) -> Tensor:
+    """A mask as 0 and 1 in the type of `like`."""
+    return mask.view(torch.uint8).to(like.dtype)
+
+
 def masked_sum(x: Tensor, mask: Tensor) -> Tensor:
     """Sum over each row's entries in `mask` [q]; entries outside get no gradient, whatever they are."""
     return torch.where(mask, x, 0).sum(1)
@@ -20,11 +35,32 @@ def masked_sum(x: Tensor, mask: Tensor) -> Tensor:
 
 def masked_logsumexp(x: Tensor, mask: Tensor) -> Tensor:
     """Log-sum-exp over each row's entries in `mask` [q]; 0, without gradient, for an empty row."""
-    some = mask.any(1)
+    return masked_softmax(x, mask)[0]
+
+
+def masked_softmax(x: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+    """`masked_logsumexp` [q] and its derivative, the softmax [q k] (of no meaning in an empty row)."""
+    some = any_in_row(mask)
     safe = torch.where(mask, x, torch.where(some, -torch.inf, 0)[:, None])
-    return torch.where(some, safe.logsumexp(1), 0)
+    softmax = safe.softmax(1)
+    total: Tensor = _LogSumExp.apply(safe, softmax) if x.shape[1] else safe.sum(1)
+    return torch.where(some, total, 0), softmax
+
+
+class _LogSumExp(torch.autograd.Function):
+    """Log-sum-exp of rows from their softmax, which is its derivative: -inf and underflow are slow in `exp`, not there."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, softmax: Tensor) -> Tensor:
+        ctx.save_for_backward(softmax)
+        return x.amax(1) - softmax.amax(1).log()
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        (softmax,) = ctx.saved_tensors  # with its graph, so that higher derivatives are right
+        return grad[:, None] * softmax, None
 
 
 def log1p_sumexp(x: Tensor, mask: Tensor) -> Tensor:
     """log(1 + sum over the row's entries in `mask` of exp(x)), [q]; 0 for an empty row."""
-    return torch.where(mask.any(1), F.softplus(masked_logsumexp(x, mask)), 0)
+    return torch.where(any_in_row(mask), F.softplus(masked_logsumexp(x, mask)), 0)

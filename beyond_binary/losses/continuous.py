@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from typing import Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from . import Rows, register_loss
-from .common import masked_sum
+from .common import any_in_row, as_number
 
 
 @register_loss(
@@ -60,21 +61,45 @@ def log_ratio(
     if zero_labels == "floor":
         y = y.clamp_min(label_floor)
     use = valid & (y > 0)
-    n = use.sum(1)
-    u = embedding_power * (torch.where(use, x, 1) + eps).log() - label_power * torch.where(use, y, 1).log()
-    mean = masked_sum(u, use) / n.clamp_min(1)
-    centred = torch.where(use, u - mean[:, None], 0)
-    squares, pairs = n * centred.square().sum(1), n * (n - 1) / 2
+    real = as_number(use, x)
+    n = real.sum(1)
+    offset = (1 - real).add_(eps)  # keeps the logarithm of what is not used finite
+    u = embedding_power * (x + offset).log() - label_power * torch.where(use, y, 1).log()
+    centre = torch.linalg.vecdot(u.detach(), real) / n.clamp_min(1)  # any centre gives the same sum, up to rounding
+    centred = (u - centre[:, None]) * real
+    squares = n * torch.linalg.vecdot(centred, centred) - centred.sum(1).square()
+    pairs = n * (n - 1) / 2
     if ties == "exclude":
-        tied_squares, tied_pairs = _within_ties(centred, y, use)
-        squares, pairs = squares - tied_squares, pairs - tied_pairs
+        rows = _rows_with_ties(y, use)
+        tied_squares, tied_pairs = _within_ties(centred[rows], y[rows], use[rows])
+        squares, pairs = squares.index_add(0, rows, -tied_squares), pairs.index_add(0, rows, -tied_pairs)
     defined = pairs > 0
     return torch.where(defined, squares / pairs.clamp_min(1), 0), defined
 
 
+def _rows_with_ties(y: Tensor, use: Tensor) -> Tensor:
+    """Numbers of the rows in which two used y are equal: few or none when labels are continuous."""
+    if torch.compiler.is_compiling():
+        return torch.arange(len(y), device=y.device)
+    ordered = torch.where(use, y, torch.nan)  # NaN goes last and equals nothing
+    if ordered.device.type == "cpu":  # several times faster than torch, which also sorts indices
+        ordered = torch.from_numpy(np.sort(ordered.numpy(), axis=1))
+    else:
+        ordered = ordered.sort(1).values
+    return any_in_row(ordered[:, 1:] == ordered[:, :-1]).nonzero()[:, 0]
+
+
+def _argsort(y: Tensor) -> Tensor:
+    """Order of each row; on the CPU by numpy, which is several times faster."""
+    if y.device.type != "cpu" or torch.compiler.is_compiling():
+        return y.argsort(1)
+    return torch.from_numpy(np.argsort(y.numpy(), axis=1))
+
+
 def _within_ties(u: Tensor, y: Tensor, use: Tensor) -> tuple[Tensor, Tensor]:
     """Sum of (u_i - u_j)^2 over the row's pairs of equal y, and the number of those pairs, both [q]."""
-    ordered, order = torch.where(use, y, torch.inf).sort(1)
+    order = _argsort(torch.where(use, y, torch.inf))
+    ordered = y.gather(1, order)
     group = torch.nn.functional.pad((ordered[:, 1:] != ordered[:, :-1]).cumsum(1), (1, 0))
     u, use = u.gather(1, order), use.gather(1, order).to(u)
     size = torch.zeros_like(u).scatter_add(1, group, use)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -77,9 +76,7 @@ def decidability(gap: Tensor, variance: Tensor, gap_floor: float, variance_floor
     return (gap_floor - gap).clamp_min(0) / gap_floor - above + (variance + variance_floor).log() / 2
 
 
-def pd_loss_plain(
-    x: Tensor, y: Tensor, *, gap_floor: float = 0.05, variance_floor: float = 1e-6
-) -> Tensor:
+def pd_loss_plain(x: Tensor, y: Tensor, *, gap_floor: float = 0.05, variance_floor: float = 1e-6) -> Tensor:
     """`pd_loss` from the scores x [n c] and label distances y [n c] themselves: the reference for the fast form."""
     genuine, impostor = x[y == 0], x[y != 0]
     spread = genuine.var(correction=0) + impostor.var(correction=0)

@@ -5,10 +5,11 @@ from __future__ import annotations
 from typing import Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from . import Rows, register_loss
-from .common import log1p_sumexp, masked_logsumexp, masked_sum, split
+from .common import any_in_row, as_number, log1p_sumexp, masked_logsumexp, masked_softmax, masked_sum, split
 
 
 @register_loss(
@@ -46,14 +47,30 @@ def contrastive(
         value and count, [q] or (for `active`) [q 2].
     """
     positive, negative = split(y, valid)
-    pull = torch.where(positive, (x - positive_margin).relu(), 0)
-    push = torch.where(negative, (negative_margin - x).relu(), 0)
-    if average == "active":
-        value = torch.stack([(side.pow(power) / power).sum(1) for side in (pull, push)], 1)
-        return value, torch.stack([(side > 0).sum(1) for side in (pull, push)], 1)
-    if average != "pairs":
+    if average not in ("pairs", "active"):
         raise ValueError(f"contrastive: average must be 'pairs' or 'active', got {average!r}")
-    return (pull.pow(power) + push.pow(power)).sum(1) / power, valid.sum(1)
+    sides = as_number(positive, x), as_number(negative, x)
+    offset = sides[1] * negative_margin - sides[0] * positive_margin
+    gap = torch.addcmul(offset, x, sides[0] - sides[1]).relu()  # 0 where not valid
+    cost = gap if power == 1 else gap.pow(power) / power
+    if average == "pairs":
+        return cost.sum(1), as_number(valid, x).sum(1)
+    active = as_number(gap > 0, x)
+    value, count = ([torch.linalg.vecdot(a, side) for side in sides] for a in (cost, active))
+    return torch.stack(value, 1), torch.stack(count, 1)
+
+
+def _multi_similarity_in_place(
+    x: Tensor, y: Tensor, valid: Tensor, *, alpha: float = 2.0, beta: float = 50.0, base: float = 0.5
+) -> Rows:
+    value, grads = x.new_zeros(len(x)), []
+    for mask, scale in zip(split(y, valid), (-alpha, beta), strict=True):
+        total, softmax = masked_softmax(scale * (x - base), mask)
+        some = any_in_row(mask)
+        value += torch.where(some, F.softplus(total), 0) / abs(scale)
+        grads.append(softmax.mul_(torch.where(some, total.sigmoid(), 0)[:, None]))
+    torch.sub(grads[1], grads[0], out=x)
+    return value, any_in_row(valid)
 
 
 @register_loss(
@@ -61,6 +78,7 @@ def contrastive(
     reads="same",
     x="similarity",
     geometry="cosine",
+    in_place=_multi_similarity_in_place,
     paper="Wang et al.: Multi-Similarity Loss with General Pair Weighting for Deep Metric Learning, CVPR 2019",
 )
 def multi_similarity(
@@ -86,13 +104,13 @@ def multi_similarity(
     positive, negative = split(y, valid)
     pull = log1p_sumexp(alpha * (base - x), positive) / alpha
     push = log1p_sumexp(beta * (x - base), negative) / beta
-    return pull + push, valid.any(1)
+    return pull + push, any_in_row(valid)
 
 
 def softmax_over_keys(x: Tensor, y: Tensor, valid: Tensor, temperature: float) -> Rows:
     """Mean over a row's positives of `-log softmax(x / temperature)` over its valid keys; rows without are undefined."""
     positive, _ = split(y, valid)
-    some = positive.any(1)
+    some = any_in_row(positive)
     logits = x / temperature
     mean = masked_sum(logits, positive) / positive.sum(1).clamp_min(1)
     return torch.where(some, masked_logsumexp(logits, valid) - mean, 0), some
@@ -101,11 +119,12 @@ def softmax_over_keys(x: Tensor, y: Tensor, valid: Tensor, temperature: float) -
 def softmax_over_keys_in_place(x: Tensor, y: Tensor, valid: Tensor, temperature: float) -> Rows:
     """`softmax_over_keys` that overwrites `x` with the gradient of the summed values."""
     positive, _ = split(y, valid)
-    count = positive.sum(1)
+    weight = as_number(positive, x)
+    count = weight.sum(1)
     some = count > 0
-    weight = positive.to(x).div_(count.clamp_min(1)[:, None])
+    weight.div_(count.clamp_min(1)[:, None])
     x.div_(temperature)
-    mean = torch.linalg.vecdot(x.masked_fill(~positive, 0), weight)
+    mean = torch.linalg.vecdot(x, weight)
     x.masked_fill_(~(valid & some[:, None]), -torch.inf)
     top = x.amax(1, keepdim=True).masked_fill_(~some[:, None], 0)
     total = x.sub_(top).exp_().sum(1, keepdim=True)

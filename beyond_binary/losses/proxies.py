@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from . import Rows, register_loss
-from .common import log1p_sumexp, split
+from .common import any_in_row, log1p_sumexp, split
 from .pairs import softmax_over_keys, softmax_over_keys_in_place
 
 
@@ -65,5 +65,5 @@ def proxy_anchor(x: Tensor, y: Tensor, valid: Tensor, *, alpha: float = 32.0, ma
     positive, negative = split(y, valid)
     pull = log1p_sumexp(alpha * (margin - x), positive)
     push = log1p_sumexp(alpha * (margin + x), negative)
-    present = positive.any(1)
+    present = any_in_row(positive)
     return torch.stack([pull, push], 1), torch.stack([present, torch.ones_like(present)], 1)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from . import Rows, register_loss
-from .common import split
+from .common import as_number, split
 
 
 @register_loss(
@@ -49,21 +49,29 @@ def triplet(
     if triplets not in ("all", "semi_hard") or average not in ("active", "all"):
         raise ValueError(f"triplet: unknown triplets={triplets!r} or average={average!r}")
     positive, negative = split(y, valid)
-    width = x.shape[1] if torch.compiler.is_compiling() else max(int(positive.sum(1).max()), 1) if len(x) else 1
+    positives, negatives = as_number(positive, x).sum(1), as_number(negative, x).sum(1)
+    width = x.shape[1] if torch.compiler.is_compiling() or not len(x) else max(int(positives.max()), 1)
     far, order = torch.where(positive, x, -torch.inf).topk(width, dim=1)
     real = positive.gather(1, order)
     prefix = torch.nn.functional.pad(torch.where(real, far, 0).cumsum(1), (1, 0))
-    falling = -far.detach()
 
-    met = torch.searchsorted(falling, margin - x.detach())  # positives with d_p > d_n - margin
-    met = torch.where(negative, met, 0)
-    skipped = torch.zeros_like(met)
+    met = _farther(far, x - margin, negative)
+    number, total = met, prefix.gather(1, met)
     if triplets == "semi_hard":  # without those at d_p >= d_n, which come first
-        skipped = torch.where(negative, torch.searchsorted(falling, -x.detach(), right=True), 0)
-        skipped = torch.minimum(skipped, met)
-    number = met - skipped
-    hinge = prefix.gather(1, met) - prefix.gather(1, skipped) + number * (margin - x)
-    value = torch.where(number > 0, hinge, 0).sum(1)
-    if average == "active":
-        return value, number.sum(1)
-    return value, positive.sum(1) * negative.sum(1)
+        skipped = torch.minimum(_farther(far, x, negative, equal=True), met)
+        number, total = met - skipped, total - prefix.gather(1, skipped)
+    number = number.to(x.dtype)
+    value = torch.addcmul(total, number, margin - x).sum(1)
+    return value, number.sum(1) if average == "active" else positives * negatives
+
+
+def _farther(far: Tensor, limit: Tensor, mask: Tensor, equal: bool = False) -> Tensor:
+    """How many of the row's falling distances [q p] exceed (or equal) each limit [q k]; 0 outside `mask`."""
+    far, limit = far.detach(), limit.detach()
+    if far.shape[1] > 32 or torch.compiler.is_compiling():
+        number = torch.searchsorted(-far, -limit, right=equal)
+        return torch.where(mask, number, 0)
+    number = torch.zeros_like(mask, dtype=torch.uint8)
+    for each in far.split(1, dim=1):  # few positives: quicker than a search
+        number += ((limit <= each) if equal else (limit < each)).view(torch.uint8)
+    return (number * mask.view(torch.uint8)).long()

@@ -45,12 +45,12 @@ def list_metrics() -> list[str]:
 def create_metrics(specs: Iterable[str] | None, gives: str, ks: Sequence[int] | None = None) -> list[Metric]:
     """Bind the metrics called `specs`.
 
-    A name that ends in `_at_k` stands for one metric for each of `ks`; when `ks` is None, for each of the metric's
-    usual ones. `recall_at_4` is one metric, whatever `ks` says.
+    A name that ends in `_at_k` stands for one metric for each of `ks`; when `ks` is None, for each of the
+    metric's usual ones. `recall_at_4` is one metric, whatever `ks` says.
 
     Args:
-        specs: names, with options if need be; None: all that read same/different for classes, all that read the
-            order or the value of label distances for magnitudes.
+        specs: names, with options if need be; None: all that read same/different for classes, all that read
+            the order or the value of label distances for magnitudes.
         gives: what the target gives: "same", "order" or "magnitude".
         ks: numbers of neighbours for the `_at_k` metrics.
 
@@ -89,9 +89,7 @@ def _bind(spec: str, ks: Sequence[int] | None) -> list[Metric]:
     entry, at = _find(name)
     known = [p for p in inspect.signature(entry.build).parameters if p not in ("ranking", "k")]
     if positional or not options.keys() <= set(known):
-        raise ValueError(
-            f"cannot read the options of metric {spec!r}; write key=value, with {', '.join(known) or 'no'} options"
-        )
+        raise ValueError(f"metric {spec!r}: options are key=value pairs; known: {', '.join(known) or 'none'}")
     reads = entry.info["reads"]
     if at is None:
         return [Metric(spec, partial(entry.build, **options), reads)]
@@ -102,19 +100,20 @@ def _bind(spec: str, ks: Sequence[int] | None) -> list[Metric]:
     return [Metric(f"{at[1]}{k}{rest}", partial(entry.build, k=k, **options), reads, k) for k in counts]
 
 
+MEANT = {"same": "same/different", "order": "the order of label distances", "magnitude": "label distances"}
+WAY_OUT = {
+    "same": "make classes of them with within('<target>', radius=...) or nearest('<target>', k=...)",
+    "magnitude": "choose a target whose label distances are values, such as 'euclidean'",
+}
+
+
 def _check_fit(metric: Metric, gives: str) -> None:
-    if metric.reads in READABLE[gives]:
-        return
-    fitting = ", ".join(n for n in list_metrics() if METRICS[n].info["reads"] in READABLE[gives])
-    way_out = {
-        "same": "make classes of the distances with within('<target>', radius=...) or nearest('<target>', k=...)",
-        "magnitude": "choose a target whose label distances are values, such as 'euclidean'",
-    }[metric.reads]
-    meant = {"same": "same/different", "order": "the order of label distances", "magnitude": "label distances"}
-    raise ValueError(
-        f"metric {metric.name!r} reads {meant[metric.reads]}, but the target gives {meant[gives]} only; "
-        f"{way_out}, or take one of: {fitting}"
-    )
+    if metric.reads not in READABLE[gives]:
+        fitting = [n for n in list_metrics() if METRICS[n].info["reads"] in READABLE[gives]]
+        raise ValueError(
+            f"metric {metric.name!r} reads {MEANT[metric.reads]}, but the target gives {MEANT[gives]} only; "
+            f"{WAY_OUT[metric.reads]}, or take one of: {', '.join(fitting)}"
+        )
 
 
 from . import continuous, retrieval  # noqa: E402, F401  (they register themselves)

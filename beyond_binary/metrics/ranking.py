@@ -1,4 +1,4 @@
-"""What the metrics of one tile share: its queries ranked once against all references, with ties kept as ties."""
+"""What the metrics of a tile share: its queries ranked once against all references, ties kept as ties."""
 
 from __future__ import annotations
 
@@ -49,17 +49,20 @@ class Hit(NamedTuple):
 class Ranking:
     """One tile of queries against all references; the sole argument of a metric.
 
-    A metric would naturally be a function of `(x, y, valid)`, like a loss. But all metrics rank the same tile, and
-    ranking is what costs; so they take the three together with what is derived from them once, on first use.
+    A metric would naturally be a function of `(x, y, valid)`, like a loss. But all metrics rank the same
+    tile, and ranking is what costs; so they take the three together with what is derived from them once, on
+    first use.
 
-    Storage order never counts: where references are equally near, metrics give the expectation over all orders
-    that the ties allow (McSherry & Najork, ECIR 2008). A collapsed model thus scores like a random ranking.
+    Storage order never counts: where references are equally near, metrics give the expectation over all
+    orders that the ties allow (McSherry & Najork, ECIR 2008). A collapsed model thus scores like a random
+    ranking.
 
     Attributes:
         x: similarity [q k], higher is nearer, -inf where not valid.
         y: label distance [q k]; bool (True = different) where the target gives only "same", else floating.
         valid: pairs that count [q k].
-        depth: positions that the metrics read; where `y` is bool, at least as many as any query has right answers.
+        depth: positions that the metrics read; where `y` is bool, at least as many as any query has right
+            answers.
     """
 
     x: Tensor
@@ -68,10 +71,15 @@ class Ranking:
     depth: int = 1
 
     @staticmethod
-    def of(x: Tensor, y: Tensor, valid: Tensor, depth: int = 1) -> Ranking:
-        """Rank a tile. `x` is overwritten; pairs whose label distance is NaN (unknown) become invalid."""
+    def of(x: Tensor, y: Tensor, valid: Tensor, gives: str, depth: int = 1) -> Ranking:
+        """Rank a tile of a target that gives "same", "order" or "magnitude". `x` is overwritten.
+
+        Pairs whose label distance is NaN (unknown) become invalid.
+        """
         if y.is_floating_point():
             valid = valid & ~y.isnan()
+        if gives == "same" and y.dtype != torch.bool:
+            y = y != 0
         return Ranking(x.masked_fill_(~valid, -torch.inf), y, valid, depth)
 
     @cached_property
@@ -92,13 +100,14 @@ class Ranking:
     @cached_property
     def top(self) -> Top:
         """The first `depth` positions of each query, and which of them are tied."""
-        depth = max(self.depth, int(self.relevant.max()) if self.y.dtype == torch.bool else 1)
+        depth = max(1, self.depth, int(self.relevant.max()) if self.y.dtype == torch.bool else 0)
         x, order = self.x.topk(min(depth + 1, self.x.shape[1]), dim=1)
         beyond, x, order = x[:, depth:], x[:, :depth], order[:, :depth]
         starts = torch.ones_like(x, dtype=torch.bool)
         starts[:, 1:] = x[:, 1:] != x[:, :-1]
         group = starts.cumsum(1) - 1
-        size = torch.zeros_like(x, dtype=torch.double).scatter_add_(1, group, torch.ones_like(x, dtype=torch.double))
+        size = torch.zeros_like(x, dtype=torch.double)
+        size.scatter_add_(1, group, torch.ones_like(size))
         first = size.cumsum(1) - size
         cut = ((beyond == x[:, -1:]) & (beyond > -torch.inf)).any(1).nonzero()[:, 0]
         size[cut, group[cut, -1]] = (self.x[cut] == x[cut, -1:]).sum(1).double()
@@ -116,7 +125,8 @@ class Ranking:
         total = torch.zeros_like(gains).scatter_add_(1, top.group, gains)
         if len(top.cut):
             tied = self.x[top.cut] == top.x[top.cut, -1:]
-            total[top.cut, top.group[top.cut, -1]] = torch.where(tied, gain(self.y[top.cut]).double(), 0).sum(1)
+            gains = torch.where(tied, gain(self.y[top.cut]).double(), 0)
+            total[top.cut, top.group[top.cut, -1]] = gains.sum(1)
         return total.gather(1, top.group) / top.size
 
     @cached_property

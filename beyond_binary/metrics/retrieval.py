@@ -1,7 +1,8 @@
 """Retrieval metrics on same/different: how early the right references come.
 
-All take a `Ranking` and return `(value [q], R [q])`, R being the number of right references among *all* references;
-a query with R = 0 is left out. All values are fractions in [0, 1]. Tied references count in expectation.
+All take a `Ranking` and return `(value [q], R [q])`, R being the number of right references among *all*
+references; a query with R = 0 is left out. All values are fractions in [0, 1]. Tied references count in
+expectation.
 """
 
 from __future__ import annotations
@@ -20,10 +21,10 @@ def log_choose(n: Tensor, k: Tensor) -> Tensor:
 
 @METRICS.register(reads="same", ks=(1, 2, 4, 8))
 def recall_at_k(ranking: Ranking, k: int) -> Scores:
-    """Recall@K as the metric learning field means it: is *any* of the nearest k right (Song et al., CVPR 2016)?
+    """Recall@K as the metric learning field means it: is *any* of the nearest k right?
 
-    The share of right references that are found is something else. With ties: 1 - C(g - r, t) / C(g, t), where t of
-    the g tied references, r of them right, fall within the first k.
+    As in Song et al., CVPR 2016; the share of right references that are found is something else. With ties:
+    1 - C(g - r, t) / C(g, t), where t of the g tied references, r of them right, fall within the first k.
     """
     nearer, tied, right = ranking.hit
     drawn = (k - nearer).clamp(min=0)
@@ -47,10 +48,11 @@ def r_precision(ranking: Ranking) -> Scores:
 
 @METRICS.register(reads="same")
 def map_at_r(ranking: Ranking) -> Scores:
-    """MAP@R = 1/R sum_{i <= R} [i-th is right] P(i), P(i) the precision of the nearest i (ECCV 2020, section 2.3).
+    """MAP@R = 1/R sum_{i <= R} [i-th is right] P(i), P(i) = precision of the nearest i.
 
-    With ties: position i, the j-th in a group of g with r right after h earlier right ones, is right with
-    probability r / g and then has on average h + 1 + (j - 1)(r - 1) / (g - 1) right ones up to itself.
+    Musgrave et al., "A Metric Learning Reality Check", ECCV 2020, section 2.3. With ties: position i, the
+    j-th in a group of g with r right after h earlier right ones, is right with probability r / g and then has
+    on average h + 1 + (j - 1)(r - 1) / (g - 1) right ones up to itself.
     """
     found, R, top = ranking.found, ranking.relevant, ranking.top
     position = torch.arange(1, found.shape[1] + 1, device=R.device)
@@ -64,8 +66,8 @@ def map_at_r(ranking: Ranking) -> Scores:
 def mrr(ranking: Ranking) -> Scores:
     """Mean reciprocal rank of the first right reference.
 
-    With ties: sum_j C(g - j, r - 1) / C(g, r) / (s + j), j being the place of the first of r right ones among g
-    tied references that come after s nearer ones.
+    With ties: sum_j C(g - j, r - 1) / C(g, r) / (s + j), j being the place of the first of r right ones among
+    g tied references that come after s nearer ones.
     """
     nearer, tied, right = (n[:, None] for n in ranking.hit)
     places = int((tied - right)[ranking.relevant > 0].max()) + 1 if (ranking.relevant > 0).any() else 1

@@ -257,11 +257,7 @@ def markdown(facts: dict[str, str], rows: list[dict[str, Any]], forms: list[str]
         keys = row["proxies"] if LOSSES[row["loss"]].info["facts"].needs_proxies else row["n"]
         times, peaks = zip(*(entry(row, who) for who in forms), strict=True)
         ours, peer = (row["value"].get(who) for who in ("tiled", "PML"))
-        gap = (
-            f"{abs(ours - peer) / max(abs(peer), 1e-30):.0e}"
-            if ours is not None and peer is not None
-            else "-"
-        )
+        gap = f"{abs(ours - peer) / max(abs(peer), 1e-30):.0e}" if ours is not None and peer is not None else "-"
         cells = [row["loss"], f"{row['n']} x {keys}", str(row["dim"]), *times, *peaks, gap]
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"

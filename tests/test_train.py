@@ -1,0 +1,328 @@
+"""The trainer: from a configuration to a run folder, bad input, resuming after a kill, and several processes."""
+
+import importlib.util
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from accelerate.state import AcceleratorState
+from PIL import Image
+from safetensors.torch import load_file
+
+from beyond_binary.config import Config, dump_config, field_names, parse_config
+from beyond_binary.embedder import Embedder
+
+ROOT = Path(__file__).parent.parent
+TRAIN = ROOT / "recipes" / "train.py"
+spec = importlib.util.spec_from_file_location("train_recipe", TRAIN)
+assert spec is not None
+assert spec.loader is not None
+recipe = importlib.util.module_from_spec(spec)
+sys.modules["train_recipe"] = recipe
+spec.loader.exec_module(recipe)
+
+TINY = [
+    "--config", str(ROOT / "recipes" / "configs" / "digits.yaml"), "--data.rows", "[96, 40]",
+    "--embedder.trunk", "timm/test_byobnet", "--embedder.dim", "8", "--sampler.batch_size", "16",
+    "--optimizer.epochs", "2", "--progress", "false", "--report", "false", "--trackers", "[]", "--cpu", "true",
+]  # fmt: skip
+
+
+def tiny(output: Path, *changes: str) -> Config:
+    return parse_config([*TINY, "--output", str(output), *changes])
+
+
+def weights(run: Path) -> dict[str, torch.Tensor]:
+    return {k: v for f in sorted((run / "embedder").glob("*.safetensors")) for k, v in load_file(f).items()}
+
+
+def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    run = tmp_path_factory.mktemp("runs") / "whole"
+    recipe.train(tiny(run, "--checkpoint_every", "4", "--trackers", "[tensorboard]", "--report", "true"))
+    return run
+
+
+def test_a_run_leaves_everything_it_promises(finished: Path) -> None:
+    result = json.loads((finished / "metrics.json").read_text())
+    assert set(result["table"]) == {"before", "after", "random", "oracle"}
+    assert result["table"]["oracle"]["recall_at_1"] == 1.0
+    lines = [json.loads(line) for line in (finished / "log.jsonl").read_text().splitlines()]
+    steps = [line["step"] for line in lines if "loss" in line]
+    assert steps == list(range(1, 13))  # 96 items in batches of 16, two epochs
+    assert [line["epoch"] for line in lines if line.get("event") == "evaluation"] == [0, 1, 2]
+    assert Embedder.from_pretrained(finished / "embedder").dim == 8
+    assert [p.name for p in (finished / "checkpoints").iterdir()] == ["step_00000012"]
+    assert "<html" in (finished / "report.html").read_text()
+    assert list((finished / "tracking").glob("events*")) or list(finished.rglob("events*"))
+    again = parse_config(["--config", str(finished / "config.yaml")])
+    assert dump_config(again) == (finished / "config.yaml").read_text()
+
+
+def test_embedder_of_the_run_reproduces_the_kept_embeddings(finished: Path) -> None:
+    config = parse_config(["--config", str(finished / "config.yaml")])
+    splits, _ = recipe.load_checked(config.data)
+    z = Embedder.from_pretrained(finished / "embedder").encode(splits.query.images)
+    torch.testing.assert_close(z, load_file(finished / "embeddings" / "after.safetensors")["query"])
+
+
+@pytest.fixture(autouse=True)
+def fresh_accelerator() -> None:
+    """Accelerate keeps precision and device in a global state; a run of the program starts without one."""
+    AcceleratorState._reset_state(reset_partial_state=True)
+
+
+class Killed(Exception):
+    pass
+
+
+@pytest.mark.parametrize("step", [1, 4, 5, 9])
+def test_resumed_run_ends_with_the_same_bits(
+    finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: int
+) -> None:
+    config = tiny(tmp_path / "run", "--checkpoint_every", "4", "--resume", "auto")
+    log = recipe.Run.log
+
+    def log_and_die(self: object, **values: object) -> None:
+        log(self, **values)
+        if values.get("step") == step and "loss" in values:
+            raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(recipe.Run, "log", log_and_die)
+        with pytest.raises(Killed):
+            recipe.train(config)
+    torch.rand(step)  # whatever happened in between
+    recipe.train(config)
+    assert same(weights(tmp_path / "run"), weights(finished))
+    ours, theirs = ((r / "log.jsonl").read_text() for r in (tmp_path / "run", finished))
+    assert ours == theirs
+
+
+@pytest.mark.slow
+def test_resumes_after_sigkill_of_the_process(finished: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    command = [sys.executable, str(TRAIN), *TINY, "--output", str(run), "--checkpoint_every", "1", "--resume", "auto"]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    log = run / "log.jsonl"
+    deadline = time.monotonic() + 120
+    while process.poll() is None and (not log.exists() or log.read_text().count("loss") < 5):
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    assert not (run / "embedder").exists()
+    subprocess.run(command, check=True, timeout=300, capture_output=True)
+    assert same(weights(run), weights(finished))
+
+
+def test_gradient_accumulation_clipping_and_early_stopping(tmp_path: Path) -> None:
+    config = tiny(
+        tmp_path / "run", "--optimizer.accumulate", "4", "--optimizer.clip", "0.5", "--optimizer.epochs", "5",
+        "--evaluation.patience", "1", "--evaluation.keep", "best", "--embedder.freeze_batch_norm", "true", "--optimizer.lr", "0", "--optimizer.proxy_lr", "0",
+    )  # fmt: skip
+    result = recipe.train(config)
+    assert result["epochs"] == 2  # nothing learns, so the second evaluation is no better
+    assert result["steps"] == 4  # six batches make one update of four and one of two
+    assert result["best_epoch"] == 1
+    lines = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
+    assert all("grad_norm" in line for line in lines if "loss" in line)
+
+
+def test_accumulated_gradient_is_the_mean_over_batches(tmp_path: Path) -> None:
+    """One update of two batches with plain SGD moves the weights by lr times the mean of the two gradients."""
+    changes = [
+        "--optimizer.name", "sgd", "--optimizer.options", "{momentum: 0.0, nesterov: false}", "--optimizer.epochs", "1", "--optimizer.warmup", "0", "--optimizer.weight_decay", "0",
+        "--optimizer.schedule", "constant", "--embedder.freeze_batch_norm", "true", "--data.rows", "[32, 40]",
+        "--evaluation.every", "0", "--optimizer.lr", "0.01", "--optimizer.proxy_lr", "0",
+    ]  # fmt: skip
+    config = tiny(tmp_path / "run", *changes, "--optimizer.accumulate", "2")
+    setup, run, accelerator = recipe.start(config)
+    start = {k: v.clone() for k, v in setup.embedder.state_dict().items()}
+    grads = {k: torch.zeros_like(p) for k, p in setup.embedder.named_parameters()}
+    for batch in setup.loader:
+        z = setup.embedder(batch["images"])
+        loss = setup.objective(z, batch["labels"], ids=batch["ids"])
+        for (name, _), g in zip(
+            setup.embedder.named_parameters(), torch.autograd.grad(loss, list(setup.embedder.parameters())), strict=True
+        ):
+            grads[name] += g / 2
+    recipe.fit(config, setup, run, accelerator)
+    moved = dict(setup.embedder.named_parameters())
+    for name, grad in grads.items():
+        torch.testing.assert_close(moved[name].detach(), start[name] - 0.01 * grad, rtol=1e-3, atol=1e-6)
+
+
+def test_bf16_trains(tmp_path: Path) -> None:
+    result = recipe.train(tiny(tmp_path / "run", "--precision", "bf16", "--optimizer.epochs", "1"))
+    assert np.isfinite(result["table"]["after"]["map_at_r"])
+
+
+def test_class_mean_proxies_start_at_the_means(tmp_path: Path) -> None:
+    config = tiny(tmp_path / "run", "--objective.proxy_init", "class_mean", "--optimizer.epochs", "0")
+    setup, run, accelerator = recipe.start(config)
+    recipe.fit(config, setup, run, accelerator)
+    items = setup.loader.dataset.items
+    z = torch.nn.functional.normalize(setup.embedder.encode(items.images), dim=1)
+    for number, proxy in enumerate(setup.objective.proxies.weight.detach()):
+        torch.testing.assert_close(proxy, z[items.labels == number].mean(0), rtol=1e-4, atol=1e-5)
+
+
+def test_learning_rate_rises_then_falls() -> None:
+    settings = recipe.OptimizerConfig(warmup=0.25)
+    factors = [recipe.learning_rate(settings, p) for p in np.linspace(0, 1, 9)]
+    assert factors[0] == 0
+    assert factors[2] == pytest.approx(1)
+    assert factors[-1] == pytest.approx(0)
+    assert factors[5] == pytest.approx(0.5)
+    assert recipe.learning_rate(recipe.OptimizerConfig(warmup=0, schedule="linear"), 0.25) == 0.75
+    assert recipe.learning_rate(recipe.OptimizerConfig(warmup=0, schedule="constant"), 1) == 1
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (["--objective.loss", "pd_los"], "did you mean 'pd_loss'"),
+        (["--objective.loss", "log_ratio"], "take a target with distances"),
+        (["--objective.options", "{temperature: 1}"], "has no option temperature"),
+        (["--objective.target", "euclidean"], "equality of distances is not a class|takes target 'classes'"),
+        (["--sampler.name", "classes(samples_per_class=5)"], "not a multiple"),
+        (["--sampler.name", "classes", "--sampler.batch_size", "400"], "classes"),
+        (["--sampler.name", "clases"], "did you mean 'classes'"),
+        (["--embedder.trunk", "timm/test_byobnett"], "test_byobnet"),
+        (["--optimizer.name", "adamv"], "did you mean"),
+        (["--data.source", "embedded:digit"], "digits"),
+        (["--data.source", "nowhere/at/all"], "nowhere"),
+        (["--trackers", "[tensorbord]"], "tensorboard"),
+        (["--evaluation.metrics", "[recall_at_one]"], "recall_at"),
+        (["--evaluation.metrics", "[recall_at_1]", "--evaluation.monitor", "mrr"], "monitor"),
+        (["--augment.move_labels", "true", "--augment.flip", "0.5"], "mirror"),
+        (["--augment.crop_scale", "[0.5, 2]"], "crop_scale"),
+    ],
+)
+def test_bad_input_is_a_short_error_before_training(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], change: list[str], message: str
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["train.py", *TINY, "--output", str(tmp_path / "run"), *change])
+    with pytest.raises(SystemExit) as stop:
+        recipe.main()
+    assert stop.value.code == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ")
+    assert __import__("re").search(message, error), error
+    assert not (tmp_path / "run" / "log.jsonl").exists()
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["--data.sorce", "x"], "did you mean data.source"),
+        (["--optimizer.epochs", "many"], "optimizer.epochs"),
+        (["--config", "missing.yaml"], "missing.yaml"),
+        (["--optimizer.schedule", "cosin"], "schedule"),
+    ],
+)
+def test_bad_fields_are_named(capsys: pytest.CaptureFixture[str], argv: list[str], message: str) -> None:
+    with pytest.raises(SystemExit) as stop:
+        parse_config(argv)
+    assert stop.value.code == 2
+    assert message in capsys.readouterr().err
+
+
+def test_help_explains_every_field(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        parse_config(["--help"])
+    assert stop.value.code == 0
+    text = capsys.readouterr().out
+    lines = text.splitlines()
+    for name in field_names():
+        rows = [i for i, line in enumerate(lines) if line.strip().startswith(f"--{name} ")]
+        assert rows, name
+        described = lines[rows[0]].split("  ")[-1] if "  " in lines[rows[0]].strip() else lines[rows[0] + 1]
+        assert len(described.strip()) > 8, f"{name}: {described!r}"
+
+
+def test_folder_with_another_run_is_left_alone(finished: Path, tmp_path: Path) -> None:
+    before = {p: p.stat().st_mtime_ns for p in finished.rglob("*")}
+    with pytest.raises(FileExistsError, match="already holds a run"):
+        recipe.start(tiny(finished))
+    with pytest.raises(ValueError, match=r"other settings \(.*sampler.batch_size"):
+        recipe.start(tiny(finished, "--resume", "auto", "--sampler.batch_size", "32"))
+    (tmp_path / "notes.txt").write_text("mine")
+    with pytest.raises(FileExistsError, match="other files"):
+        recipe.start(tiny(tmp_path))
+    assert before == {p: p.stat().st_mtime_ns for p in finished.rglob("*")}
+
+
+def test_unset_output_takes_a_new_name_and_resume_finds_the_unfinished_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    config = parse_config(TINY)
+    assert recipe.claim(config, "digits").folder == Path("runs/digits")
+    assert recipe.claim(config, "digits").folder == Path("runs/digits-2")
+    resumed = parse_config([*TINY, "--resume", "auto"])
+    assert recipe.claim(resumed, "digits").folder == Path("runs/digits-2")
+    (tmp_path / "runs/digits-2/metrics.json").write_text("{}")
+    assert recipe.claim(resumed, "digits").folder == Path("runs/digits")
+
+
+def test_unreadable_images_are_named_skipped_only_if_asked_and_counted(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    for name in ("a", "b", "c", "d"):
+        (tmp_path / "set" / name).mkdir(parents=True)
+        for i in range(6):
+            Image.fromarray(rng.integers(0, 255, (24, 24, 3), dtype=np.uint8)).save(
+                tmp_path / "set" / name / f"{i}.png"
+            )
+    broken = tmp_path / "set" / "b" / "3.png"
+    broken.write_bytes(broken.read_bytes()[:60])
+    changes = [
+        "--data.source", str(tmp_path / "set"), "--data.rows", "null", "--data.splitting", "class_disjoint",
+        "--sampler.batch_size", "4", "--optimizer.epochs", "1", "--objective.loss", "supcon",
+    ]  # fmt: skip
+    with pytest.raises(ValueError, match=r"3\.png"):
+        recipe.start(tiny(tmp_path / "run", *changes))
+    assert not (tmp_path / "run").exists()
+    result = recipe.train(tiny(tmp_path / "run", *changes, "--data.bad_images", "skip"))
+    assert len(result["skipped_images"]) == 1
+    assert "3.png" in result["skipped_images"][0]
+
+
+@pytest.mark.slow
+def test_two_processes_from_the_same_command(tmp_path: Path) -> None:
+    """The documented launch really runs two processes, and learns what one process learns."""
+    common = [
+        *TINY, "--embedder.freeze_batch_norm", "true", "--optimizer.name", "sgd", "--optimizer.lr", "0.01",
+        "--objective.loss", "proxy_anchor", "--augment.shift", "0", "--augment.zoom", "0",
+    ]  # fmt: skip
+    environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
+    launch = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
+    launch += ["--main_process_port", "0"]
+    two = subprocess.run(
+        [*launch, str(TRAIN), *common, "--output", str(tmp_path / "two")],
+        env=environment, capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
+    assert two.returncode == 0, two.stderr[-3000:]
+    recipe.train(parse_config([*common, "--output", str(tmp_path / "one")]))
+    logs = [
+        [json.loads(line) for line in (tmp_path / name / "log.jsonl").read_text().splitlines()]
+        for name in ("one", "two")
+    ]
+    assert json.loads((tmp_path / "two" / "metrics.json").read_text())["processes"] == 2
+    losses = [[line["loss"] for line in log if "loss" in line] for log in logs]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+    one, two_weights = weights(tmp_path / "one"), weights(tmp_path / "two")
+    for name in one:
+        torch.testing.assert_close(one[name], two_weights[name], rtol=1e-3, atol=1e-4)
