@@ -167,7 +167,8 @@ def squared_distances(q: Tensor, k: Tensor) -> tuple[Tensor, Near]:
 def _places(mask: Tensor) -> Near:
     """Row and column of each entry of a sparse mask."""
     if mask.device.type != "cpu":
-        return mask.nonzero(as_tuple=True)
+        row, column = mask.nonzero(as_tuple=True)
+        return row, column
     flat = torch.from_numpy(np.flatnonzero(mask.numpy()))  # ten times faster than torch
     return flat // mask.shape[1], flat % mask.shape[1]
 

@@ -122,7 +122,7 @@ def _create_timm(
     if image_size is not None and fixed:
         arguments["img_size"] = _two(image_size)
     model = build_trunk(f"timm/{name}", arguments, pretrained)
-    data = timm.data.resolve_model_data_config(model)  # type: ignore[attr-defined]
+    data = timm.data.resolve_model_data_config(model)
     mode = "squash" if data["crop_mode"] == "squash" else "shortest"
     preprocess = _preprocess(data, image_size or data["input_size"][1:], mode)
     config = {"trunk": f"timm/{name}", "weights": tag, "model_args": arguments}

@@ -1,4 +1,4 @@
-"""Train, evaluate and keep an embedder: `accelerate launch recipes/train.py [--config FILE.yaml] [--section.key value]`.
+"""Train, evaluate and keep an embedder: `accelerate launch recipes/train.py [--config FILE] [--section.key value]`.
 
 Without arguments it learns poses of rendered figures (recipes/configs/figures.yaml) in a few minutes on two cores.
 """
@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -32,6 +32,7 @@ from beyond_binary.metrics import create_metrics, higher_is_better
 from beyond_binary.neighbours import label_neighbours
 from beyond_binary.objective import Objective, create_objective
 from beyond_binary.registry import suggest
+from beyond_binary.report import require_matplotlib, write_report
 from beyond_binary.runs import Run, claim
 from beyond_binary.sampling import BatchSampler, create_sampler
 from beyond_binary.targets import create_target
@@ -87,14 +88,20 @@ class Judge:
                 self.target.encode(items.labels)
         self.monitored([m.name for m in create_metrics(config.metrics, self.target.gives, config.ks)])
 
-    def __call__(self, z: Tensor, gallery: Tensor | None, ranking: str = "embedding") -> dict[str, float]:
-        """Metrics of query embeddings `z` against the gallery, or among themselves."""
+    def embed(self, embedder: Embedder, accelerator: Accelerator) -> dict[str, Tensor]:
+        """Embeddings of the `query` items and of the `gallery`, if there is one, [n d] each on the CPU."""
+        parts = {"query": self.splits.query, "gallery": self.splits.gallery}
+        size = self.config.batch_size
+        return {name: embed(embedder, part, accelerator, size) for name, part in parts.items() if part is not None}
+
+    def __call__(self, z: dict[str, Tensor], ranking: str = "embedding") -> dict[str, float]:
+        """Metrics of the embeddings that `embed` gives."""
         query, other = self.splits.query, self.splits.gallery
         return evaluate(
-            z,
+            z["query"],
             query.labels,
             target=self.target,
-            ref_embeddings=gallery,
+            ref_embeddings=z.get("gallery"),
             ref_labels=None if other is None else other.labels,
             ids=query.ids,
             ref_ids=None if other is None else other.ids,
@@ -124,6 +131,7 @@ class Setup:
     objective: Objective
     judge: Judge
     sampler: BatchSampler
+    data: ImageSet
     loader: DataLoader[Any]
     optimizer: torch.optim.Optimizer
 
@@ -138,8 +146,7 @@ def set_up(config: Config, accelerator: Accelerator) -> Setup:
             f"these labels ({splits.train.labels.dtype} {list(splits.train.labels.shape[1:])} per item) could mean many "
             "things; say what similar means with --objective.target, for example euclidean, pose or circular(period=360)"
         )
-    facts = config.embedder
-    embedder = create_embedder(**asdict(facts))
+    embedder = create_embedder(**asdict(config.embedder))
     train = with_mirror(splits.train, config.augment.mirror) if config.augment.mirror else splits.train
     objective, train = make_objective(config, spec, train, embedder.dim)
     judge = Judge(config.evaluation, splits, spec)
@@ -162,14 +169,14 @@ def set_up(config: Config, accelerator: Accelerator) -> Setup:
     data = ImageSet(train, Augment(embedder.preprocess, **augment), seed=config.seed, cache=config.data.cache)
     loader = DataLoader(
         data,
-        batch_sampler=sampler,  # type: ignore[arg-type]
+        batch_sampler=sampler,
         collate_fn=collate,
         num_workers=config.data.workers,
         persistent_workers=config.data.workers > 0,
         generator=torch.Generator().manual_seed(config.seed),  # else each epoch would draw from the global one
     )
     optimizer = make_optimizer(config.optimizer, embedder, objective)
-    return Setup(splits, [b.name for b in bad], embedder, objective, judge, sampler, loader, optimizer)
+    return Setup(splits, [b.name for b in bad], embedder, objective, judge, sampler, data, loader, optimizer)
 
 
 def make_objective(config: Config, target: str, train: Items, dim: int) -> tuple[Objective, Items]:
@@ -195,17 +202,20 @@ def make_objective(config: Config, target: str, train: Items, dim: int) -> tuple
 
 def make_optimizer(config: OptimizerConfig, embedder: Embedder, objective: Objective) -> torch.optim.Optimizer:
     """An optimizer over the groups trunk, head and proxies, each with its own learning rate."""
-    from timm.optim import create_optimizer_v2, list_optimizers
+    import timm.optim
 
-    if config.name not in list_optimizers():
-        raise ValueError(f"unknown optimizer {config.name!r}{suggest(config.name, list_optimizers())}")
+    known = [str(name) for name in timm.optim.list_optimizers()]
+    if config.name not in known:
+        raise ValueError(f"unknown optimizer {config.name!r}{suggest(config.name, known)}")
     groups = embedder.param_groups(config.lr, head_lr=config.head_lr, weight_decay=config.weight_decay)
     if learned := list(objective.parameters()):
         rate = 100 * config.lr if config.proxy_lr is None else config.proxy_lr
         groups.append({"name": "proxies", "params": learned, "lr": rate, "weight_decay": 0.0})
     for group in groups:
         group["base_lr"] = group["lr"]
-    optimizer: torch.optim.Optimizer = create_optimizer_v2(groups, opt=config.name, lr=config.lr, **config.options)
+    optimizer: torch.optim.Optimizer = timm.optim.create_optimizer_v2(
+        groups, opt=config.name, lr=config.lr, **config.options
+    )
     return optimizer
 
 
@@ -217,10 +227,8 @@ def learning_rate(config: OptimizerConfig, progress: float) -> float:
     return {"cosine": 0.5 * (1 + math.cos(math.pi * rest)), "linear": 1 - rest, "constant": 1.0}[config.schedule]
 
 
-def embed(embedder: Embedder, items: Items | None, accelerator: Accelerator, batch_size: int) -> Tensor | None:
+def embed(embedder: Embedder, items: Items, accelerator: Accelerator, batch_size: int) -> Tensor:
     """Embeddings [n d] on the CPU, each process encoding its share."""
-    if items is None:
-        return None
     part = distributed.share(len(items))
     own = items.select(np.arange(len(items))[part])
     z = embedder.encode(own.images, batch_size=batch_size).to(accelerator.device)
@@ -240,6 +248,8 @@ def start(config: Config) -> tuple[Setup, Run, Accelerator]:
     """
     if missing := [t for t in config.trackers if not tracker_installed(t)]:
         raise ValueError(f"tracker {', '.join(missing)} is not installed; install it or leave it out of --trackers")
+    if config.report:
+        require_matplotlib()
     accelerator = Accelerator(mixed_precision=config.precision, cpu=config.cpu)
     set_seed(config.seed)
     setup = set_up(config, accelerator)
@@ -260,8 +270,8 @@ def tracker_installed(name: str) -> bool:
 
 def fit(config: Config, setup: Setup, run: Run, accelerator: Accelerator) -> dict[str, Any]:
     """Train from the run's last checkpoint, or from the start, to the end."""
-    module = TrainModule(setup.embedder, setup.objective).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    progress, judge, main = Progress(), setup.judge, accelerator.is_main_process
+    module = TrainModule(setup.embedder, setup.objective).to(memory_format=torch.channels_last)
+    progress = Progress()
     model, optimizer = accelerator.prepare(module, setup.optimizer)
     accelerator.register_for_checkpointing(progress)
     if config.trackers:
@@ -269,55 +279,38 @@ def fit(config: Config, setup: Setup, run: Run, accelerator: Accelerator) -> dic
         accelerator.log_with = filter_trackers([*config.trackers], str(run.folder))
         accelerator.init_trackers("tracking")
 
-    say: Callable[[str], None] = accelerator.print
-    embeddings = run.folder / "embeddings"
     if run.checkpoint is not None:
         accelerator.load_state(str(run.checkpoint))
-        if main:
+        if accelerator.is_main_process:
             run.rewind(progress.log_size)
-        say(f"continuing {run.folder} at epoch {progress.epoch}, step {progress.step}")
+        accelerator.print(f"continuing {run.folder} at epoch {progress.epoch}, step {progress.step}")
     else:
-        before = [embed(setup.embedder, i, accelerator, config.evaluation.batch_size) for i in held_out(setup)]
-        progress.before = judge(*before)  # type: ignore[arg-type]
-        if main:
-            embeddings.mkdir(exist_ok=True)
-            save_file(named(before), str(embeddings / "before.safetensors"))
-            run.rewind(0)
-            run.log(event="evaluation", epoch=0, step=0, **progress.before)
-        if setup.objective.proxies is not None and setup.objective.proxies.init == "class_mean":
-            items: ImageSet = setup.loader.dataset  # type: ignore[assignment]
-            z = embed(setup.embedder, items.items, accelerator, config.evaluation.batch_size)
-            assert z is not None
-            setup.objective.proxies.start_at_means(z, items.labels)
-        set_seed(config.seed, device_specific=True)
+        begin(config, setup, run, accelerator, progress)
 
     learn(config, setup, run, accelerator, model, optimizer, progress)
 
     if config.evaluation.keep == "best" and (run.folder / "best").exists():
         best = Embedder.from_pretrained(str(run.folder / "best"))
         setup.embedder.load_state_dict(best.state_dict())
-    after = [embed(setup.embedder, i, accelerator, config.evaluation.batch_size) for i in held_out(setup)]
-    result: dict[str, Any] = {}
-    if main:
-        table = {"before": progress.before, "after": judge(*after)}  # type: ignore[arg-type]
-        table |= {r: judge(*after, ranking=r) for r in ("random", "oracle")}  # type: ignore[arg-type]
-        result = {
-            "table": table,
-            "epochs": progress.epoch,
-            "steps": progress.step,
-            "train_seconds": round(progress.seconds, 1),
-            "processes": accelerator.num_processes,
-            "best_epoch": progress.best_epoch,
-            "train_items": len(setup.splits.train),
-            "query_items": len(setup.splits.query),
-            "gallery_items": None if setup.splits.gallery is None else len(setup.splits.gallery),
-            "skipped_images": setup.skipped,
-        }
-        finish(config, setup, run, after, result)
-        say(format_table(table))
-        say(f"{run.folder}: embedder/, metrics.json, log.jsonl" + (", report.html" if config.report else ""))
+    after = setup.judge.embed(setup.embedder, accelerator)
+    result = finish(config, setup, run, accelerator, progress, after) if accelerator.is_main_process else {}
     accelerator.end_training()
     return result
+
+
+def begin(config: Config, setup: Setup, run: Run, accelerator: Accelerator, progress: Progress) -> None:
+    """What comes before the first step of a fresh run: the embedder as it is, and proxies at the class means."""
+    before = setup.judge.embed(setup.embedder, accelerator)
+    progress.before = setup.judge(before)
+    if accelerator.is_main_process:
+        (run.folder / "embeddings").mkdir(exist_ok=True)
+        save_file(before, str(run.folder / "embeddings" / "before.safetensors"))
+        run.rewind(0)
+        run.log(event="evaluation", epoch=0, step=0, **progress.before)
+    if setup.objective.proxies is not None and setup.objective.proxies.init == "class_mean":
+        z = embed(setup.embedder, setup.data.items, accelerator, config.evaluation.batch_size)
+        setup.objective.proxies.start_at_means(z, torch.as_tensor(setup.data.labels))
+    set_seed(config.seed, device_specific=True)
 
 
 def learn(
@@ -370,10 +363,9 @@ def batches(
     config: Config, setup: Setup, accelerator: Accelerator, model: nn.Module, progress: Progress
 ) -> Iterator[tuple[float, bool]]:
     """Run the rest of an epoch's batches forward and backward; yields the loss and whether an update is due."""
-    data: ImageSet = setup.loader.dataset  # type: ignore[assignment]
     accumulate, mean = config.optimizer.accumulate, 0.0
     setup.sampler.load_state_dict({"epoch": progress.epoch, "batch": progress.batch})
-    data.set_epoch(progress.epoch)
+    setup.data.set_epoch(progress.epoch)
     started = time.perf_counter()
     for batch in setup.loader:
         first = progress.batch // accumulate * accumulate
@@ -388,6 +380,11 @@ def batches(
                 loss = model(images, labels, ids)
                 accelerator.backward(loss / size)
         mean = loss.item() / size + (mean if progress.batch > first else 0.0)
+        if not math.isfinite(mean):
+            raise FloatingPointError(
+                f"the loss is {mean} in epoch {progress.epoch}, batch {progress.batch}; lower optimizer.lr, set "
+                "optimizer.clip or use precision no or bf16 (the last checkpoint is kept)"
+            )
         progress.batch += 1
         progress.seconds += time.perf_counter() - started
         yield mean, last
@@ -396,8 +393,7 @@ def batches(
 
 def assess(config: Config, setup: Setup, run: Run, accelerator: Accelerator, progress: Progress) -> None:
     """Evaluate after an epoch, log it, and keep the embedder if it is the best so far."""
-    z = [embed(setup.embedder, i, accelerator, config.evaluation.batch_size) for i in held_out(setup)]
-    metrics = setup.judge(*z)  # type: ignore[arg-type]
+    metrics = setup.judge(setup.judge.embed(setup.embedder, accelerator))
     name = setup.judge.monitored(metrics)
     value = metrics[name] if higher_is_better(name) else -metrics[name]
     better = progress.best is None or value > progress.best
@@ -427,14 +423,34 @@ def save(run: Run, accelerator: Accelerator, progress: Progress) -> None:
     accelerator.wait_for_everyone()
 
 
-def finish(config: Config, setup: Setup, run: Run, after: list[Tensor | None], result: dict[str, Any]) -> None:
-    """Write the embedder, its embeddings, the metrics and the report."""
+def finish(
+    config: Config,
+    setup: Setup,
+    run: Run,
+    accelerator: Accelerator,
+    progress: Progress,
+    after: dict[str, Tensor],
+) -> dict[str, Any]:
+    """Write the embedder, its embeddings, the metrics and the report; returns what metrics.json holds."""
+    table = {"before": progress.before, "after": setup.judge(after)}
+    table |= {ranking: setup.judge(after, ranking) for ranking in ("random", "oracle")}
+    result = {
+        "table": table,
+        "epochs": progress.epoch,
+        "steps": progress.step,
+        "train_seconds": round(progress.seconds, 1),
+        "processes": accelerator.num_processes,
+        "best_epoch": progress.best_epoch,
+        "train_items": len(setup.splits.train),
+        "query_items": len(setup.splits.query),
+        "gallery_items": None if setup.splits.gallery is None else len(setup.splits.gallery),
+        "skipped_images": setup.skipped,
+    }
     setup.embedder.save_pretrained(str(run.folder / "embedder"))
-    save_file(named(after), str(run.folder / "embeddings" / "after.safetensors"))
+    save_file(after, str(run.folder / "embeddings" / "after.safetensors"))
     run.write_json("metrics.json", result)
+    print(format_table(table))
     if config.report:
-        from beyond_binary.report import write_report
-
         before = load_file(str(run.folder / "embeddings" / "before.safetensors"))
         write_report(
             run.folder / "report.html",
@@ -446,18 +462,10 @@ def finish(config: Config, setup: Setup, run: Run, after: list[Tensor | None], r
             target=setup.judge.target,
             geometry=config.evaluation.geometry or "euclidean",
             before=(before["query"], before.get("gallery")),
-            after=(after[0], after[1]),  # type: ignore[arg-type]
+            after=(after["query"], after.get("gallery")),
         )
-
-
-def held_out(setup: Setup) -> tuple[Items, Items | None]:
-    """Queries and gallery."""
-    return setup.splits.query, setup.splits.gallery
-
-
-def named(z: list[Tensor | None]) -> dict[str, Tensor]:
-    """Query and gallery embeddings under their names, for safetensors."""
-    return {name: t.contiguous() for name, t in zip(("query", "gallery"), z, strict=True) if t is not None}
+    print(f"{run.folder}: embedder/, metrics.json, log.jsonl" + (", report.html" if config.report else ""))
+    return result
 
 
 def format_table(table: dict[str, dict[str, float]]) -> str:

@@ -30,6 +30,7 @@ import beyond_binary as bb
 from beyond_binary.losses import LOSSES
 from beyond_binary.losses.continuous import log_ratio
 from beyond_binary.losses.moments import pd_loss, pd_loss_plain
+from beyond_binary.losses.triplets import triplet
 
 every_case = pytest.mark.parametrize("case", CASES, ids=str)
 every_loss = pytest.mark.parametrize("case", FIRST, ids=str)
@@ -362,6 +363,21 @@ def test_pd_loss_from_moments_equals_pd_loss_from_scores(dtype: torch.dtype, spr
     rounding = 1e-6 if dtype == torch.float32 else 1e-12
     for e, p, f in zip(expected, plain, fast, strict=True):  # as good as the scores themselves in that precision
         assert (f - e).norm() < 3 * (p - e).norm() + rounding / spread * e.norm()
+
+
+@pytest.mark.parametrize("keys", [1, 9, 90])  # few positives and many are counted in different ways
+@pytest.mark.parametrize("triplets", ["all", "semi_hard"])
+def test_triplets_at_the_edges_of_their_definition(keys: int, triplets: str) -> None:
+    """Distances on a grid that the margin is a multiple of: many triplets lie exactly on a boundary."""
+    x = torch.randint(0, 6, (4, keys)).double() / 4
+    y, valid = torch.rand(4, keys) < 0.4, torch.rand(4, keys) < 0.9
+    value, count = triplet(x, y, valid, margin=0.5, triplets=triplets)
+    for i in range(4):
+        near = [x[i, j].item() for j in range(keys) if valid[i, j] and not y[i, j]]
+        far = [x[i, j].item() for j in range(keys) if valid[i, j] and y[i, j]]
+        costs = [p - n + 0.5 for p in near for n in far if p - n + 0.5 > 0 and (triplets == "all" or p < n)]
+        assert value[i].item() == pytest.approx(sum(costs), abs=1e-12)
+        assert count[i].item() == len(costs)
 
 
 def test_pd_loss_still_pulls_where_impostors_are_nearer() -> None:

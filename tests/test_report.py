@@ -12,9 +12,10 @@ from PIL import Image
 
 from beyond_binary.data import Items, Splits
 from beyond_binary.evaluation import evaluate
-from beyond_binary.report import duration, number, way, write_report
-from beyond_binary.report_charts import COLOURS, density_chart, loss_chart, smoothed
-from beyond_binary.report_pairs import sample_pairs, separation, spread
+from beyond_binary.report import write_report
+from beyond_binary.report.charts import COLOURS, density_chart, loss_chart, smoothed
+from beyond_binary.report.page import duration, number, way
+from beyond_binary.report.pairs import sample_pairs, separation, spread
 from beyond_binary.targets import create_target
 
 VOID = {"meta", "img", "br", "wbr"}
@@ -224,7 +225,7 @@ def test_tiles_and_samples_agree_with_the_whole(monkeypatch):
     z = (torch.randn(50, 4), None)
     arguments = (Splits(items, items), create_target("nearest('euclidean', k=7)"), "euclidean", z, z)
     whole = sample_pairs(*arguments)
-    monkeypatch.setattr("beyond_binary.report_pairs.TILE_PAIRS", 120)
+    monkeypatch.setattr("beyond_binary.report.pairs.TILE_PAIRS", 120)
     tiled, few = sample_pairs(*arguments), sample_pairs(*arguments, most=11)
     assert torch.equal(tiled.neighbours["after"], whole.neighbours["after"])
     assert torch.equal(tiled.distances["after"], whole.distances["after"])

@@ -199,7 +199,7 @@ def with_mirror(items: Items, swap: Sequence[int]) -> Items:
 
 
 @dataclass(frozen=True)
-class _Mirrored(Sequence):  # type: ignore[type-arg]
+class _Mirrored(Sequence):
     """A sequence of images followed by their mirror images."""
 
     images: Sequence[Image.Image]

@@ -49,4 +49,4 @@ def list_targets() -> list[str]:
     return TARGETS.names()
 
 
-from . import algebra, layout, pose, vectors  # noqa: E402, F401  (they register themselves)
+from . import algebra, layout, pose, vectors  # noqa: F401  (they register themselves)

@@ -14,9 +14,10 @@ import torch
 import yaml
 from PIL import Image
 
-from .data import Items, Splits
-from .metrics import higher_is_better
-from .report_charts import (
+from ..data import Items, Splits
+from ..metrics import higher_is_better
+from ..targets import Target
+from .charts import (
     density_chart,
     loss_chart,
     metric_chart,
@@ -25,9 +26,8 @@ from .report_charts import (
     rank_chart,
     rate_chart,
 )
-from .report_pairs import Pair, Sample, sample_pairs, separation, spread
-from .report_style import CSS
-from .targets import Target
+from .pairs import Pair, Sample, sample_pairs, separation, spread
+from .style import CSS
 
 RANKINGS = ("before", "after", "random", "oracle")
 COUNTS = ("queries", "queries_without_match")

@@ -9,9 +9,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .data import Items, Splits
-from .geometry import create_geometry
-from .targets import Target
+from ..data import Items, Splits
+from ..geometry import create_geometry
+from ..targets import Target
 
 Pair = tuple[Tensor, Tensor | None]
 """Embeddings of queries [q d] and of the gallery [k d] (None: the queries are the gallery)."""
