@@ -214,7 +214,7 @@ def create_objective(
     dim: int | None = None,
     proxy_init: str = "random",
     gather: bool = True,
-    block: int | None = 256,
+    block: int | None = 1024,
     **options: Any,
 ) -> Objective:
     """Put a loss and a target together.

@@ -91,6 +91,9 @@ def test_gradcheck(case: Case, block: int | None) -> None:
 def test_second_derivatives_through_the_tiles(case: Case) -> None:
     z, labels, proxies = inputs(case, 7)
     objective = build(case, block=3)
+    _, *first = value_and_grads(objective, z, labels, proxies)
+    with_graph = torch.autograd.grad(call(objective, z, labels, proxies), [z, *proxies], create_graph=True)
+    close([g.detach() for g in with_graph], first)
     assert torch.autograd.gradgradcheck(
         lambda z, *p: call(objective, z, labels, list(p)), (z, *proxies), fast_mode=True
     )

@@ -70,22 +70,21 @@ def log_ratio(
     squares = n * torch.linalg.vecdot(centred, centred) - centred.sum(1).square()
     pairs = n * (n - 1) / 2
     if ties == "exclude":
-        rows = _rows_with_ties(y, use)
+        rows = _rows_with_ties(y)
         tied_squares, tied_pairs = _within_ties(centred[rows], y[rows], use[rows])
         squares, pairs = squares.index_add(0, rows, -tied_squares), pairs.index_add(0, rows, -tied_pairs)
     defined = pairs > 0
     return torch.where(defined, squares / pairs.clamp_min(1), 0), defined
 
 
-def _rows_with_ties(y: Tensor, use: Tensor) -> Tensor:
-    """Numbers of the rows in which two used y are equal: few or none when labels are continuous."""
+def _rows_with_ties(y: Tensor) -> Tensor:
+    """Numbers of the rows in which two y are equal: few or none when labels are continuous."""
     if torch.compiler.is_compiling():
         return torch.arange(len(y), device=y.device)
-    ordered = torch.where(use, y, torch.nan)  # NaN goes last and equals nothing
-    if ordered.device.type == "cpu":  # several times faster than torch, which also sorts indices
-        ordered = torch.from_numpy(np.sort(ordered.numpy(), axis=1))
+    if y.device.type == "cpu":  # several times faster than torch, which also sorts indices
+        ordered = torch.from_numpy(np.sort(y.numpy(), axis=1))
     else:
-        ordered = ordered.sort(1).values
+        ordered = y.sort(1).values
     return any_in_row(ordered[:, 1:] == ordered[:, :-1]).nonzero()[:, 0]
 
 

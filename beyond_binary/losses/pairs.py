@@ -5,11 +5,10 @@ from __future__ import annotations
 from typing import Literal
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from . import Rows, register_loss
-from .common import any_in_row, as_number, log1p_sumexp, masked_logsumexp, masked_softmax, masked_sum, split
+from .common import any_in_row, as_number, log1p_sumexp, masked_logsumexp, masked_softmax, masked_sum, softplus, split
 
 
 @register_loss(
@@ -67,7 +66,7 @@ def _multi_similarity_in_place(
     for mask, scale in zip(split(y, valid), (-alpha, beta), strict=True):
         total, softmax = masked_softmax(scale * (x - base), mask)
         some = any_in_row(mask)
-        value += torch.where(some, F.softplus(total), 0) / abs(scale)
+        value += torch.where(some, softplus(total), 0) / abs(scale)
         grads.append(softmax.mul_(torch.where(some, total.sigmoid(), 0)[:, None]))
     torch.sub(grads[1], grads[0], out=x)
     return value, any_in_row(valid)
@@ -122,14 +121,13 @@ def softmax_over_keys_in_place(x: Tensor, y: Tensor, valid: Tensor, temperature:
     weight = as_number(positive, x)
     count = weight.sum(1)
     some = count > 0
-    weight.div_(count.clamp_min(1)[:, None])
-    x.div_(temperature)
+    weight.div_((temperature * count.clamp_min(1))[:, None])
     mean = torch.linalg.vecdot(x, weight)
-    x.masked_fill_(~(valid & some[:, None]), -torch.inf)
-    top = x.amax(1, keepdim=True).masked_fill_(~some[:, None], 0)
+    x.masked_fill_(~valid, -torch.inf).div_(temperature)
+    top = x.amax(1, keepdim=True).clamp_min_(torch.finfo(x.dtype).min)
     total = x.sub_(top).exp_().sum(1, keepdim=True)
-    value = torch.where(some, total[:, 0].log() + top[:, 0] - mean, 0)
-    x.div_(total.masked_fill_(~some[:, None], 1)).sub_(weight).div_(temperature)
+    value = torch.where(some, (total.log() + top)[:, 0] - mean, 0)
+    x.mul_(torch.where(some[:, None], 1 / (temperature * total), 0)).sub_(weight)
     return value, some
 
 

@@ -58,7 +58,7 @@ def triplet(
     met = _farther(far, x - margin, negative)
     number, total = met, prefix.gather(1, met)
     if triplets == "semi_hard":  # without those at d_p >= d_n, which come first
-        skipped = torch.minimum(_farther(far, x, negative, equal=False), met)
+        skipped = torch.minimum(_farther(far, x, negative, equal=True), met)
         number, total = met - skipped, total - prefix.gather(1, skipped)
     number = number.to(x.dtype)
     value = torch.addcmul(total, number, margin - x).sum(1)
