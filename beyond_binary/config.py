@@ -69,7 +69,7 @@ class ObjectiveConfig:
     geometry: str | None = None
     mining: str | None = None
     proxy_init: Literal["random", "class_mean"] = "random"
-    block: int | None = 256
+    block: int | None = 1024
     options: dict[str, Any] = field(default_factory=dict)
 
 

@@ -22,21 +22,8 @@ def benchmark_losses():
 def written(benchmark_losses, tmp_path_factory):
     """The table and its JSON after one tiny run of the command."""
     path = tmp_path_factory.mktemp("benchmark") / "made" / "losses.md"
-    arguments = [
-        "--losses",
-        "supcon",
-        "--batch",
-        "16",
-        "--dims",
-        "4",
-        "--rounds",
-        "2",
-        "--threads",
-        "1",
-        "--limit",
-        "120",
-    ]
-    benchmark_losses.main([*arguments, "--output", str(path)])
+    tiny = {"losses": "supcon", "batch": 16, "dims": 4, "rounds": 2, "threads": 1, "limit": 120, "output": path}
+    benchmark_losses.main([text for name, value in tiny.items() for text in (f"--{name}", str(value))])
     return path.read_text(), json.loads(path.with_suffix(".json").read_text())
 
 

@@ -11,6 +11,7 @@ import argparse
 import contextlib
 import itertools
 import json
+import math
 import os
 import platform
 import resource
@@ -33,7 +34,6 @@ import beyond_binary as bb
 from beyond_binary.losses import LOSSES
 
 SAMPLES = 4  # of each class
-LABELS = 8  # width of continuous labels
 # our options that equal the peer, the peer's class, its arguments; a loss that is not listed has no peer
 PEERS: dict[str, tuple[dict[str, Any], str, dict[str, Any]]] = {
     "contrastive": ({"power": 1, "average": "active"}, "ContrastiveLoss", {}),
@@ -48,11 +48,11 @@ Step = Callable[[], float]  # one forward and backward; the loss
 
 
 def data(n: int, dim: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Clustered unit embeddings [n dim], their classes [n] and continuous labels [n LABELS]."""
+    """Clustered unit embeddings [n dim], their classes [n] and continuous labels [n 8]."""
     rng = torch.Generator().manual_seed(0)
     classes = torch.arange(n) // SAMPLES
-    centre = torch.randn(len(classes.unique()), dim + LABELS, generator=rng)[classes]
-    place = centre + 0.5 * torch.randn(n, dim + LABELS, generator=rng)
+    centre = torch.randn(len(classes.unique()), dim + 8, generator=rng)[classes]
+    place = centre + 0.5 * torch.randn(n, dim + 8, generator=rng)
     return F.normalize(place[:, :dim], dim=1), classes, place[:, dim:]
 
 
@@ -87,9 +87,8 @@ def make_step(who: str, name: str, n: int, dim: int, proxies: int) -> Step:
             loss = getattr(losses, peer)(**arguments)
         else:
             target = "euclidean" if facts.reads == "magnitude" else "classes"
-            if who == "dense":
-                options = {**options, "block": None}
-            loss = bb.create_objective(name, target=target, **options)
+            form: dict[str, Any] = {"block": None} if who == "dense" else {}
+            loss = bb.create_objective(name, target=target, **options, **form)
         for parameter in loss.parameters():  # the same proxies for both; the peer may hold them transposed
             parameter.data.copy_(start if parameter.shape == start.shape else start.T)
             learned.append(parameter)
@@ -191,7 +190,8 @@ def run_cell(cell: dict[str, Any], limit: float) -> tuple[list[dict[str, Any]], 
 
 def run_row(cell: dict[str, Any], limit: float) -> dict[str, Any]:
     """One row of the table: times, ratios and peaks of everything that `cell` names under `who`."""
-    row: dict[str, Any] = {key: cell[key] for key in ("loss", "n", "dim", "proxies", "who")} | {"failed": {}}
+    row: dict[str, Any] = {key: cell[key] for key in ("loss", "n", "dim", "proxies", "who")}
+    row |= {"failed": {}, "peak_mb": {}, "method": ""}
     results, failed = run_cell({**cell, "what": "time"}, limit)
     if failed and "PML" in cell["who"] and not any("ms" in r and r["who"] == "PML" for r in results):
         row["failed"]["PML"] = failed
@@ -203,12 +203,11 @@ def run_row(cell: dict[str, Any], limit: float) -> dict[str, Any]:
     ratios = {who: [a / b for a, b in zip(rounds[who], rounds["floor"], strict=False)] for who in row["ms"]}
     row["to_floor"] = {who: statistics.median(each) for who, each in ratios.items()}
     row["failed"] = {who: failed for who in cell["who"] if who not in row["ms"]} | row["failed"]
-    row["peak_mb"] = {}
     for who in row["ms"]:
         peak, failed = run_cell({**cell, "what": "memory", "who": [who]}, limit)
         row["failed"] |= {f"{who} memory": failed} if failed else {}
         row["peak_mb"] |= {r["who"]: r["peak_mb"] for r in peak}
-        row["method"] = peak[0]["method"] if peak else row.get("method", "")
+        row["method"] = peak[0]["method"] if peak else row["method"]
     return row
 
 
@@ -247,7 +246,7 @@ def markdown(facts: dict[str, str], rows: list[dict[str, Any]], forms: list[str]
         "- floor: `S = normalize(x) @ normalize(x).T; S.backward(G)`, the second x being the proxies if any",
         "- tiled: our block engine (the default); dense: our plain form; PML: pytorch-metric-learning",
         "- in parentheses: times the floor, median over rounds; MB: peak on top of data and parameters",
-        f"- peak: {next((r['method'] for r in rows if r.get('method')), '-')}",
+        f"- peak: {next((r['method'] for r in rows if r['method']), '-')}",
         "- difference: of tiled and PML in value, relative, options set equal; `-`: PML lacks the loss",
         "",
         "| " + " | ".join(["loss", "B x keys", "d", *columns, "difference"]) + " |",
@@ -256,8 +255,8 @@ def markdown(facts: dict[str, str], rows: list[dict[str, Any]], forms: list[str]
     for row in rows:
         keys = row["proxies"] if LOSSES[row["loss"]].info["facts"].needs_proxies else row["n"]
         times, peaks = zip(*(entry(row, who) for who in forms), strict=True)
-        ours, peer = (row["value"].get(who) for who in ("tiled", "PML"))
-        gap = f"{abs(ours - peer) / max(abs(peer), 1e-30):.0e}" if ours is not None and peer is not None else "-"
+        ours, peer = (row["value"].get(who, math.nan) for who in ("tiled", "PML"))
+        gap = f"{abs(ours - peer) / (abs(peer) or 1):.0e}".replace("nan", "-")
         cells = [row["loss"], f"{row['n']} x {keys}", str(row["dim"]), *times, *peaks, gap]
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
@@ -265,8 +264,7 @@ def markdown(facts: dict[str, str], rows: list[dict[str, Any]], forms: list[str]
 
 def main(argv: list[str]) -> None:
     """Measure, print, write after every row."""
-    style = argparse.ArgumentDefaultsHelpFormatter
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=style)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     add = parser.add_argument
     add("--losses", nargs="+", default=bb.list_losses(), help="registered losses")
     add("--batch", nargs="+", type=int, default=[512, 2048, 4096], help="batch sizes B")
