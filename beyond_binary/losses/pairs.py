@@ -86,8 +86,9 @@ def multi_similarity(
     """Multi-similarity loss (equation 10 of the paper); combine with `mining="multi_similarity"` for its miner.
 
     Per row `log(1 + sum_pos exp(-alpha (s - base))) / alpha + log(1 + sum_neg exp(beta (s - base))) / beta`. A row with
-    negatives only still pays the second part. The authors' code has beta = 40 and base = 0.5, which is also what
-    equals pytorch-metric-learning with those values.
+    negatives only still pays the second part. The authors' code has beta = 40 and base = 0.5, and equals
+    pytorch-metric-learning with those values. With the miner, the mean is over the rows that keep a pair; the paper and
+    pytorch-metric-learning divide by the batch size, which only scales the loss.
 
     Args:
         x: similarities [q k].
