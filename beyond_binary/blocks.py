@@ -101,22 +101,24 @@ class _Tiled(torch.autograd.Function):
         value, count, grads = _walk(block, q.detach(), k.detach(), rows, any(ctx.needs_input_grad))
         value, count = block.totals(value, count)
         count = count.clamp_min(1)
-        grad_q, grad_k = torch.zeros_like(q), torch.zeros_like(k)
-        for (part_q, part_k), n in zip(grads, count.tolist(), strict=True) if grads else ():
-            grad_q.add_(part_q, alpha=block.share / n)
-            grad_k.add_(part_k, alpha=block.share / n)
-        ctx.save_for_backward(q, k, grad_q, grad_k)
+        for term, n in zip(grads, count.tolist(), strict=False):
+            for grad in term:
+                grad.mul_(block.share / n)
+        for term in grads[1:]:
+            for whole, grad in zip(grads[0], term, strict=True):
+                whole.add_(grad)
+        ctx.save_for_backward(q, k, *(grads[0] if grads else ()))
         return (value / count).sum().to(q.dtype)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        q, k, grad_q, grad_k = ctx.saved_tensors
+        q, k, *grads = ctx.saved_tensors
         if torch.is_grad_enabled():  # higher-order gradients were asked for: differentiate the plain formula
             q, k = q.view_as(q), k.view_as(k)  # two nodes, also where queries and keys are one tensor
             loss = dense(ctx.block, q, k)
             again = torch.autograd.grad(loss, (q, k), grad, create_graph=True, allow_unused=True)
             return None, None, *(torch.zeros_like(z) if g is None else g for g, z in zip(again, (q, k), strict=True))
-        return None, None, grad_q * grad, grad_k * grad
+        return None, None, *(g * grad for g in grads)
 
 
 def _walk(

@@ -125,7 +125,8 @@ class OptimizerConfig:
         epochs: Passes over the training set.
         warmup: Share of all steps over which the learning rate rises from 0.
         schedule: What follows: "cosine" or "linear" down to 0, or "constant".
-        freeze_trunk: Number of first epochs in which only the head and proxies learn.
+        freeze_trunk: Number of first epochs in which the trunk's learning rate is 0, so that only the head and
+            proxies learn (BatchNorm statistics still move unless embedder.freeze_batch_norm).
         accumulate: Batches per update, gradients averaged.
         clip: Largest gradient norm; unset: no clipping.
         options: Further options of the optimizer, for example {momentum: 0.9}.
@@ -249,6 +250,35 @@ def parse_config(argv: Sequence[str] | None = None, default: Path | None = None)
     return Config(**{f.name: made[f.name] for f in fields(Config)})
 
 
+def check_config(config: Config) -> None:
+    """Raise a ValueError for numbers out of range and for settings that contradict each other."""
+    optimizer, evaluation = config.optimizer, config.evaluation
+    least = {
+        "sampler.batch_size": (config.sampler.batch_size, 1),
+        "optimizer.epochs": (optimizer.epochs, 0),
+        "optimizer.accumulate": (optimizer.accumulate, 1),
+        "optimizer.freeze_trunk": (optimizer.freeze_trunk, 0),
+        "optimizer.lr": (optimizer.lr, 0),
+        "optimizer.weight_decay": (optimizer.weight_decay, 0),
+        "evaluation.batch_size": (evaluation.batch_size, 1),
+        "evaluation.every": (evaluation.every, 0),
+        "evaluation.patience": (evaluation.patience, 1),
+        "checkpoint_every": (config.checkpoint_every, 1),
+        "seed": (config.seed, 0),
+    }
+    for name, (value, smallest) in least.items():
+        if value is not None and not value >= smallest:
+            raise ValueError(f"expected {name} of at least {smallest}, got {value}")
+    if not 0 <= optimizer.warmup < 1:
+        raise ValueError(f"expected optimizer.warmup in [0, 1), got {optimizer.warmup}")
+    if optimizer.clip is not None and not optimizer.clip > 0:
+        raise ValueError(f"expected optimizer.clip above 0, got {optimizer.clip}")
+    if evaluation.every == 0 and (evaluation.keep == "best" or evaluation.patience is not None):
+        raise ValueError(
+            "evaluation.keep best and evaluation.patience need evaluations: set evaluation.every to 1 or more"
+        )
+
+
 def field_names(section: Any = Config, prefix: str = "") -> list[str]:
     """All configuration fields with their dotted names."""
     names: list[str] = []
@@ -262,9 +292,11 @@ def field_names(section: Any = Config, prefix: str = "") -> list[str]:
 def _explain(message: str) -> str:
     """The parser's message in one line, with near field names where a field is unknown."""
     unknown = re.search(r"(?:unrecognized arguments: --|option ')([\w.]+)", message, flags=re.IGNORECASE)
+    group = re.search(r"Group '([\w.]+)'", message)
     line = " ".join(message.split())
     if unknown:
-        near = difflib.get_close_matches(unknown[1], field_names(), n=3, cutoff=0.5)
+        name = f"{group[1]}.{unknown[1]}" if group else unknown[1]
+        near = difflib.get_close_matches(name, field_names(), n=3, cutoff=0.5)
         if near:
             line += "; did you mean " + " or ".join(near) + "?"
     return line

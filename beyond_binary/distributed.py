@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
 
 from .points import Points
 
@@ -95,6 +95,14 @@ def share(n: int) -> slice:
     """The rows of `n` replicated rows that this process should walk, so that all are walked once."""
     per = -(-n // world_size())
     return slice(min(rank() * per, n), min((rank() + 1) * per, n))
+
+
+@torch.no_grad()
+def same_buffers(module: nn.Module) -> None:
+    """Give every process the first process's buffers (running statistics drift apart between forward passes)."""
+    if world_size() > 1:
+        for buffer in module.buffers():
+            dist.broadcast(buffer, src=0)
 
 
 def all_rows(x: Tensor) -> Tensor:

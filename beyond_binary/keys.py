@@ -44,6 +44,7 @@ class Proxies(nn.Module):
         """
         z = nn.functional.normalize(z.to(self.weight), dim=1)
         classes = classes.to(self.weight.device)
+        self._check_labels(classes)
         total = torch.zeros_like(self.weight).index_add_(0, classes, z)
         count = torch.bincount(classes, minlength=len(self.weight))[:, None]
         self.weight.copy_(torch.where(count > 0, total / count.clamp_min(1), self.weight))
@@ -55,8 +56,13 @@ class Proxies(nn.Module):
                 f"the proxies have {self.weight.shape[1]} dimensions but the embeddings {points.z.shape[1]}; "
                 "create the objective with dim= of the embedder"
             )
-        if len(points) and not 0 <= int(points.code.min()) <= int(points.code.max()) < len(self.weight):
+        self._check_labels(points.code)
+
+    def _check_labels(self, classes: Tensor) -> None:
+        if classes.ndim != 1 or classes.is_floating_point():
+            raise ValueError(f"proxies need integer classes [n], got {classes.dtype} {list(classes.shape)}")
+        if len(classes) and not 0 <= int(classes.min()) <= int(classes.max()) < len(self.weight):
             raise ValueError(
-                f"labels {int(points.code.min())}..{int(points.code.max())} do not fit {len(self.weight)} proxies; "
+                f"labels {int(classes.min())}..{int(classes.max())} do not fit {len(self.weight)} proxies; "
                 f"expected 0..{len(self.weight) - 1}: number the training classes from 0 or raise num_classes"
             )

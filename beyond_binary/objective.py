@@ -17,6 +17,7 @@ from .mining import MINERS
 from .points import Points
 from .registry import parse_spec
 from .targets import Target, create_target
+from .targets.vectors import Classes
 
 TILE = 1 << 19  # pairs in one tile of the block engine
 
@@ -96,7 +97,15 @@ class Objective(nn.Module):
         self, embeddings: Any, labels: Any, ref_embeddings: Any, ref_labels: Any, ids: Any, ref_ids: Any
     ) -> tuple[Points, Points | None]:
         if isinstance(embeddings, Points):
+            if any(extra is not None for extra in (ref_embeddings, ref_labels, ids, ref_ids)):
+                raise ValueError(
+                    "expected objective(queries, keys) with Points alone; they hold labels and ids themselves"
+                )
+            if labels is not None and not isinstance(labels, Points):
+                raise ValueError(f"expected keys as Points beside queries as Points, got {type(labels).__name__}")
             return _full(embeddings), None if labels is None else _full(labels)
+        if ref_ids is not None and ref_embeddings is None:
+            raise ValueError("ref_ids were given without ref_embeddings")
         if labels is None or (ref_embeddings is None) != (ref_labels is None):
             raise ValueError("expected objective(embeddings, labels) or with ref_embeddings and ref_labels both")
         z = _full(embeddings)
@@ -138,7 +147,10 @@ class Objective(nn.Module):
             assert self.proxies is not None
             own = self.proxies.points()
             return self._rows(own[distributed.share(len(own))] if together else own, everything, share)
-        return self._rows(queries, everything if keys is None else keys, share)
+        keys = everything if keys is None else keys
+        if keys.z.shape[1] != queries.z.shape[1]:
+            raise ValueError(f"queries have {queries.z.shape[1]} dimensions but references {keys.z.shape[1]}")
+        return self._rows(queries, keys, share)
 
     def _rows(self, queries: Points, keys: Points, share: int) -> Tensor:
         block = Block(
@@ -177,6 +189,8 @@ def _ids(ids: Any, z: Tensor) -> Tensor:
     ids = torch.as_tensor(ids, device=z.device)
     if ids.is_floating_point():
         raise ValueError(f"expected integer ids [n], got {ids.dtype}")
+    if not torch.compiler.is_compiling() and ids.numel() and int(ids.min()) < 0:
+        raise ValueError(f"expected ids of 0 and more, got {int(ids.min())}; negative ids belong to proxies")
     return ids.long()
 
 
@@ -239,7 +253,10 @@ def create_objective(
     fixed = ("x", "y", "valid", "z", "code", "proxies")
     LOSSES.check_options(loss, options, fixed=fixed)
     made = create_target(target)
-    check_fit(loss, facts.reads, target if isinstance(target, str) else type(target).__name__, made.gives)
+    spec = target if isinstance(target, str) else type(target).__name__
+    check_fit(loss, facts.reads, spec, made.gives)
+    if mining is not None:
+        check_fit(f"mining {mining!r}", "same", spec, made.gives)
     space = create_geometry(geometry or facts.geometry)
     if space.kind != facts.x:
         raise ValueError(
@@ -247,7 +264,7 @@ def create_objective(
         )
     proxies = None
     if facts.needs_proxies:
-        if target != "classes":
+        if not isinstance(made, Classes):
             raise ValueError(f"{loss} learns one proxy per class and takes target 'classes' alone, got {target!r}")
         if num_classes is None or dim is None:
             raise ValueError(f"{loss} learns one proxy per class: give num_classes= and dim= (the embedder's width)")

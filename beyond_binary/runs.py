@@ -35,7 +35,7 @@ class Run:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        found = sorted((folder / "checkpoints").glob("step_*"))
+        found = sorted((folder / "checkpoints").glob("*.kept"))
         self.checkpoint: Path | None = found[-1] if found else None
 
     @property
@@ -61,25 +61,35 @@ class Run:
     def rewind(self, size: int) -> None:
         """Forget what was logged after a checkpoint was written."""
         if self.log_path.exists():
-            os.truncate(self.log_path, size)
+            os.truncate(self.log_path, min(size, self.log_size()))
 
-    def new_checkpoint(self) -> Path:
-        """An empty folder to write the next checkpoint into, then handed to `keep_checkpoint`."""
-        draft = self.folder / "checkpoints" / ".draft"
-        shutil.rmtree(draft, ignore_errors=True)
-        draft.mkdir(parents=True)
-        return draft
+    def draft(self) -> Path:
+        """The folder that the next checkpoint is written into, before `keep` gives it its name."""
+        return self.folder / "checkpoints" / "draft"
 
-    def keep_checkpoint(self, draft: Path, step: int) -> None:
-        """Give a written checkpoint its name, in one rename, and drop older ones."""
-        final = draft.with_name(f"step_{step:08d}")
-        if final.exists():
-            shutil.rmtree(final)
-        draft.rename(final)
-        for old in final.parent.glob("step_*"):
-            if old != final:
-                shutil.rmtree(old)
-        self.checkpoint = final
+    def new_draft(self) -> None:
+        """Empty the draft folder."""
+        shutil.rmtree(self.draft(), ignore_errors=True)
+        self.draft().mkdir(parents=True)
+
+    def keep(self, step: int, epoch: int) -> None:
+        """Give a written checkpoint its name, in one rename, then drop the older ones.
+
+        A checkpoint is never touched while it is the newest complete one, so a kill at any moment leaves one to
+        continue from. Names sort by step and epoch: one at the end of an epoch follows one at its last step.
+        """
+        kept = self.draft().with_name(f"step{step:08d}_epoch{epoch:05d}.kept")
+        for path in (*self.draft().iterdir(), self.log_path):
+            _flush(path)
+        if not kept.exists():
+            self.draft().rename(kept)
+            _flush(kept.parent)
+        for other in kept.parent.glob("*.kept"):
+            if other != kept:
+                other.rename(other.with_suffix(".dropped"))
+        for dropped in kept.parent.glob("*.dropped"):
+            shutil.rmtree(dropped)
+        self.checkpoint = kept
 
     def write_json(self, name: str, content: Mapping[str, Any]) -> None:
         """Write a JSON file of the folder, complete or not at all."""
@@ -100,8 +110,8 @@ def claim(config: Config, name: str) -> Run:
         ValueError: the folder holds a run of another configuration; the differing fields are named.
     """
     folder = Path(config.output) if config.output else _free_or_own(config, name)
-    settings = folder / "config.yaml"
-    if folder.exists() and any(folder.iterdir()):
+    settings, draft = folder / "config.yaml", folder / ".config.yaml"
+    if folder.exists() and any(path != draft for path in folder.iterdir()):
         if not settings.exists():
             raise FileExistsError(f"{folder} holds other files and no run; choose another --output")
         if config.resume == "never":
@@ -115,10 +125,18 @@ def claim(config: Config, name: str) -> Run:
             )
         return Run(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    draft = folder / ".config.yaml"
     draft.write_text(dump_config(config))
     draft.replace(settings)
     return Run(folder)
+
+
+def _flush(path: Path) -> None:
+    """Make sure that what was written to a file or folder is on the disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 def _free_or_own(config: Config, name: str) -> Path:

@@ -5,6 +5,7 @@ Without arguments it learns poses of rendered figures (recipes/configs/figures.y
 
 from __future__ import annotations
 
+import inspect
 import math
 import sys
 import time
@@ -24,10 +25,11 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from beyond_binary import distributed
-from beyond_binary.config import Config, EvaluationConfig, OptimizerConfig, parse_config
+from beyond_binary.config import Config, EvaluationConfig, OptimizerConfig, check_config, parse_config
 from beyond_binary.data import Augment, ImageSet, Items, Splits, collate, load_checked, with_mirror
 from beyond_binary.embedder import Embedder, create_embedder
 from beyond_binary.evaluation import evaluate
+from beyond_binary.geometry import create_geometry
 from beyond_binary.metrics import create_metrics, higher_is_better
 from beyond_binary.neighbours import label_neighbours
 from beyond_binary.objective import Objective, create_objective
@@ -36,6 +38,7 @@ from beyond_binary.report import require_matplotlib, write_report
 from beyond_binary.runs import Run, claim
 from beyond_binary.sampling import BatchSampler, create_sampler
 from beyond_binary.targets import create_target
+from beyond_binary.targets.vectors import Classes
 
 
 class TrainModule(nn.Module):
@@ -83,19 +86,20 @@ class Judge:
 
     def __init__(self, config: EvaluationConfig, splits: Splits, target: str) -> None:
         self.config, self.splits, self.target = config, splits, create_target(config.target or target)
+        create_geometry(config.geometry or "euclidean")
         for items in (splits.query, splits.gallery):
             if items is not None:
                 self.target.encode(items.labels)
         self.monitored([m.name for m in create_metrics(config.metrics, self.target.gives, config.ks)])
 
-    def embed(self, embedder: Embedder, accelerator: Accelerator) -> dict[str, Tensor]:
+    def encode(self, embedder: Embedder, accelerator: Accelerator) -> dict[str, Tensor]:
         """Embeddings of the `query` items and of the `gallery`, if there is one, [n d] each on the CPU."""
         parts = {"query": self.splits.query, "gallery": self.splits.gallery}
         size = self.config.batch_size
-        return {name: embed(embedder, part, accelerator, size) for name, part in parts.items() if part is not None}
+        return {name: encode(embedder, part, accelerator, size) for name, part in parts.items() if part is not None}
 
     def __call__(self, z: dict[str, Tensor], ranking: str = "embedding") -> dict[str, float]:
-        """Metrics of the embeddings that `embed` gives."""
+        """Metrics of the embeddings that `encode` gives."""
         query, other = self.splits.query, self.splits.gallery
         return evaluate(
             z["query"],
@@ -113,9 +117,9 @@ class Judge:
 
     def monitored(self, metrics: Iterable[str]) -> str:
         """Name of the metric that picks the best epoch."""
-        wanted = self.config.monitor
-        if wanted is None:
-            wanted = next(n for n in ("map_at_r", "mean_label_distance_at_10", *metrics) if n in {*metrics})
+        metrics = list(metrics)
+        usual = [name for name in ("map_at_r", "mean_label_distance_at_10", *metrics) if name in metrics]
+        wanted = self.config.monitor or (usual[0] if usual else "any")
         if wanted not in metrics:
             raise ValueError(f"evaluation.monitor {wanted!r} is not among the metrics: {', '.join(metrics)}")
         return wanted
@@ -138,6 +142,7 @@ class Setup:
 
 def set_up(config: Config, accelerator: Accelerator) -> Setup:
     """Load the data and build model, loss, batches and optimizer. Raises ValueError or OSError for what does not fit."""
+    check_config(config)
     splits, bad = load_checked(config.data, progress=config.progress and accelerator.is_main_process)
     whole = splits.train.labels.dtype.kind in "iu" and splits.train.labels.ndim == 1
     spec = config.objective.target or splits.target or ("classes" if whole else None)
@@ -182,9 +187,9 @@ def set_up(config: Config, accelerator: Accelerator) -> Setup:
 def make_objective(config: Config, target: str, train: Items, dim: int) -> tuple[Objective, Items]:
     """The objective, and the training items with classes numbered from 0 where it has proxies."""
     options: dict[str, Any] = dict(config.objective.options)
-    if "proxy_init" in options or "block" in options:
-        raise ValueError("proxy_init and block are fields of objective, not entries of objective.options")
-    if target == "classes" and train.labels.dtype.kind in "iu":
+    if taken := sorted(options.keys() & inspect.signature(create_objective).parameters.keys()):
+        raise ValueError(f"objective.options holds the options of the loss alone, not {', '.join(taken)}")
+    if isinstance(create_target(target), Classes) and train.labels.dtype.kind in "iu":
         names, number = np.unique(train.labels, return_inverse=True)
         train = Items(train.images, number.astype(np.int64), train.names, train.ids)
         options |= {"num_classes": len(names), "dim": dim}
@@ -197,7 +202,20 @@ def make_objective(config: Config, target: str, train: Items, dim: int) -> tuple
         block=config.objective.block,
         **options,
     )
+    try_out(objective, train, dim)
     return objective, train
+
+
+def try_out(objective: Objective, train: Items, dim: int) -> None:
+    """Raise a ValueError if the loss cannot be computed on random embeddings of the first training items."""
+    z = torch.randn(min(len(train), 16), dim, generator=torch.Generator().manual_seed(0))
+    try:
+        with distributed.disabled(), torch.no_grad():
+            loss = float(objective(z, train.labels[: len(z)], ids=train.ids[: len(z)]))
+    except TypeError as error:
+        raise ValueError(f"objective.options do not fit: {error}") from error
+    if not math.isfinite(loss):
+        raise ValueError(f"the loss of random embeddings is {loss}; check objective.options {objective.options}")
 
 
 def make_optimizer(config: OptimizerConfig, embedder: Embedder, objective: Objective) -> torch.optim.Optimizer:
@@ -213,10 +231,13 @@ def make_optimizer(config: OptimizerConfig, embedder: Embedder, objective: Objec
         groups.append({"name": "proxies", "params": learned, "lr": rate, "weight_decay": 0.0})
     for group in groups:
         group["base_lr"] = group["lr"]
-    optimizer: torch.optim.Optimizer = timm.optim.create_optimizer_v2(
-        groups, opt=config.name, lr=config.lr, **config.options
-    )
-    return optimizer
+    try:
+        made: torch.optim.Optimizer = timm.optim.create_optimizer_v2(
+            groups, opt=config.name, lr=config.lr, **config.options
+        )
+    except (TypeError, AssertionError) as error:
+        raise ValueError(f"optimizer {config.name!r} with options {config.options}: {error}") from error
+    return made
 
 
 def learning_rate(config: OptimizerConfig, progress: float) -> float:
@@ -227,8 +248,9 @@ def learning_rate(config: OptimizerConfig, progress: float) -> float:
     return {"cosine": 0.5 * (1 + math.cos(math.pi * rest)), "linear": 1 - rest, "constant": 1.0}[config.schedule]
 
 
-def embed(embedder: Embedder, items: Items, accelerator: Accelerator, batch_size: int) -> Tensor:
-    """Embeddings [n d] on the CPU, each process encoding its share."""
+def encode(embedder: Embedder, items: Items, accelerator: Accelerator, batch_size: int) -> Tensor:
+    """Embeddings [n d] on the CPU, each process encoding its share with the first one's running statistics."""
+    distributed.same_buffers(embedder)
     part = distributed.share(len(items))
     own = items.select(np.arange(len(items))[part])
     z = embedder.encode(own.images, batch_size=batch_size).to(accelerator.device)
@@ -274,17 +296,14 @@ def fit(config: Config, setup: Setup, run: Run, accelerator: Accelerator) -> dic
     progress = Progress()
     model, optimizer = accelerator.prepare(module, setup.optimizer)
     accelerator.register_for_checkpointing(progress)
-    if config.trackers:
-        accelerator.project_configuration.set_directories(str(run.folder))
-        accelerator.log_with = filter_trackers([*config.trackers], str(run.folder))
-        accelerator.init_trackers("tracking")
-
     if run.checkpoint is not None:
         accelerator.load_state(str(run.checkpoint))
         if accelerator.is_main_process:
             run.rewind(progress.log_size)
         accelerator.print(f"continuing {run.folder} at epoch {progress.epoch}, step {progress.step}")
+        track(config, run, accelerator, progress)
     else:
+        track(config, run, accelerator, progress)
         begin(config, setup, run, accelerator, progress)
 
     learn(config, setup, run, accelerator, model, optimizer, progress)
@@ -292,23 +311,42 @@ def fit(config: Config, setup: Setup, run: Run, accelerator: Accelerator) -> dic
     if config.evaluation.keep == "best" and (run.folder / "best").exists():
         best = Embedder.from_pretrained(str(run.folder / "best"))
         setup.embedder.load_state_dict(best.state_dict())
-    after = setup.judge.embed(setup.embedder, accelerator)
+    after = setup.judge.encode(setup.embedder, accelerator)
     result = finish(config, setup, run, accelerator, progress, after) if accelerator.is_main_process else {}
     accelerator.end_training()
     return result
 
 
+def track(config: Config, run: Run, accelerator: Accelerator, progress: Progress) -> None:
+    """Open the experiment trackers, with the settings; a continued run overwrites what came after its checkpoint."""
+    if config.trackers:
+        accelerator.project_configuration.set_directories(str(run.folder))
+        accelerator.log_with = filter_trackers([*config.trackers], str(run.folder))
+        own = {"tensorboard": {"purge_step": progress.step + 1 if progress.step else None}}
+        settings = {name: str(value) for name, value in flat(asdict(config)).items()}
+        accelerator.init_trackers("tensorboard", config=settings, init_kwargs=own)
+
+
+def flat(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested settings by dotted names."""
+    fields: dict[str, Any] = {}
+    for name, value in settings.items():
+        fields |= flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value}
+    return fields
+
+
 def begin(config: Config, setup: Setup, run: Run, accelerator: Accelerator, progress: Progress) -> None:
     """What comes before the first step of a fresh run: the embedder as it is, and proxies at the class means."""
-    before = setup.judge.embed(setup.embedder, accelerator)
+    before = setup.judge.encode(setup.embedder, accelerator)
     progress.before = setup.judge(before)
     if accelerator.is_main_process:
         (run.folder / "embeddings").mkdir(exist_ok=True)
         save_file(before, str(run.folder / "embeddings" / "before.safetensors"))
         run.rewind(0)
         run.log(event="evaluation", epoch=0, step=0, **progress.before)
+    accelerator.log(progress.before, step=0)
     if setup.objective.proxies is not None and setup.objective.proxies.init == "class_mean":
-        z = embed(setup.embedder, setup.data.items, accelerator, config.evaluation.batch_size)
+        z = encode(setup.embedder, setup.data.items, accelerator, config.evaluation.batch_size)
         setup.objective.proxies.start_at_means(z, torch.as_tensor(setup.data.labels))
     set_seed(config.seed, device_specific=True)
 
@@ -326,7 +364,8 @@ def learn(
     settings, sampler, main = config.optimizer, setup.sampler, accelerator.is_main_process
     per_epoch = math.ceil(len(sampler) / settings.accumulate)
     total = settings.epochs * per_epoch
-    bar = tqdm(total=total, initial=progress.step, disable=not (config.progress and main), unit="step", mininterval=0.5)
+    hidden = None if config.progress and main else True  # None: hidden unless a terminal shows it
+    bar = tqdm(total=total, initial=progress.step, disable=hidden, unit="step", mininterval=0.5)
     while progress.epoch < settings.epochs:
         if config.evaluation.patience is not None and progress.without_better >= config.evaluation.patience:
             accelerator.print(f"stopped early: no better evaluation since epoch {progress.best_epoch}")
@@ -334,7 +373,7 @@ def learn(
         model.train()
         for loss, last in batches(config, setup, accelerator, model, progress):
             if last:
-                factor = learning_rate(settings, (progress.step + 1) / total)
+                factor = learning_rate(settings, (progress.step + 0.5) / total)
                 for group in optimizer.param_groups:
                     frozen = group.get("name", "").startswith("trunk") and progress.epoch < settings.freeze_trunk
                     group["lr"] = 0.0 if frozen else group["base_lr"] * factor
@@ -393,10 +432,10 @@ def batches(
 
 def assess(config: Config, setup: Setup, run: Run, accelerator: Accelerator, progress: Progress) -> None:
     """Evaluate after an epoch, log it, and keep the embedder if it is the best so far."""
-    metrics = setup.judge(setup.judge.embed(setup.embedder, accelerator))
+    metrics = setup.judge(setup.judge.encode(setup.embedder, accelerator))
     name = setup.judge.monitored(metrics)
     value = metrics[name] if higher_is_better(name) else -metrics[name]
-    better = progress.best is None or value > progress.best
+    better = not math.isnan(value) and (progress.best is None or value > progress.best)
     if better:
         progress.best, progress.best_epoch = value, progress.epoch
     progress.without_better = 0 if better else progress.without_better + 1
@@ -413,13 +452,12 @@ def save(run: Run, accelerator: Accelerator, progress: Progress) -> None:
     """Write a checkpoint, complete or not at all."""
     if accelerator.is_main_process:
         progress.log_size = run.log_size()
-        run.new_checkpoint()
+        run.new_draft()
     accelerator.wait_for_everyone()
-    draft = run.folder / "checkpoints" / ".draft"
-    accelerator.save_state(str(draft))
+    accelerator.save_state(str(run.draft()))
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
-        run.keep_checkpoint(draft, progress.step)
+        run.keep(progress.step, progress.epoch)
     accelerator.wait_for_everyone()
 
 

@@ -11,7 +11,7 @@ from PIL import Image
 from torch.utils.data import DataLoader
 from torchvision.transforms import functional as reference
 
-from beyond_binary.data.augment import Augment, crop_box, jitter_colours
+from beyond_binary.data.augment import Augment, crop_box, jitter_colours, with_mirror
 from beyond_binary.data.config import DataConfig
 from beyond_binary.data.items import Items, Splits
 from beyond_binary.data.loading import ImageSet, check_images, collate, load_checked, without_bad
@@ -158,6 +158,21 @@ def test_bad_images_are_found_named_and_skipped_or_refused(tmp_path: Path) -> No
     assert splits.class_names == ["a", "b", "c", "d"]
 
 
+@pytest.mark.parametrize("zip_it", [False, True])
+def test_files_that_the_table_names_but_are_missing_are_bad_images(tmp_path: Path, zip_it: bool) -> None:
+    root = tmp_path / "photos"
+    root.mkdir()
+    if not zip_it:
+        zipfile.ZipFile(photo_zip(tmp_path)).extractall(root)
+    lines = ["gone.jpg,1,train", "a/0.jpg,1,train", "d/9.jpg,2,test", ",2,test"]
+    (root / "labels.csv").write_text("\n".join(["file,label,split", *lines]))
+    source = photo_zip(tmp_path) if zip_it else str(root)
+    config = DataConfig(source=source, table=str(root / "labels.csv") if zip_it else None, bad_images="skip")
+    splits, bad = load_checked(config)
+    assert [(b.split, b.index, b.name) for b in bad] == [("train", 0, "gone.jpg"), ("query", 1, "")]
+    assert (splits.train.names, splits.query.names) == (["a/0.jpg"], ["d/9.jpg"])
+
+
 def test_a_split_of_bad_images_is_an_error(tmp_path: Path) -> None:
     source = photo_zip(tmp_path, tuple(f"{'abcd'[i // 3]}/{i}.jpg" for i in range(6)))
     with pytest.raises(ValueError, match="none of the 6 images of split 'train'"):
@@ -266,3 +281,10 @@ def test_flip_and_crop_share_are_drawn_as_often_as_asked() -> None:
 def test_impossible_ranges_are_refused(options) -> None:
     with pytest.raises(ValueError, match=r"expected augment\.(crop_scale|flip)"):
         Augment(PREPROCESS, **options)
+
+
+def test_mirrored_items_have_ids_of_their_own() -> None:
+    big = Items([noise(i) for i in range(2)], np.zeros((2, 3, 2)), ["a", "b"], np.array([-5, 2**63 - 1]))
+    both = with_mirror(big, [1, 0, 2])
+    assert both.ids.tolist() == [0, 1, 2, 3]
+    assert both.names[2:] == ["a (mirrored)", "b (mirrored)"]

@@ -36,9 +36,9 @@ def write_images(root: Path, files: list[str]) -> Path:
 
 
 def write_table(root: Path, name: str, rows: list[dict]) -> None:
-    if name.endswith(".parquet"):
+    if name.lower().endswith(".parquet"):
         parquet.write_table(pa.Table.from_pylist(rows), root / name)
-    elif name.endswith(".jsonl"):
+    elif name.lower().endswith(".jsonl"):
         (root / name).write_text("\n".join(json.dumps(row) for row in rows))
     else:
         with open(root / name, "w", newline="") as file:
@@ -87,6 +87,54 @@ def test_table_by_name_by_path_and_as_source(tmp_path: Path) -> None:
     assert len(rows_of(root / "mine.tsv").images) == 4
 
 
+@pytest.mark.parametrize("name", ["annotations.csv", "Labels.CSV", "labels.tsv", "mine.JSONL"])
+@pytest.mark.parametrize("where", ["", "im/", "meta/"])
+@pytest.mark.parametrize("zip_it", [False, True])
+def test_the_only_table_is_read_whatever_its_name(tmp_path: Path, name: str, where: str, zip_it: bool) -> None:
+    root = write_images(tmp_path / "set", [f"im/000{i}.png" for i in range(4)])
+    (root / where).mkdir(exist_ok=True)
+    write_table(root / where, name, TABLE[::-1])
+    rows = rows_of(zipped(root, "inner/") if zip_it else root)
+    assert red(rows.images) == [30, 20, 10, 0]
+    assert rows.columns["kind"].to_pylist() == ["b", "a", "b", "a"]
+
+
+def test_which_of_several_tables_is_said_or_of_a_usual_name(tmp_path: Path) -> None:
+    root = write_images(tmp_path, ["a/0000.png", "b/0001.png"])
+    write_table(root / "a", "notes.csv", TABLE)
+    assert rows_of(root).columns["class"].to_pylist() == ["a", "b"]
+    write_table(root, "one.csv", TABLE[:1])
+    assert len(rows_of(root).images) == 1
+    write_table(root, "two.tsv", TABLE[:2])
+    with pytest.raises(ValueError, match=r"several tables \(one.csv, two.tsv\); say which one in data.table"):
+        rows_of(root)
+    write_table(root, "Labels.csv", TABLE[:2])
+    assert len(rows_of(root).images) == 2
+
+
+def test_images_without_labels_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"2 images in .*expected one folder per class, or a table"):
+        rows_of(write_images(tmp_path, ["0.png", "1.png"]))
+
+
+@pytest.mark.parametrize("zip_it", [False, True])
+def test_hidden_files_and_folders_are_not_there(tmp_path: Path, zip_it: bool) -> None:
+    hidden = ["cat/.0.png", ".thumbs/0.png", "cat/.thumbs/0.png", "__MACOSX/cat/0.png", ".git/labels.csv"]
+    root = write_images(tmp_path / "set", ["cat/0.png", "dog/0.png", *hidden])
+    rows = rows_of(zipped(root) if zip_it else root)
+    assert list(rows.names) == ["cat/0.png", "dog/0.png"]
+    assert rows.columns["class"].to_pylist() == ["cat", "dog"]
+
+
+def test_links_are_followed_but_not_in_circles(tmp_path: Path) -> None:
+    root = write_images(tmp_path / "set", ["cat/0.png", "dog/0.png"])
+    write_images(tmp_path / "far", ["0.png"])
+    (root / "bird").symlink_to(tmp_path / "far")
+    (root / "cat" / "all").symlink_to(root)
+    (tmp_path / "far" / "home").symlink_to(root / "bird")
+    assert list(rows_of(root).names) == ["bird/0.png", "cat/0.png", "dog/0.png"]
+
+
 def test_file_names_that_are_numbers_without_ending(tmp_path: Path) -> None:
     root = write_images(tmp_path, ["train/0001.png", "train/0002.png"])
     write_table(root, "labels.csv", [{"image": "0002", "y": 1}, {"image": "0001", "y": 2}])
@@ -107,7 +155,7 @@ def test_several_tables_and_unknown_table_are_errors(tmp_path: Path) -> None:
 def test_missing_images_are_named_and_counted(tmp_path: Path, zip_it: bool) -> None:
     root = write_images(tmp_path / "set", ["0000.png", "a/0003.png", "b/0003.png"])
     write_table(root, "labels.csv", TABLE)
-    with pytest.raises(FileNotFoundError, match=r"3 of 4 .*'0001.png', '0002.png', '0003.png'"):
+    with pytest.raises(FileNotFoundError, match=r"3 of 4 .*'0001.png', '0002.png', '0003.png'.*bad_images=skip"):
         rows_of(zipped(root) if zip_it else root)
 
 
@@ -123,6 +171,26 @@ def test_sources_that_hold_nothing(tmp_path: Path) -> None:
     (tmp_path / "labels.csv").write_text('file,a\n"x.png,1\nx.png,2,3\n')
     with pytest.raises(ValueError, match=r"cannot read the table 'labels.csv'"):
         rows_of(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (b"file,a,a\n0.png,1,2\n", r"'labels.csv' has the column 'a' more than once"),
+        ("file,a\n0.png,\u00e9\n".encode("latin-1"), r"'labels.csv' is not UTF-8 .*save it as UTF-8"),
+        (b"file;a\n0.png;1,5\n", r"'labels.csv' are separated by semicolons, expected commas"),
+        (b"file\ta\n0.png\t1\n", r"'labels.csv' are separated by tabs, expected commas"),
+    ],
+)
+def test_tables_that_are_no_csv(tmp_path: Path, data: bytes, message: str) -> None:
+    (write_images(tmp_path, ["0.png"]) / "labels.csv").write_bytes(data)
+    with pytest.raises(ValueError, match=message):
+        rows_of(tmp_path)
+
+
+def test_a_byte_order_mark_is_no_letter(tmp_path: Path) -> None:
+    (write_images(tmp_path, ["0.png"]) / "labels.csv").write_bytes(b"\xef\xbb\xbffile,a\n0.png,1\n")
+    assert rows_of(tmp_path).columns.column_names == ["file", "a"]
 
 
 def test_image_column_is_named_or_usual(tmp_path: Path) -> None:

@@ -130,6 +130,46 @@ def test_what_does_not_fit_is_named(tmp_path: Path, columns, fields, message) ->
         load(tmp_path, columns, **{**BY_ROWS, **fields})
 
 
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"size": 0}, r"data.size=0: expected at least 1"),
+        ({"limit": 0}, r"data.limit=0: expected at least 1"),
+        ({"workers": -1}, r"data.workers=-1: expected at least 0"),
+        ({"folds": 1}, r"data.folds=1: expected at least 2"),
+        ({"fold": -1}, r"data.fold=-1: expected at least 0"),
+        ({"fold": 2, "folds": 2}, r"data.fold=2: expected less than data.folds=2"),
+    ],
+)
+def test_numbers_out_of_range_are_named(fields, message) -> None:
+    with pytest.raises(ValueError, match=message):
+        load_splits(DataConfig(source="embedded:digits", **fields))
+
+
+def class_folders(tmp_path: Path, classes: list[str]) -> str:
+    for name in classes:
+        (tmp_path / name).mkdir(parents=True)
+        Image.new("RGB", (1, 1)).save(tmp_path / name / "0.png")
+    return str(tmp_path)
+
+
+def test_classes_named_by_integers_are_sorted_as_numbers(tmp_path: Path) -> None:
+    source = class_folders(tmp_path, ["1", "10", "9", "100", "02", "20"])
+    splits = load_splits(DataConfig(source=source, splitting="class_disjoint"))
+    assert splits.class_names == ["1", "02", "9", "10", "20", "100"]
+    assert sorted(splits.train.names) == ["02/0.png", "1/0.png", "9/0.png"]
+    assert [splits.class_names[label] + "/0.png" for label in splits.train.labels] == splits.train.names
+    class_folders(tmp_path, ["a"])
+    splits = load_splits(DataConfig(source=source, splitting="class_disjoint"))
+    assert splits.class_names == ["02", "1", "10", "100", "20", "9", "a"]
+
+
+def test_one_class_cannot_be_divided(tmp_path: Path) -> None:
+    source = class_folders(tmp_path, ["im"])
+    with pytest.raises(ValueError, match=r"class_disjoint needs two classes.*one class, by class; .*folder per class"):
+        load_splits(DataConfig(source=source, splitting="class_disjoint"))
+
+
 def test_words_among_numbers_may_be_classes(tmp_path: Path) -> None:
     splits = load(tmp_path, {"a": ["1", "2", "x", "4"]}, class_columns="a", **BY_ROWS)
     assert splits.class_names == ["1", "2", "4", "x"]
@@ -145,6 +185,51 @@ def test_given_split_reads_only_the_rows_it_uses(tmp_path: Path) -> None:
     assert load_splits(DataConfig(source=str(tmp_path), **fields)).gallery is None
     with pytest.raises(ValueError, match=r"no rows for query; column 'fold' has 'a', 'b', 'c', 'd'"):
         load_splits(DataConfig(source=str(tmp_path), **{**fields, "query_split": "test"}))
+
+
+def test_any_integer_or_text_is_an_id_and_items_are_numbered(tmp_path: Path) -> None:
+    ids = [2**63 + 5, 0, 2**64 - 1, 7]
+    keys = pa.array(ids, pa.uint64())
+    splits = load(tmp_path, {"label": list("abcd"), "key": keys}, id="key", **BY_ROWS)
+    assert splits.train.ids.tolist() == [0, 1, 2]
+    splits = load(tmp_path, {"label": list("abcd"), "key": [-4, -3, -2, -1]}, id="key", **BY_ROWS)
+    assert (splits.train.ids.tolist(), splits.query.ids.tolist()) == ([0, 1, 2], [3])
+    assert (splits.train.ids.dtype, splits.query.names) == (np.int64, ["3.png"])
+    (tmp_path / "t.parquet").unlink()
+    lines = [f"{i}.png,{i},{2**70 - i}" for i in range(4)]
+    (tmp_path / "labels.csv").write_text("\n".join(["file,label,key", *lines]))
+    assert load_splits(DataConfig(source=str(tmp_path), id="key", **BY_ROWS)).query.ids.tolist() == [3]
+
+
+def test_images_without_a_name_are_called_by_their_id(tmp_path: Path) -> None:
+    cells = [(folder(tmp_path, label=[0] * 4) / f"{i}.png").read_bytes() for i in range(4)]
+    table = pa.table({"image": cells, "label": [0, 1, 0, 1], "key": ["k", "l", "m", "n"]})
+    parquet.write_table(table, tmp_path / "t.parquet")
+    config = DataConfig(source=str(tmp_path / "t.parquet"), **BY_ROWS)
+    assert load_splits(config).train.names == ["row 0", "row 1", "row 2"]
+    config.id = "key"
+    assert load_splits(config).train.names == ["k", "l", "m"]
+
+
+@pytest.mark.parametrize(
+    ("ids", "message"),
+    [([0.5, 1, 2, 3], "of type double is no id"), (["a", "", "b", "c"], "1 of 4 values are missing.*'1.png'")],
+)
+def test_what_is_no_id(tmp_path: Path, ids, message) -> None:
+    with pytest.raises(ValueError, match=message):
+        load(tmp_path, {"label": [1] * 4, "key": ids}, id="key", **BY_ROWS)
+
+
+def test_split_values_may_differ_in_case_from_what_is_asked() -> None:
+    rows = rows_with(split=["Train", "TEST", "Train", "dev"], c=[1, 2, 3, 4])
+    parts = split_rows(rows, DataConfig())
+    assert {name: index.tolist() for name, index in parts.items()} == {"train": [0, 2], "query": [1]}
+    parts = split_rows(rows, DataConfig(splitting="class_folds", folds=2, split="split", class_columns="c"))
+    assert {name: index.tolist() for name, index in parts.items()} == {"train": [2], "query": [0]}
+    both = rows_with(split=["Train", "train", "Test", "TEST"])
+    with pytest.raises(ValueError, match=r"no rows for query; column 'split' has 'TEST', 'Test', 'Train', 'train'"):
+        split_rows(both, DataConfig())
+    assert split_rows(both, DataConfig(query_split="Test"))["train"].tolist() == [1]
 
 
 def test_roles_divide_what_is_not_for_training() -> None:
@@ -199,14 +284,12 @@ def test_class_folds_of_a_given_training_split() -> None:
     fields = {"splitting": "class_folds", "folds": 2, "split": "part"}
     parts = split_rows(rows, DataConfig(**fields, fold=1))
     assert {name: index.tolist() for name, index in parts.items()} == {"train": [0, 1], "query": [2, 3]}
-    with pytest.raises(ValueError, match=r"folds=2, data.fold=2"):
-        split_rows(rows, DataConfig(**fields, fold=2))
     with pytest.raises(ValueError, match=r"folds <= 4"):
         split_rows(rows, DataConfig(**{**fields, "folds": 5}))
 
 
 def test_class_disjoint_needs_two_classes_and_takes_other_columns_than_the_label(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="no rows for train"):
+    with pytest.raises(ValueError, match="needs two classes or more, but all 2 rows are of one class, by label"):
         split_rows(rows_with(label=[3, 3]), DataConfig(splitting="class_disjoint"))
     columns = {"angle": [0.5, 1.5, 2.5, 3.5], "thing": ["b", "a", "b", "a"]}
     splits = load(tmp_path, columns, label="angle", class_columns="thing", splitting="class_disjoint")

@@ -333,3 +333,31 @@ def test_training_on_the_objective_brings_it_down(case: Case) -> None:
         value.backward()
         optimizer.step()
     assert value.item() < first - 0.3 * abs(first)
+
+
+def test_arguments_that_would_be_ignored_are_refused() -> None:
+    z, y = torch.randn(4, 3), torch.tensor([0, 0, 1, 1])
+    points = bb.Points(z, y, torch.arange(4))
+    objective = bb.create_objective("supcon")
+    with pytest.raises(ValueError, match="Points alone"):
+        objective(points, points, z, y)
+    with pytest.raises(ValueError, match="Points alone"):
+        objective(points, ids=torch.arange(4))
+    with pytest.raises(ValueError, match="expected keys as Points"):
+        objective(points, y)
+    with pytest.raises(ValueError, match="without ref_embeddings"):
+        objective(z, y, ref_ids=torch.arange(4))
+
+
+def test_negative_ids_and_other_widths_are_refused() -> None:
+    z, y = torch.randn(4, 3), torch.tensor([0, 0, 1, 1])
+    with pytest.raises(ValueError, match="ids of 0 and more, got -4"):
+        bb.create_objective("normalized_softmax", num_classes=2, dim=3)(z, y, ids=torch.tensor([-1, -2, -3, -4]))
+    with pytest.raises(ValueError, match="3 dimensions but references 5"):
+        bb.create_objective("supcon")(z, y, torch.randn(4, 5), y)
+
+
+def test_mining_must_fit_the_target_and_a_built_target_is_as_good_as_its_name() -> None:
+    with pytest.raises(ValueError, match="mining 'batch_hard' reads same/different"):
+        bb.create_objective("log_ratio", target="euclidean", mining="batch_hard")
+    bb.create_objective("proxy_anchor", target=bb.create_target("classes"), num_classes=2, dim=3)

@@ -3,10 +3,12 @@
 import importlib.util
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -63,7 +65,7 @@ def test_a_run_leaves_everything_it_promises(finished: Path) -> None:
     assert steps == list(range(1, 13))  # 96 items in batches of 16, two epochs
     assert [line["epoch"] for line in lines if line.get("event") == "evaluation"] == [0, 1, 2]
     assert Embedder.from_pretrained(finished / "embedder").dim == 8
-    assert [p.name for p in (finished / "checkpoints").iterdir()] == ["step_00000012"]
+    assert [p.name for p in (finished / "checkpoints").iterdir()] == ["step00000012_epoch00002.kept"]
     assert "<html" in (finished / "report.html").read_text()
     assert list((finished / "tracking").glob("events*")) or list(finished.rglob("events*"))
     again = parse_config(["--config", str(finished / "config.yaml")])
@@ -209,6 +211,21 @@ def test_learning_rate_rises_then_falls() -> None:
         (["--evaluation.metrics", "[recall_at_1]", "--evaluation.monitor", "mrr"], "monitor"),
         (["--augment.move_labels", "true", "--augment.flip", "0.5"], "mirror"),
         (["--augment.crop_scale", "[0.5, 2]"], "crop_scale"),
+        (["--evaluation.geometry", "euclidian"], "did you mean 'euclidean'"),
+        (["--evaluation.batch_size", "0"], "evaluation.batch_size of at least 1"),
+        (["--optimizer.accumulate", "0"], "optimizer.accumulate of at least 1"),
+        (["--checkpoint_every", "-1"], "checkpoint_every of at least 1"),
+        (["--evaluation.keep", "best", "--evaluation.every", "0"], "evaluation.every"),
+        (["--evaluation.metrics", "[]"], "metric"),
+        (["--optimizer.options", "{bad: 1}"], "optimizer 'adamw'"),
+        (["--objective.options", "{target: euclidean}"], "not target"),
+        (["--objective.loss", "supcon", "--objective.options", "{temperature: 0.0}"], "random embeddings is nan"),
+        (["--objective.loss", "supcon", "--objective.options", "{temperature: hot}"], "temperature"),
+        (["--objective.loss", "triplet", "--objective.options", "{triplets: foo}"], "triplets"),
+        (
+            ["--data.source", "embedded:figures", "--objective.loss", "log_ratio", "--objective.mining", "batch_hard"],
+            "mining 'batch_hard' reads same/different",
+        ),
     ],
 )
 def test_bad_input_is_a_short_error_before_training(
@@ -221,7 +238,7 @@ def test_bad_input_is_a_short_error_before_training(
     error = capsys.readouterr().err
     assert error.startswith("error: ")
     assert __import__("re").search(message, error), error
-    assert not (tmp_path / "run" / "log.jsonl").exists()
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize(
@@ -253,12 +270,52 @@ def test_help_explains_every_field(capsys: pytest.CaptureFixture[str]) -> None:
         assert len(described.strip()) > 8, f"{name}: {described!r}"
 
 
+@pytest.mark.parametrize("survives", range(4))
+def test_a_kill_while_a_checkpoint_is_kept_leaves_a_complete_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, survives: int
+) -> None:
+    """Die at one file operation after another: there is always a whole checkpoint, the old one or the new one."""
+    run = recipe.Run(tmp_path)
+
+    def keep(step: int) -> None:
+        run.new_draft()
+        (run.draft() / "weights").write_text(str(step))
+        run.log(step=step)
+        run.keep(step, epoch=0)
+
+    keep(1)
+    done = []
+    remove = shutil.rmtree
+
+    def dying(work: Callable[..., object]) -> Callable[..., object]:
+        def operation(*args: object) -> object:
+            if len(done) == survives:
+                raise Killed
+            done.append(work)
+            return work(*args)
+
+        return operation
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "rename", dying(Path.rename))
+        patch.setattr(shutil, "rmtree", lambda path, **_: dying(lambda p: remove(p, ignore_errors=True))(path))
+        with pytest.raises(Killed):
+            keep(2)
+    newest = recipe.Run(tmp_path).checkpoint
+    assert (newest / "weights").read_text() == ("2" if len(done) > 1 else "1")
+    keep(3)
+    assert [p.name for p in (tmp_path / "checkpoints").iterdir()] == ["step00000003_epoch00000.kept"]
+
+
 def test_folder_with_another_run_is_left_alone(finished: Path, tmp_path: Path) -> None:
     before = {p: p.stat().st_mtime_ns for p in finished.rglob("*")}
     with pytest.raises(FileExistsError, match="already holds a run"):
         recipe.start(tiny(finished))
     with pytest.raises(ValueError, match=r"other settings \(.*sampler.batch_size"):
         recipe.start(tiny(finished, "--resume", "auto", "--sampler.batch_size", "32"))
+    (tmp_path / "half").mkdir()
+    (tmp_path / "half" / ".config.yaml").write_text("killed while wri")
+    assert recipe.claim(tiny(tmp_path / "half"), "x").folder == tmp_path / "half"
     (tmp_path / "notes.txt").write_text("mine")
     with pytest.raises(FileExistsError, match="other files"):
         recipe.start(tiny(tmp_path))
@@ -300,29 +357,37 @@ def test_unreadable_images_are_named_skipped_only_if_asked_and_counted(tmp_path:
     assert "3.png" in result["skipped_images"][0]
 
 
+def launch_two(output: Path, *changes: str) -> None:
+    """Run the trainer in two processes, as the README says, and make sure that it really did."""
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
+    command += ["--main_process_port", "0", str(TRAIN), *TINY, *changes, "--output", str(output)]
+    environment = {**os.environ, "ACCELERATE_USE_CPU": "true"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert json.loads((output / "metrics.json").read_text())["processes"] == 2
+
+
 @pytest.mark.slow
-def test_two_processes_from_the_same_command(tmp_path: Path) -> None:
-    """The documented launch really runs two processes, and learns what one process learns."""
-    common = [
-        *TINY, "--embedder.freeze_batch_norm", "true", "--optimizer.name", "sgd", "--optimizer.lr", "0.01",
+def test_two_processes_learn_what_one_learns(tmp_path: Path) -> None:
+    changes = [
+        "--embedder.freeze_batch_norm", "true", "--optimizer.name", "sgd", "--optimizer.lr", "0.01",
         "--objective.loss", "proxy_anchor", "--augment.shift", "0", "--augment.zoom", "0",
     ]  # fmt: skip
-    environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
-    launch = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
-    launch += ["--main_process_port", "0"]
-    two = subprocess.run(
-        [*launch, str(TRAIN), *common, "--output", str(tmp_path / "two")],
-        env=environment, capture_output=True, text=True, timeout=300,
-    )  # fmt: skip
-    assert two.returncode == 0, two.stderr[-3000:]
-    recipe.train(parse_config([*common, "--output", str(tmp_path / "one")]))
-    logs = [
-        [json.loads(line) for line in (tmp_path / name / "log.jsonl").read_text().splitlines()]
-        for name in ("one", "two")
-    ]
-    assert json.loads((tmp_path / "two" / "metrics.json").read_text())["processes"] == 2
-    losses = [[line["loss"] for line in log if "loss" in line] for log in logs]
+    launch_two(tmp_path / "two", *changes)
+    recipe.train(tiny(tmp_path / "one", *changes))
+    logs = [(tmp_path / name / "log.jsonl").read_text().splitlines() for name in ("one", "two")]
+    losses = [[json.loads(line)["loss"] for line in log if "loss" in line] for log in logs]
     assert losses[0] == pytest.approx(losses[1], rel=1e-4)
-    one, two_weights = weights(tmp_path / "one"), weights(tmp_path / "two")
+    one, two = weights(tmp_path / "one"), weights(tmp_path / "two")
     for name in one:
-        torch.testing.assert_close(one[name], two_weights[name], rtol=1e-3, atol=1e-4)
+        torch.testing.assert_close(one[name], two[name], rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.slow
+def test_two_processes_judge_the_embedder_that_is_kept(tmp_path: Path) -> None:
+    """Each process has running statistics of its own; what is evaluated must be what is saved."""
+    launch_two(tmp_path / "run", "--optimizer.epochs", "1", "--optimizer.lr", "0.01")
+    splits, _ = recipe.load_checked(parse_config(["--config", str(tmp_path / "run" / "config.yaml")]).data)
+    z = Embedder.from_pretrained(tmp_path / "run" / "embedder").encode(splits.query.images)
+    kept = load_file(tmp_path / "run" / "embeddings" / "after.safetensors")["query"]
+    torch.testing.assert_close(z, kept, rtol=1e-4, atol=1e-5)

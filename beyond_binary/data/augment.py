@@ -172,7 +172,7 @@ def move_points(label: Any, shares: np.ndarray) -> Any:
 
 
 def with_mirror(items: Items, swap: Sequence[int]) -> Items:
-    """The items, then their mirror images, for labels that are points in shares of the image.
+    """The items, then their mirror images, for labels that are points in shares of the image; ids are 0..2n-1.
 
     Args:
         items: labels [n j 2], [n j 3] with visibility, or flat [n 2j].
@@ -194,7 +194,7 @@ def with_mirror(items: Items, swap: Sequence[int]) -> Items:
         _Mirrored(items.images),
         np.concatenate([labels, turned.reshape(labels.shape)]),
         [*items.names, *(f"{name} (mirrored)" for name in items.names)],
-        np.concatenate([items.ids, items.ids + 1 + items.ids.max()]),
+        np.arange(2 * len(items), dtype=np.int64),
     )
 
 

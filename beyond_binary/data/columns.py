@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import re
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 from .config import DataConfig
-from .readers import Rows, known_column, known_columns
+from .readers import EncodedImages, Rows, known_column, known_columns
 
 
 def column_values(rows: Rows, name: str, index: np.ndarray | None = None) -> np.ndarray:
@@ -123,7 +125,7 @@ def class_values(
 ) -> tuple[np.ndarray, list[str] | None]:
     """Classes of the rows: the integers of one integer column, else codes 0..C-1 in sorted order, with names.
 
-    Several columns make one class together; their names are joined with "/". Raises ValueError for floats
+    Text is sorted by value where all of it is integers ("2" before "10"). Several columns make one class together; their names are joined with "/". Raises ValueError for floats
     and lists.
     """
     values = [column_values(rows, name, index) for name in columns]
@@ -134,23 +136,38 @@ def class_values(
         )
     if len(values) == 1 and values[0].dtype.kind == "i":
         return values[0], rows.class_names.get(columns[0])
-    codes = np.stack([np.unique(v, return_inverse=True)[1] for v in values])
+    codes = np.stack([_ranks(v) for v in values])
     _, first, labels = np.unique(codes, axis=1, return_index=True, return_inverse=True)
     names = ["/".join(str(v[i]) for v in values) for i in first]
     return labels.reshape(-1).astype(np.int64), names
 
 
-def read_ids(rows: Rows, config: DataConfig) -> np.ndarray:
-    """int64 [n]: the id column (text numbered in sorted order) or row numbers; ValueError if they repeat."""
+def _ranks(values: np.ndarray) -> np.ndarray:
+    """Rank of each value [n] among the different ones; text is sorted by value where all of it is integers."""
+    known, code = np.unique(values, return_inverse=True)
+    if known.dtype.kind != "U" or not all(re.fullmatch(r"-?\d+", text) for text in known.tolist()):
+        return code
+    order = sorted(range(len(known)), key=lambda i: int(known[i]))
+    return np.argsort(order)[code]
+
+
+def read_names(rows: Rows, config: DataConfig) -> Sequence[str]:
+    """A readable name per row: that of its file, else its id where there is an id column, else its row number.
+
+    Raises ValueError where ids are missing, repeat, or are neither integers nor text.
+    """
+    import pyarrow as pa
+
     if config.id is None:
-        return np.arange(len(rows.names))
-    values = column_values(rows, known_column(config.id, rows.columns.column_names, "id"))
-    if values.ndim > 1 or values.dtype.kind == "f":
-        raise ValueError(f"data.id: column {config.id!r} holds floats or lists; expected integers or text")
-    known, code, count = np.unique(values, return_inverse=True, return_counts=True)
-    if (count > 1).any():
-        raise ValueError(
-            f"data.id: column {config.id!r} must be unique, but {known[count > 1][0].item()!r} is there "
-            f"{count.max()} times"
-        )
-    return values if values.dtype.kind == "i" else code.astype(np.int64)
+        return rows.names
+    name = known_column(config.id, rows.columns.column_names, "id")
+    values, shape, missing = _unnested(rows.columns[name].combine_chunks(), name)
+    is_text = pa.types.is_string(values.type) or pa.types.is_large_string(values.type)
+    if len(shape) > 1 or not (is_text or pa.types.is_integer(values.type)):
+        raise ValueError(f"data.id: column {name!r} of type {values.type} is no id; expected integers or text")
+    ids = values.cast(pa.string()).to_pylist()
+    _refuse_missing(name, rows, None, missing | np.array([text == "" for text in ids], dtype=bool))
+    most, count = Counter(ids).most_common(1)[0]
+    if count > 1:
+        raise ValueError(f"data.id: column {name!r} must be unique, but {most} is there {count} times")
+    return ids if isinstance(rows.images, EncodedImages) else rows.names

@@ -15,8 +15,8 @@ class DataConfig:
             path: a folder or zip of images (one folder per class, or with a table), a table file, or a folder
             written or read by `datasets`.
         table: CSV, TSV, JSONL or parquet file with one row per image: its name inside the folder or zip, or a
-            path of its own. Unset: the only labels.csv, metadata.csv, metadata.jsonl or *.parquet of the
-            source; without one, folders are classes.
+            path of its own. Unset: the only table called labels or metadata, or parquet, else the only table in
+            the root of the source; without one, folders are classes.
         image: Column with the image or its file name. Unset: the image column of the set, or the first of
             image, file_name, file, filename, path, img.
         label: Column with the label, or several numeric columns (or patterns such as "*_[xy]", in table
@@ -30,10 +30,12 @@ class DataConfig:
         gallery_split: Value of the split column for the gallery. Unset: no gallery.
         role: Column with the values "train", "query" and "gallery"; divides the rows that are not for
             training.
-        id: Column with a unique number or text per row. Unset: the row number.
+        id: Column with a unique number or text per row: checked, and the name of images that have none. Items
+            are numbered by row in any case.
         splitting: "given" (split or role column), "class_disjoint" (first half of the sorted classes trains,
             second half tests), "class_folds" (folds of the training classes) or "rows" (counts in file
-            order).
+            order). Sorted means as numbers where the classes are integers or all their names are, else as
+            text; classes that a `datasets` set declares keep its order.
         fold: For class_folds: which fold is held out, counted from 0.
         folds: For class_folds: number of folds of the training classes (those of train_split if `split` is
             set, else the first half of the sorted classes).
@@ -45,8 +47,8 @@ class DataConfig:
         seed: Seed of embedded sets and of `limit`.
         size: Side in pixels of drawn embedded sets; images of other sources are shrunk to this shorter side
             when they are read.
-        bad_images: "error" stops before training if an image cannot be read; "skip" leaves such images out
-            and counts them.
+        bad_images: "error" stops before training if an image cannot be read or a file that the table names is
+            missing; "skip" leaves such images out and counts them.
         workers: Number of loader processes; 0 loads in the training process.
         cache: Keep decoded images in memory. Unset: only if they take less than 1 GiB.
     """

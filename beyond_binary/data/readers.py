@@ -24,7 +24,7 @@ IMAGE_ENDINGS = frozenset(
 )
 IMAGE_COLUMNS = ("image", "file_name", "file", "filename", "path", "img")
 TABLE_ENDINGS = frozenset((".csv", ".tsv", ".jsonl", ".parquet"))
-TABLE_NAMES = frozenset(("labels.csv", "metadata.csv", "metadata.jsonl"))
+TABLE_NAMES = frozenset(("labels.csv", "labels.tsv", "labels.jsonl", "metadata.csv", "metadata.jsonl"))
 SPLIT_NAMES = frozenset(("train", "training", "val", "valid", "validation", "dev", "test", "eval", "query", "gallery"))
 
 
@@ -45,7 +45,8 @@ def read_rows(config: DataConfig) -> Rows:
     """Read `config.source`: every image stays encoded, every column is there.
 
     Raises:
-        FileNotFoundError: no such source, no images, or images that the table names but that are not there.
+        FileNotFoundError: no such source, no images, or images that the table names but that are not there (unless
+            `bad_images` is "skip": then they fail like unreadable images when they are read).
         ValueError: a column that is not there, a source that cannot be read.
         ConnectionError: a Hub set without a connection and without a local copy.
     """
@@ -58,9 +59,10 @@ def read_rows(config: DataConfig) -> Rows:
         return _folder_rows(path, config)
     if zipfile.is_zipfile(path):
         with zipfile.ZipFile(path) as archive:
-            return _file_rows(path, sorted(archive.namelist()), config)
+            members = [m for m in archive.namelist() if not m.endswith("/")]
+        return _file_rows(path, sorted(m for m in members if not any(map(_hidden, PurePosixPath(m).parts))), config)
     if path.suffix.lower() in TABLE_ENDINGS:
-        return _file_rows(path.parent, _walk(path.parent), config, table=path.name)
+        return _file_rows(path.parent, _walk(path.parent), config, table=str(path))
     raise ValueError(
         f"cannot read {config.source!r}: expected a folder, a zip or a table ({', '.join(sorted(TABLE_ENDINGS))})"
     )
@@ -133,12 +135,22 @@ class EncodedImages(Sequence):
 
 
 def _walk(root: Path) -> list[str]:
-    """All files below a folder, as sorted paths relative to it with forward slashes."""
-    return sorted(
-        (Path(folder) / file).relative_to(root).as_posix()
-        for folder, _, files in os.walk(root, followlinks=True)
-        for file in files
-    )
+    """All files below a folder that are not hidden, as sorted paths relative to it with forward slashes."""
+    found = []
+    for name, folders, files in os.walk(root, followlinks=True):
+        folder = Path(name)
+        folders[:] = [f for f in folders if not _hidden(f) and not _is_loop(folder / f)]
+        found += [(folder / file).relative_to(root).as_posix() for file in files if not _hidden(file)]
+    return sorted(found)
+
+
+def _hidden(part: str) -> bool:
+    return part.startswith(".") or part == "__MACOSX"
+
+
+def _is_loop(folder: Path) -> bool:
+    """Whether the folder is a link to one that it lies in."""
+    return folder.is_symlink() and folder.resolve() in {above.resolve() for above in folder.parents}
 
 
 def _folder_rows(root: Path, config: DataConfig) -> Rows:
@@ -159,28 +171,36 @@ def _folder_rows(root: Path, config: DataConfig) -> Rows:
 
 
 def _is_image(member: str) -> bool:
-    path = PurePosixPath(member)
-    return path.suffix.lower() in IMAGE_ENDINGS and not path.name.startswith(".") and "__MACOSX" not in path.parts
+    return PurePosixPath(member).suffix.lower() in IMAGE_ENDINGS
 
 
 def _file_rows(root: Path, members: list[str], config: DataConfig, table: str | None = None) -> Rows:
     """Rows of a folder or zip: by its table where there is one, else by its folders."""
     images = [m for m in members if _is_image(m)]
-    table = table or _table_name(members, config.table)
+    table = table or _table_name(members, images, config)
     if table is None:
         if not images:
             raise FileNotFoundError(
                 f"no images in {config.source!r}: expected files ending in {' '.join(sorted(IMAGE_ENDINGS))}"
             )
+        if not any(PurePosixPath(m).parent.parts for m in images):
+            raise ValueError(
+                f"{len(images)} images in {config.source!r}, but nothing that labels them: expected one folder per "
+                f"class, or a table such as labels.csv with one row per image (or name it in data.table)"
+            )
         return Rows(_stored(root, images, config.size), images, _folder_columns(images, config))
-    columns = _read_table(root, table, members, config.image)
+    columns = _read_table(root, table, members, config)
     column = image_column(columns.column_names, config.image)
     if not _is_text(columns[column].type):
         rows = [f"row {i}" for i in range(len(columns))]
         return Rows(EncodedImages(columns[column], config.size), rows, columns.drop_columns([column]))
     names = columns[column].to_pylist()
     folder = PurePosixPath(table).parent if table in members else PurePosixPath()
-    return Rows(_stored(root, _locate(names, root, images, folder, table), config.size), names, columns)
+    found = _locate(names, root, images, folder)
+    if config.bad_images == "error":
+        _refuse_unfound(names, found, root, table)
+    files = [str(folder / (name or "")) if file is None else file for name, file in zip(names, found, strict=True)]
+    return Rows(_stored(root, files, config.size), [str(name) for name in names], columns)
 
 
 def _stored(root: Path, files: list[str], size: int | None) -> StoredImages:
@@ -189,8 +209,13 @@ def _stored(root: Path, files: list[str], size: int | None) -> StoredImages:
     return StoredImages(files, str(root), size)
 
 
-def _table_name(members: list[str], asked: str | None) -> str | None:
-    """The table to read: a member, a path of its own, or None for class folders."""
+def _table_name(members: list[str], images: list[str], config: DataConfig) -> str | None:
+    """The table to read: a member, a path of its own, or None for class folders.
+
+    A table of a usual name (or parquet) goes before one in the root, that is the innermost folder of everything; where
+    the folders make no two classes, any table counts.
+    """
+    asked, tables = config.table, [m for m in members if PurePosixPath(m).suffix.lower() in TABLE_ENDINGS]
     if asked is not None:
         if asked in members:
             return asked
@@ -199,17 +224,19 @@ def _table_name(members: list[str], asked: str | None) -> str | None:
             return inside[0]
         if Path(asked).expanduser().is_file():
             return asked
-        tables = [m for m in members if PurePosixPath(m).suffix.lower() in TABLE_ENDINGS]
         raise FileNotFoundError(f"no table {asked!r} in the source or on disk{suggest(asked, tables)}")
-    found = [m for m in members if PurePosixPath(m).name in TABLE_NAMES or m.lower().endswith(".parquet")]
-    found = [m for m in found if "__MACOSX" not in m]
+    usual = [m for m in tables if PurePosixPath(m).name.lower() in TABLE_NAMES or m.lower().endswith(".parquet")]
+    above = os.path.commonpath([PurePosixPath(m).parent for m in (*images, *tables)]) if tables else ""
+    found = usual or [m for m in tables if PurePosixPath(m).parent == PurePosixPath(above)]
+    if tables and not found and len(set(_folder_columns(images, config)["class"].to_pylist())) < 2:
+        found = tables
     if len(found) > 1:
         raise ValueError(f"several tables ({', '.join(found[:5])}); say which one in data.table")
     return found[0] if found else None
 
 
-def _read_table(root: Path, table: str, members: list[str], image: str | None) -> Any:
-    """The table as a pyarrow table; columns that may hold file names are read as text, even if numbers."""
+def _read_table(root: Path, table: str, members: list[str], config: DataConfig) -> Any:
+    """The table as a pyarrow table; columns of ids or file names are read as text, even if numbers."""
     import pyarrow as pa
     from pyarrow import csv, json, parquet
 
@@ -222,17 +249,38 @@ def _read_table(root: Path, table: str, members: list[str], image: str | None) -
     ending = PurePosixPath(table).suffix.lower()
     try:
         if ending == ".parquet":
-            return parquet.read_table(io.BytesIO(data))
-        if ending == ".jsonl":
-            return json.read_json(io.BytesIO(data))
-        text = dict.fromkeys([image] if image else IMAGE_COLUMNS, pa.string())
-        return csv.read_csv(
-            io.BytesIO(data),
-            parse_options=csv.ParseOptions(delimiter="\t" if ending == ".tsv" else ",", newlines_in_values=True),
-            convert_options=csv.ConvertOptions(column_types=text),
-        )
+            columns = parquet.read_table(io.BytesIO(data))
+        elif ending == ".jsonl":
+            columns = json.read_json(io.BytesIO(data))
+        else:
+            text = [*([config.image] if config.image else IMAGE_COLUMNS), *([config.id] if config.id else [])]
+            columns = csv.read_csv(
+                io.BytesIO(data),
+                parse_options=csv.ParseOptions(delimiter=_delimiter(data, table), newlines_in_values=True),
+                convert_options=csv.ConvertOptions(column_types=dict.fromkeys(text, pa.string())),
+            )
     except pa.ArrowInvalid as error:
         raise ValueError(f"cannot read the table {table!r}: {error}") from None
+    if double := [name for name, count in Counter(columns.column_names).items() if count > 1]:
+        raise ValueError(f"the table {table!r} has the column {double[0]!r} more than once; rename or remove one")
+    return columns
+
+
+def _delimiter(data: bytes, table: str) -> str:
+    """What separates the columns of a CSV or TSV table; a ValueError if its text or header say otherwise."""
+    try:
+        header = data.decode("utf-8").partition("\n")[0]
+    except UnicodeDecodeError as error:
+        raise ValueError(f"the table {table!r} is not UTF-8 ({error}); save it as UTF-8") from None
+    words = {",": "commas", "\t": "tabs", ";": "semicolons"}
+    delimiter = "\t" if table.lower().endswith(".tsv") else ","
+    other = next((sign for sign in words if sign in header), delimiter)
+    if delimiter not in header and other != delimiter:
+        raise ValueError(
+            f"the columns of {table!r} are separated by {words[other]}, expected {words[delimiter]}; save it with commas "
+            f"as .csv or with tabs as .tsv"
+        )
+    return delimiter
 
 
 def image_column(names: Sequence[str], asked: str | None) -> str:
@@ -276,8 +324,8 @@ def _endings(member: str) -> Iterator[str]:
         yield str(path.with_suffix(""))
 
 
-def _locate(names: list[str | None], root: Path, images: list[str], folder: PurePosixPath, table: str) -> list[str]:
-    """The file of each name: relative to the table, to the source, or the only one whose path ends so."""
+def _locate(names: list[str | None], root: Path, images: list[str], folder: PurePosixPath) -> list[str | None]:
+    """The file of each name: relative to the table, to the source, or the only one whose path ends so, else None."""
     exact, ends = set(images), Counter(end for member in images for end in _endings(member))
     by_end = {end: member for member in images for end in _endings(member) if ends[end] == 1}
 
@@ -289,14 +337,17 @@ def _locate(names: list[str | None], root: Path, images: list[str], folder: Pure
             return inside
         return name if root.is_dir() and (root / name).is_file() else None
 
-    files = [find(name) for name in names]
+    return [find(name) for name in names]
+
+
+def _refuse_unfound(names: list[str | None], files: list[str | None], root: Path, table: str) -> None:
     if missing := [str(name) for name, file in zip(names, files, strict=True) if file is None]:
         first = ", ".join(repr(name) for name in missing[:3])
         raise FileNotFoundError(
             f"{len(missing)} of {len(names)} images that the table {table!r} names are not in {str(root)!r} "
-            f"(or are there more than once), the first: {first}"
+            f"(or are there more than once), the first: {first}; correct the table, or leave them out with "
+            f"data.bad_images=skip"
         )
-    return [file for file in files if file is not None]
 
 
 def _folder_columns(images: list[str], config: DataConfig) -> Any:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from ..registry import suggest
-from .columns import class_columns, class_values, column_values, read_ids, read_labels
+from .columns import class_columns, class_values, column_values, read_labels, read_names
 from .config import DataConfig
 from .items import Items, Picked, Splits
 from .readers import Rows, known_column, read_rows
@@ -21,23 +21,35 @@ def load_splits(config: DataConfig) -> Splits:
 
     Labels are int64 [n] for one column of integers, float64 [n] of floats, int64 [n] codes 0..C-1 (in sorted
     order, with `class_names`) of text or of several class columns, float64 [n m ...] of several numeric
-    columns or of lists.
+    columns or of lists. Ids are row numbers.
 
     Raises:
         FileNotFoundError, ConnectionError: the source or some of its images cannot be found.
-        ValueError: a column that is not there, labels that are missing or do not fit together, an empty
-        split.
+        ValueError: a field out of range, a column that is not there, labels that are missing or do not fit
+        together, an empty split.
     """
+    _check_ranges(config)
     if config.source.startswith("embedded:"):
         return _limited(_embedded(config), config)
     rows = read_rows(config)
     parts = split_rows(rows, config)
     used = np.unique(np.concatenate(list(parts.values())))
     labels, class_names = read_labels(rows, config, used)
-    whole = Items(Picked(rows.images, used), labels, [str(rows.names[i]) for i in used], read_ids(rows, config)[used])
+    names = read_names(rows, config)
+    whole = Items(Picked(rows.images, used), labels, [str(names[i]) for i in used], used.astype(np.int64))
     items = {name: whole.select(np.searchsorted(used, index)) for name, index in parts.items()}
     splits = Splits(items["train"], items["query"], items.get("gallery"), class_names=class_names)
     return _limited(splits, config)
+
+
+def _check_ranges(config: DataConfig) -> None:
+    """A ValueError that names the first number of the config that cannot be."""
+    for name, least in (("size", 1), ("limit", 1), ("workers", 0), ("folds", 2), ("fold", 0)):
+        value = getattr(config, name)
+        if value is not None and value < least:
+            raise ValueError(f"data.{name}={value}: expected at least {least}")
+    if config.fold >= config.folds:
+        raise ValueError(f"data.fold={config.fold}: expected less than data.folds={config.folds}")
 
 
 def _limited(splits: Splits, config: DataConfig) -> Splits:
@@ -117,19 +129,25 @@ def _held_out(held_out: np.ndarray, roles: np.ndarray | None) -> Parts:
     return parts if (roles == "gallery").any() else {"query": parts["query"]}
 
 
+def _spelling(split: np.ndarray, wanted: str) -> str:
+    """The value as the split column [n] writes it: itself, or the only one that differs in upper and lower case."""
+    alike = [value for value in np.unique(split).tolist() if value.lower() == wanted.lower()]
+    return alike[0] if len(alike) == 1 else wanted
+
+
 def _given(rows: Rows, config: DataConfig) -> Parts:
     roles = _roles(rows, config)
     column = config.split or ("split" if "split" in rows.columns.column_names else None)
     if column is not None:
         split = _text(rows, column, "split")
-        train = split == config.train_split
+        train = split == _spelling(split, config.train_split)
         if roles is None:
             wanted = {
                 "train": config.train_split,
                 "query": config.query_split,
                 "gallery": config.gallery_split,
             }
-            return {part: np.flatnonzero(split == value) for part, value in wanted.items() if value}
+            return {part: np.flatnonzero(split == _spelling(split, v)) for part, v in wanted.items() if v}
     elif roles is not None:
         train = roles == "train"
     else:
@@ -148,6 +166,12 @@ def _sorted_classes(rows: Rows, config: DataConfig) -> tuple[np.ndarray, np.ndar
 
 def _class_disjoint(rows: Rows, config: DataConfig) -> Parts:
     labels, classes = _sorted_classes(rows, config)
+    if len(classes) < 2:
+        raise ValueError(
+            f"data.splitting=class_disjoint needs two classes or more, but all {len(labels)} rows are of one class, by "
+            f"{', '.join(class_columns(rows, config))}; expected one folder per class, or a table with classes (name "
+            f"it in data.table, its column in data.class_columns)"
+        )
     train = np.isin(labels, classes[: len(classes) // 2])
     return {"train": np.flatnonzero(train), **_held_out(~train, _roles(rows, config))}
 
@@ -155,16 +179,14 @@ def _class_disjoint(rows: Rows, config: DataConfig) -> Parts:
 def _class_folds(rows: Rows, config: DataConfig) -> Parts:
     labels, classes = _sorted_classes(rows, config)
     if config.split is not None:
-        usable = _text(rows, config.split, "split") == config.train_split
+        split = _text(rows, config.split, "split")
+        usable = split == _spelling(split, config.train_split)
         classes = np.unique(labels[usable])
     else:
         classes = classes[: len(classes) // 2]
         usable = np.isin(labels, classes)
-    if not 2 <= config.folds <= len(classes) or not 0 <= config.fold < config.folds:
-        raise ValueError(
-            f"data.folds={config.folds}, data.fold={config.fold}: expected 2 <= folds <= {len(classes)} "
-            f"(training classes) and 0 <= fold < folds"
-        )
+    if config.folds > len(classes):
+        raise ValueError(f"data.folds={config.folds}: expected 2 <= folds <= {len(classes)} (training classes)")
     held_out = np.isin(labels, np.array_split(classes, config.folds)[config.fold])
     return {"train": np.flatnonzero(usable & ~held_out), **_held_out(usable & held_out, _roles(rows, config))}
 
