@@ -160,7 +160,7 @@ class Embedder(nn.Module):
             progress: show a progress bar.
 
         Raises:
-            ValueError: an image file cannot be read (named), or a tensor is not [n 3 h w].
+            ValueError: an image file cannot be read (named), or tensors are not [n 3 h w] or of unlike sizes.
             FileNotFoundError: a path does not exist.
             TypeError: an item is neither image, path nor tensor.
         """
@@ -175,7 +175,7 @@ class Embedder(nn.Module):
         weight, rows = next(self.parameters()), []
         with evaluating(self):
             for batch in _batches(images, batch_size, progress):
-                pixels = torch.stack([self._pixels(image) for image in batch])
+                pixels = _stack([self._pixels(image) for image in batch])
                 rows.append(self(pixels.to(weight.device, weight.dtype)).float().cpu())
         return torch.cat(rows) if rows else torch.zeros(0, self.dim)
 
@@ -271,7 +271,8 @@ class Embedder(nn.Module):
 
         Raises:
             FileNotFoundError: neither a folder nor to be had from the Hub.
-            ValueError: not an embedder's folder, of a newer format, or with weights that do not fit.
+            ValueError: not an embedder's folder, of a newer format, with a broken config, or with weights that do
+                not fit.
         """
         folder = storage.find_folder(id_or_path, revision=revision, token=token, cache_dir=cache_dir)
         config = storage.read_config(folder)
@@ -321,13 +322,15 @@ def create_embedder(
             options of `open_clip.create_model`; saved with the embedder.
 
     Raises:
-        ValueError: an unknown trunk, tag, pooling, head or resize mode (near names are given), options that
-            the library refuses, or weights that do not fit.
+        ValueError: an unknown trunk, tag, pooling, head or resize mode (near names are given), a dim below 1,
+            options that the library refuses, or weights that do not fit.
         FileNotFoundError: `weights` is a path that does not exist.
     """
     _check_choice("pooling", pooling, trunks.POOLINGS)
     _check_choice("head", head, HEADS)
     _check_choice("resize_mode", resize_mode, RESIZE_MODES)
+    if dim is not None and (not isinstance(dim, int) or isinstance(dim, bool) or dim < 1):
+        raise ValueError(f"dim must be an int of at least 1, or None for the trunk's width, got {dim!r}")
     for what, value in (("mean", mean), ("std", std)):
         if value is not None and len(value) != 3:
             raise ValueError(f"{what} needs 3 values (red, green, blue), got {list(value)}")
@@ -368,6 +371,18 @@ def evaluating(module: nn.Module) -> Iterator[None]:
     finally:
         for m in training:
             m.training = True
+
+
+def _stack(images: list[Tensor]) -> Tensor:
+    """Preprocessed images [3 h w] of one size -> [n 3 h w]."""
+    for image in images:
+        if image.ndim != 3 or image.shape[0] != 3:
+            raise ValueError(f"expected preprocessed images [3 h w], got one of shape {list(image.shape)}")
+    sizes = sorted({tuple(image.shape[1:]) for image in images})
+    if len(sizes) > 1:
+        told = ", ".join(f"{h}x{w}" for h, w in sizes[:5])
+        raise ValueError(f"expected tensors of one size, got {told}; make them with embedder.transform")
+    return torch.stack(images)
 
 
 def _batches(items: Iterable[Any], size: int, progress: bool = False) -> Iterator[list[Any]]:

@@ -5,9 +5,11 @@ from __future__ import annotations
 import ast
 import difflib
 import inspect
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from numbers import Integral, Real
+from types import NoneType, UnionType
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin
 
 Built = TypeVar("Built", bound=Callable[..., Any])
 
@@ -52,6 +54,42 @@ def options_of(build: Callable[..., Any]) -> dict[str, Any]:
     """Keyword options of a function or class with their defaults (`inspect.Parameter.empty` where required)."""
     kinds = (inspect.Parameter.KEYWORD_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
     return {p.name: p.default for p in inspect.signature(build).parameters.values() if p.kind in kinds}
+
+
+_PLAIN: dict[Any, tuple[type, str]] = {
+    bool: (bool, "True or False"),
+    int: (Integral, "an int"),
+    float: (Real, "a float"),
+    str: (str, "a string"),
+    NoneType: (NoneType, "None"),
+}
+"""Annotations that are checked: which values fit (numpy's numbers too), and how an error names them."""
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    """Whether `value` fits an annotation of plain types, literals, sequences and unions; others fit anything."""
+    origin, parts = get_origin(hint), get_args(hint)
+    if origin in (Union, UnionType):
+        return any(_fits(value, part) for part in parts)
+    if origin is Literal:
+        return any(type(value) is type(part) and value == part for part in parts)
+    if origin is Sequence:
+        return isinstance(value, Sequence) and not isinstance(value, str) and all(_fits(v, parts[0]) for v in value)
+    if hint not in _PLAIN:
+        return True
+    return isinstance(value, _PLAIN[hint][0]) and (hint is bool or not isinstance(value, bool))
+
+
+def _wanted(hint: Any) -> str:
+    """What fits an annotation, in words."""
+    origin, parts = get_origin(hint), get_args(hint)
+    if origin in (Union, UnionType):
+        return " or ".join(map(_wanted, parts))
+    if origin is Literal:
+        return "one of " + ", ".join(map(repr, parts))
+    if origin is Sequence:
+        return f"a sequence whose items are each {_wanted(parts[0])}"
+    return _PLAIN[hint][1] if hint in _PLAIN else str(hint)
 
 
 @dataclass(frozen=True)
@@ -105,17 +143,32 @@ class Registry:
                 f"{self.kind} {name!r} has no option {', '.join(unknown)}; its options: {', '.join(known) or 'none'}"
             )
 
+    def check_values(self, name: str, options: Mapping[str, Any]) -> None:
+        """Raise a ValueError if a value does not fit the annotation of the thing called `name`.
+
+        Checked are bool, int, float (an int fits, a bool does not), str, None, `Literal`, and sequences and unions
+        of these. Options that are unknown or annotated otherwise, or whose annotation cannot be resolved, pass.
+        """
+        try:
+            parameters = inspect.signature(self[name].build, eval_str=True).parameters
+        except NameError:  # an annotation imported for type checkers only
+            return
+        for option, value in options.items():
+            if option in parameters and not _fits(value, hint := parameters[option].annotation):
+                raise ValueError(f"{self.kind} {name!r}: {option} must be {_wanted(hint)}, got {value!r}")
+
     def create(self, spec: str, *args: Any, **defaults: Any) -> Any:
         """Call what `spec` names, with the spec's own arguments over `defaults`.
 
         Raises:
-            ValueError: unknown name, unknown option, or a spec that cannot be read.
+            ValueError: unknown name, unknown option, a value that does not fit, or a spec that cannot be read.
         """
         name, positional, keywords = parse_spec(spec)
         entry = self[name]
         self.check_options(name, [*keywords, *defaults])
         try:
-            inspect.signature(entry.build).bind(*args, *positional, **{**defaults, **keywords})
+            bound = inspect.signature(entry.build).bind(*args, *positional, **{**defaults, **keywords})
         except TypeError as error:
             raise ValueError(f"{self.kind} {spec!r}: {error}") from None
+        self.check_values(name, bound.arguments)
         return entry.build(*args, *positional, **{**defaults, **keywords})

@@ -6,6 +6,8 @@ import json
 import os
 import re
 import shutil
+import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,6 +20,7 @@ CONFIG_FILE = "config.json"
 HEAD_FILE = "beyond_binary_head.safetensors"
 OPEN_CLIP_CONFIG_FILE = "open_clip_config.json"
 TRUNK_FILES = {"timm": "model.safetensors", "open_clip": "open_clip_model.safetensors"}
+CONFIG_KEYS = {"dim", "freeze_batch_norm", "head", "model_args", "normalize", "pooling", "preprocess", "trunk"}
 FILES = (CONFIG_FILE, HEAD_FILE, OPEN_CLIP_CONFIG_FILE, *TRUNK_FILES.values())
 
 
@@ -27,22 +30,40 @@ def replacing(folder: Path) -> Iterator[Path]:
 
     A folder that exists keeps its other files: the written files replace theirs, and files of an embedder
     that were not written again are removed. After an error `folder` is as it was.
+
+    Raises:
+        ValueError: `folder` is a file.
     """
     folder = folder.absolute()
-    part = folder.with_name(f".{folder.name}.{os.getpid()}.part")
-    part.mkdir(parents=True)
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"expected a folder to write to, got the file {folder}; choose another name or remove it")
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    _remove_stale_parts(folder)
+    part = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", suffix=".part", dir=folder.parent))
+    new = part / "new"  # unlike `part`, which is private, it has the permissions of other new folders
     try:
-        yield part
+        new.mkdir()
+        yield new
         if not folder.exists():
-            part.rename(folder)
+            new.rename(folder)
             return
-        written = {file.name for file in part.iterdir()}
+        written = {file.name for file in new.iterdir()}
         for name in written:
-            (part / name).replace(folder / name)
+            (new / name).replace(folder / name)
         for name in set(FILES) - written:
             (folder / name).unlink(missing_ok=True)
     finally:
         shutil.rmtree(part, ignore_errors=True)
+
+
+def _remove_stale_parts(folder: Path, age: float = 3600.0) -> None:
+    """Remove what killed processes left of their writing to `folder`: parts untouched for `age` seconds."""
+    pattern = re.compile(rf"\.{re.escape(folder.name)}\.[^.]+\.part")
+    for part in folder.parent.iterdir():
+        if pattern.fullmatch(part.name):
+            newest = max((p.stat().st_mtime for p in (part, *part.rglob("*")) if p.exists()), default=0.0)
+            if time.time() - newest > age:
+                shutil.rmtree(part, ignore_errors=True)
 
 
 def find_folder(id_or_path: str | os.PathLike[str], **hub_options: Any) -> Path:
@@ -68,20 +89,27 @@ def read_config(folder: Path) -> dict[str, Any]:
     """The config of the embedder saved in `folder`.
 
     Raises:
-        ValueError: the folder holds no embedder of this package, or one of a newer format.
+        ValueError: the folder holds no embedder of this package, one of a newer format, or a broken config.
     """
     path = folder / CONFIG_FILE
-    config = json.loads(path.read_text(encoding="utf-8")).get("beyond_binary") if path.is_file() else None
-    if config is None:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+    except ValueError as error:
+        raise ValueError(f"{path} is not readable JSON ({error}); save or download the embedder again") from error
+    config = content.get("beyond_binary") if isinstance(content, dict) else None
+    if not isinstance(config, dict):
         raise ValueError(
             f"{folder} holds no embedder of beyond_binary ({CONFIG_FILE} with an entry 'beyond_binary'); "
             "plain weights of timm or open_clip are read by create_embedder(..., weights=...)"
         )
-    if config["format_version"] > FORMAT_VERSION:
+    version = config.get("format_version")
+    if isinstance(version, int) and version > FORMAT_VERSION:
         raise ValueError(
-            f"{folder} has format version {config['format_version']}, but this beyond_binary reads only "
+            f"{folder} has format version {version}, but this beyond_binary reads only "
             f"up to {FORMAT_VERSION}: install a newer version"
         )
+    if missing := sorted(CONFIG_KEYS - config.keys()):
+        raise ValueError(f"{path} lacks {', '.join(missing)} under 'beyond_binary'; save or download it again")
     return config
 
 
