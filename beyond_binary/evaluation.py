@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import reprlib
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -28,7 +29,7 @@ def evaluate(
     labels: Any,
     *,
     target: str | Target = "classes",
-    ks: Sequence[int] | None = None,
+    ks: int | Sequence[int] | None = None,
     ref_embeddings: Any = None,
     ref_labels: Any = None,
     ids: Any = None,
@@ -47,7 +48,7 @@ def evaluate(
         embeddings: queries [q d], tensor or array.
         labels: their labels [q ...], as the target wants them.
         target: what similar means, such as "classes", "euclidean" or "within('euclidean', radius=0.1)".
-        ks: numbers of neighbours of the `_at_k` metrics; None: 1, 2, 4, 8 for recall, 1, 10 for
+        ks: numbers of neighbours (or one number) of the `_at_k` metrics; None: 1, 2, 4, 8 for recall, 1, 10 for
             mean_label_distance, 10, 100 for ndcg. Larger than the number of references means all of them.
         ref_embeddings: references [k d]; None: the queries among themselves, each without itself.
         ref_labels: labels of the references [k ...].
@@ -67,7 +68,8 @@ def evaluate(
 
     Raises:
         ValueError: labels that do not fit the target, metrics that do not fit it, unknown names, embeddings
-            that are not finite or not of one shape, references without labels, or ids on one side only.
+            that are not finite or not of one shape, references without labels, ids on one side only, ids that are no
+            integers, no metric at all, or ks that are not integers of at least 1.
     """
     target = create_target(target)
     chosen = create_metrics(metrics, target.gives, ks)
@@ -127,8 +129,23 @@ def _points(target: Target, z: Any, labels: Any, ids: Any, name: str) -> Points:
             f"{name} hold NaN, infinite or (for {z.dtype}) too large values, first in row "
             f"{int((~finite).nonzero()[0])} ({int((~finite).sum())} of {len(z)} rows)"
         )
-    identity = torch.arange(len(z)) if ids is None else torch.as_tensor(ids).long()
+    identity = torch.arange(len(z)) if ids is None else _ids(ids, name.replace("embeddings", "ids"))
     return Points(z, target.encode(labels, z).to(z.device), identity.to(z.device))
+
+
+def _ids(ids: Any, name: str) -> Tensor:
+    """Identities as int64."""
+    try:
+        identity = torch.as_tensor(ids)
+    except (TypeError, ValueError, RuntimeError):
+        identity = None
+    if identity is None or identity.dtype.is_floating_point or identity.dtype.is_complex:
+        got = reprlib.repr(ids) if identity is None else identity.dtype
+        raise ValueError(
+            f"{name} must be integers [n], got {got}; map names to numbers, for example "
+            "np.unique(names, return_inverse=True)[1]"
+        )
+    return identity.long()
 
 
 def _order(ranking: str, query: Points, refs: Points, geometry: Geometry, seed: int) -> Order:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -309,6 +310,12 @@ def test_encode_names_what_it_cannot_read(tmp_path):
         embedder.encode(torch.zeros(2, 4, 8, 8))
     with pytest.raises(ValueError, match="batch_size"):
         embedder.encode([], batch_size=0)
+    with pytest.raises(ValueError, match=r"one size, got 64x64, 64x96; make them with embedder\.transform"):
+        embedder.encode([torch.zeros(3, 64, 96), torch.zeros(3, 64, 64)])
+    for wrong in (torch.zeros(1, 3, 64, 96), torch.zeros(64, 96), torch.zeros(4, 64, 96)):
+        with pytest.raises(ValueError, match=r"images \[3 h w\], got one of shape"):
+            embedder.encode([wrong])
+    assert embedder.training
 
 
 # ---- saving and loading
@@ -387,6 +394,45 @@ def test_a_crash_leaves_no_folder_and_spoils_none(tmp_path, monkeypatch):
             make("vit", seed=1).save_pretrained(tmp_path / name)
     assert [p.name for p in tmp_path.iterdir()] == ["old"]
     assert {p.name: p.read_bytes() for p in (tmp_path / "old").iterdir()} == before
+
+
+def test_what_killed_processes_left_is_in_nobodys_way(tmp_path):
+    own, old = tmp_path / f".e.{os.getpid()}.part", tmp_path / ".e.123.part"
+    other = tmp_path / ".e.f.123.part"  # of another folder, "e.f"
+    for part in (own, old, other):
+        part.mkdir()
+        (part / "half").write_text("x")
+        if part is not own:
+            for path in (part / "half", part):
+                os.utime(path, (0, 0))
+    make("vit").save_pretrained(tmp_path / "e")
+    assert {p.name for p in tmp_path.iterdir()} == {"e", own.name, other.name}
+    (tmp_path / "usual").mkdir()
+    assert (tmp_path / "e").stat().st_mode == (tmp_path / "usual").stat().st_mode
+
+
+def test_saving_onto_a_file_is_refused(tmp_path):
+    (tmp_path / "e").write_text("mine")
+    with pytest.raises(ValueError, match=r"expected a folder to write to, got the file .*e; choose"):
+        make("vit").save_pretrained(tmp_path / "e")
+    assert (tmp_path / "e").read_text() == "mine"
+    assert len(list(tmp_path.iterdir())) == 1
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ('{"beyond_binary": {', r"config\.json is not readable JSON"),
+        (b"\xff\xfe", r"config\.json is not readable JSON"),
+        ("[]", "holds no embedder"),
+        ('{"beyond_binary": 3}', "holds no embedder"),
+        ('{"beyond_binary": {"format_version": 1, "dim": 8}}', r"config\.json lacks .*pooling, preprocess, trunk"),
+    ],
+)
+def test_a_broken_config_is_named(content, message, tmp_path):
+    (tmp_path / "config.json").write_bytes(content if isinstance(content, bytes) else content.encode())
+    with pytest.raises(ValueError, match=message):
+        Embedder.from_pretrained(tmp_path)
 
 
 def test_saving_again_replaces_an_embedder_and_nothing_else(tmp_path):
@@ -580,6 +626,9 @@ def test_encode_text(monkeypatch):
         ("timm/test_resnet", {"pooling": "token"}, "timm cannot build 'test_resnet' with .*token"),
         ("timm/test_vit", {"head": "liner"}, "unknown head 'liner'; did you mean 'linear'.*mlp"),
         ("timm/test_vit", {"resize_mode": "crop"}, "unknown resize_mode 'crop'.*squash"),
+        ("timm/test_vit", {"dim": 0}, "dim must be an int of at least 1, or None .* got 0"),
+        ("timm/test_vit", {"dim": -4}, "dim must be an int of at least 1"),
+        ("timm/test_vit", {"dim": 1.5}, "dim must be an int of at least 1"),
         ("timm/test_vit", {"head": "none"}, "head='none' gives the 64 features.*dim=None"),
         ("timm/test_vit", {"mean": [0.5]}, "mean needs 3 values"),
         ("timm/test_vit", {"trunk_options": {"global_pool": "avg"}}, "may not hold global_pool"),

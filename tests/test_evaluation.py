@@ -268,6 +268,14 @@ def test_oracle_ranking_is_the_best_possible() -> None:
         assert best["mean_label_distance_at_10"] < other["mean_label_distance_at_10"]
 
 
+def test_one_number_of_neighbours_needs_no_list() -> None:
+    z, labels = clustered(20, 4)
+    expected = evaluate(z, labels, ks=(3,))
+    assert "recall_at_3" in expected
+    close(evaluate(z, labels, ks=3), expected)
+    close(evaluate(z, labels, ks=np.array([3])), expected)  # type: ignore[arg-type]
+
+
 # ---- mistakes ------------------------------------------------------------------------
 
 
@@ -293,6 +301,29 @@ def test_oracle_ranking_is_the_best_possible() -> None:
         ({"labels": torch.rand(4)}, "integer labels"),
         ({"target": "euclidean", "metrics": ["map_at_r"]}, "within"),
         ({"metrics": ["mapr"]}, "did you mean"),
+        ({"metrics": []}, "at least one metric"),
+        ({"ks": (1.0,)}, r"ks must be integers of at least 1 .* got \(1.0,\)"),
+        ({"ks": 1.5}, "ks must be integers"),
+        ({"ks": (0,)}, "ks must be integers of at least 1"),
+        ({"ks": (True,)}, "ks must be integers"),
+        ({"ks": ()}, "ks must be integers"),
+        ({"ks": "12"}, "ks must be integers"),
+        ({"ids": [0.2, 0.9, 1.0, 2.0]}, "^ids must be integers .* got torch.float32"),
+        ({"ids": ["a", "b", "c", "d"]}, "^ids must be integers .*; map names to numbers"),
+        (
+            {
+                "ids": torch.arange(4),
+                "ref_embeddings": torch.randn(4, 2),
+                "ref_labels": torch.arange(4),
+                "ref_ids": torch.rand(4),
+            },
+            "^ref_ids must be integers",
+        ),
+        ({"labels": ["cat", "cat", "dog", "dog"]}, "map class names to numbers, for example np.unique"),
+        (
+            {"target": "euclidean", "metrics": ["ndcg_at_5(label_scale='x')"]},
+            "metric 'ndcg_at_k': label_scale must be a float, got 'x'",
+        ),
     ],
 )
 def test_mistakes_are_explained(options: dict[str, Any], message: str) -> None:

@@ -2,13 +2,26 @@
 
 from __future__ import annotations
 
-from typing import Any
+import inspect
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Literal
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from beyond_binary.data.embedded import SETS
+from beyond_binary.geometry import GEOMETRIES
+from beyond_binary.losses import LOSSES
+from beyond_binary.metrics import METRICS
+from beyond_binary.mining import MINERS
 from beyond_binary.registry import Registry, options_of, parse_spec, suggest
+from beyond_binary.sampling import SAMPLERS
+from beyond_binary.targets import TARGETS
+
+if TYPE_CHECKING:
+    from decimal import Decimal
 
 
 @pytest.fixture
@@ -72,6 +85,76 @@ def test_check_options(shapes: Registry) -> None:
     with pytest.raises(ValueError, match="has no option width; its options: height"):
         shapes.check_options("box", ["width"], fixed=["width"])
     assert options_of(shapes["circle"].build) == {"radius": 1.0}
+
+
+@pytest.fixture
+def typed() -> Registry:
+    registry = Registry("loss")
+
+    @registry.register()
+    def triplet(
+        x: Any,
+        triplets: Literal["all", "semi_hard"] = "all",
+        temperature: float = 0.1,
+        k: int | None = None,
+        soft: bool = False,
+        name: str = "",
+        joints: Sequence[int] = (),
+    ) -> Any:
+        return x
+
+    @registry.register()
+    def opaque(scale: Decimal = 1, k: int = 1) -> int:  # type: ignore[assignment]
+        return k
+
+    return registry
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"triplets": "foo"}, "loss 'triplet': triplets must be one of 'all', 'semi_hard', got 'foo'"),
+        ({"temperature": "hot"}, "temperature must be a float, got 'hot'"),
+        ({"temperature": True}, "temperature must be a float, got True"),
+        ({"temperature": None}, "temperature must be a float, got None"),
+        ({"k": 1.0}, "k must be an int or None, got 1.0"),
+        ({"k": False}, "k must be an int or None, got False"),
+        ({"soft": 1}, "soft must be True or False, got 1"),
+        ({"name": 3}, "name must be a string, got 3"),
+        ({"joints": 3}, "joints must be a sequence whose items are each an int, got 3"),
+        ({"joints": "12"}, "joints must be a sequence whose items are each an int, got '12'"),
+        ({"joints": (1, 2.5)}, "got \\(1, 2.5\\)"),
+    ],
+)
+def test_values_that_do_not_fit_their_annotation(typed: Registry, options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        typed.check_values("triplet", options)
+    with pytest.raises(ValueError, match=message):
+        typed.create("triplet", 0, **options)
+
+
+def test_values_that_fit(typed: Registry) -> None:
+    for options in (
+        {"x": object(), "triplets": "semi_hard", "temperature": 1, "k": None, "soft": True, "joints": [1, 2]},
+        {"temperature": np.float32(0.5), "k": np.int64(3), "joints": (), "unknown": 1},
+    ):
+        typed.check_values("triplet", options)
+    assert typed.create("opaque(k='not checked: Decimal is unknown at run time')")
+    with pytest.raises(ValueError, match="triplets must be one of"):
+        typed.create("triplet('x', 'foo')")
+
+
+@pytest.mark.parametrize(
+    "registry",
+    [SETS, GEOMETRIES, LOSSES, METRICS, MINERS, SAMPLERS, TARGETS],
+    ids=lambda registry: registry.kind,
+)
+def test_annotations_of_everything_registered_can_be_checked(registry: Registry) -> None:
+    assert registry.names()
+    for name in registry.names():
+        inspect.signature(registry[name].build, eval_str=True)
+        defaults = {k: v for k, v in options_of(registry[name].build).items() if v is not inspect.Parameter.empty}
+        registry.check_values(name, defaults)
 
 
 def test_suggest() -> None:

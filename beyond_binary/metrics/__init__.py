@@ -7,6 +7,8 @@ import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from numbers import Integral
+from typing import Any
 
 from ..registry import Entry, Registry, parse_spec, suggest
 from .ranking import Ranking, Scores
@@ -42,7 +44,7 @@ def list_metrics() -> list[str]:
     return METRICS.names()
 
 
-def create_metrics(specs: Iterable[str] | None, gives: str, ks: Sequence[int] | None = None) -> list[Metric]:
+def create_metrics(specs: Iterable[str] | None, gives: str, ks: int | Sequence[int] | None = None) -> list[Metric]:
     """Bind the metrics called `specs`.
 
     A name that ends in `_at_k` stands for one metric for each of `ks`; when `ks` is None, for each of the
@@ -52,16 +54,20 @@ def create_metrics(specs: Iterable[str] | None, gives: str, ks: Sequence[int] | 
         specs: names, with options if need be; None: all that read same/different for classes, all that read
             the order or the value of label distances for magnitudes.
         gives: what the target gives: "same", "order" or "magnitude".
-        ks: numbers of neighbours for the `_at_k` metrics.
+        ks: numbers of neighbours, or one number, for the `_at_k` metrics.
 
     Raises:
-        ValueError: unknown name or option, k below 1, or a metric that reads what the target does not give.
+        ValueError: no name, unknown name or option, ks that are not integers of at least 1, or a metric that reads
+            what the target does not give.
     """
     if isinstance(specs, str):
         raise ValueError(f"expected a list of metric names, got the string {specs!r}; write [{specs!r}]")
     if specs is None:
         specs = [n for n in list_metrics() if METRICS[n].info["reads"] in USUAL[gives]]
-    metrics = [metric for spec in specs for metric in _bind(spec, ks)]
+    counts = None if ks is None else _counts(ks)
+    metrics = [metric for spec in specs for metric in _bind(spec, counts)]
+    if not metrics:
+        raise ValueError("expected at least one metric, got an empty list; None means those that fit the target")
     for metric in metrics:
         _check_fit(metric, gives)
     return metrics
@@ -84,18 +90,27 @@ def _find(name: str) -> tuple[Entry, re.Match[str] | None]:
     raise ValueError(f"unknown metric {name!r}{suggest(name, written)}")
 
 
+def _counts(ks: Any) -> list[int]:
+    """Numbers of neighbours as a list."""
+    counts = list(ks) if isinstance(ks, Iterable) else [ks]
+    if not counts or not all(isinstance(k, Integral) and not isinstance(k, bool) and int(k) >= 1 for k in counts):
+        raise ValueError(f"ks must be integers of at least 1 (numbers of neighbours), got {ks!r}")
+    return [int(k) for k in counts]
+
+
 def _bind(spec: str, ks: Sequence[int] | None) -> list[Metric]:
     name, positional, options = parse_spec(spec)
     entry, at = _find(name)
     known = [p for p in inspect.signature(entry.build).parameters if p not in ("ranking", "k")]
     if positional or not options.keys() <= set(known):
         raise ValueError(f"metric {spec!r}: options are key=value pairs; known: {', '.join(known) or 'none'}")
+    METRICS.check_values(entry.name, options)
     reads = entry.info["reads"]
     if at is None:
         return [Metric(spec, partial(entry.build, **options), reads)]
     counts = [int(at[2])] if at[2] != "k" else list(entry.info["ks"] if ks is None else ks)
-    if not counts or min(counts) < 1:
-        raise ValueError(f"metric {name!r} needs numbers of neighbours of at least 1, got {counts}")
+    if min(counts) < 1:
+        raise ValueError(f"metric {name!r} needs a number of neighbours of at least 1, got {counts[0]}")
     rest = spec.strip().removeprefix(name)
     return [Metric(f"{at[1]}{k}{rest}", partial(entry.build, k=k, **options), reads, k) for k in counts]
 

@@ -36,10 +36,13 @@ def create_target(spec: str | Target) -> Target:
     """Build a target from a spec such as `classes`, `circular(period=360)` or `within('euclidean', radius=0.1)`.
 
     Raises:
-        ValueError: unknown name or option (near names are suggested).
+        ValueError: unknown name or option (near names are suggested), a value of the wrong type, or neither a spec
+            nor a target.
     """
-    if not isinstance(spec, str):
+    if isinstance(spec, Target):
         return spec
+    if not isinstance(spec, str):
+        raise ValueError(f"expected a target or a spec such as 'euclidean', got {spec!r}")
     target: Target = TARGETS.create(spec)
     return target
 

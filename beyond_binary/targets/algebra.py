@@ -51,7 +51,7 @@ class Nearest:
     gives: ClassVar[Gives] = "same"
 
     def __init__(self, target: str | Target, k: int) -> None:
-        if not (isinstance(k, int) and k >= 1):
+        if k < 1:
             raise ValueError(f"nearest needs k of at least 1, got {k!r}")
         self.target, self.k = create_target(target), k
 

@@ -26,6 +26,10 @@ class Layout:
     regions: int = 5
     gives: ClassVar[Gives] = "magnitude"
 
+    def __post_init__(self) -> None:
+        if not 1 <= self.regions <= 256:
+            raise ValueError(f"layout: regions must be 1 to 256, got {self.regions}")
+
     def encode(self, labels: Any, z: Tensor | None = None) -> Tensor:
         """Maps as uint8 [n h w]."""
         maps = torch.as_tensor(labels)

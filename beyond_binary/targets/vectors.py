@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import reprlib
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -61,9 +62,10 @@ class Classes:
         """Integer labels [n] as int64."""
         try:
             code = torch.as_tensor(labels)
-        except (TypeError, ValueError, RuntimeError) as error:
+        except (TypeError, ValueError, RuntimeError):
             raise ValueError(
-                f"target 'classes' needs integer labels [n]; map class names to numbers first ({error})"
+                f"target 'classes' needs integer labels [n], got {reprlib.repr(labels)}; map class names to numbers, "
+                "for example np.unique(names, return_inverse=True)[1]"
             ) from None
         if code.is_floating_point() or code.is_complex():
             raise ValueError(
