@@ -57,6 +57,7 @@ class Objective(nn.Module):
                     f"mining {mining!r}: give its options by name, for example multi_similarity(epsilon=0.1)"
                 )
             MINERS.check_options(name, keywords, fixed=("x", "y", "valid"))
+            MINERS.check_values(name, keywords)
             self._miner = functools.partial(MINERS[name].build, **keywords)
 
     def extra_repr(self) -> str:
@@ -252,6 +253,7 @@ def create_objective(
     facts: LossFacts = LOSSES[loss].info["facts"]
     fixed = ("x", "y", "valid", "z", "code", "proxies")
     LOSSES.check_options(loss, options, fixed=fixed)
+    LOSSES.check_values(loss, options)
     made = create_target(target)
     spec = target if isinstance(target, str) else type(target).__name__
     check_fit(loss, facts.reads, spec, made.gives)
