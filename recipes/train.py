@@ -17,7 +17,6 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate import Accelerator
-from accelerate.tracking import filter_trackers
 from accelerate.utils import broadcast_object_list, set_seed
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -39,6 +38,7 @@ from beyond_binary.runs import Run, claim
 from beyond_binary.sampling import BatchSampler, create_sampler
 from beyond_binary.targets import create_target
 from beyond_binary.targets.vectors import Classes
+from beyond_binary.tracking import track, tracker_installed
 
 
 class TrainModule(nn.Module):
@@ -281,15 +281,6 @@ def start(config: Config) -> tuple[Setup, Run, Accelerator]:
     return setup, Run(Path(folder[0])), accelerator
 
 
-def tracker_installed(name: str) -> bool:
-    """Whether Accelerate can log to this tracker here. Raises ValueError for a name it does not know."""
-    from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
-
-    if name not in LOGGER_TYPE_TO_CLASS:
-        raise ValueError(f"unknown tracker {name!r}{suggest(name, LOGGER_TYPE_TO_CLASS)}")
-    return name in [str(t) for t in get_available_trackers()]
-
-
 def fit(config: Config, setup: Setup, run: Run, accelerator: Accelerator) -> dict[str, Any]:
     """Train from the run's last checkpoint, or from the start, to the end."""
     module = TrainModule(setup.embedder, setup.objective).to(memory_format=torch.channels_last)
@@ -301,9 +292,9 @@ def fit(config: Config, setup: Setup, run: Run, accelerator: Accelerator) -> dic
         if accelerator.is_main_process:
             run.rewind(progress.log_size)
         accelerator.print(f"continuing {run.folder} at epoch {progress.epoch}, step {progress.step}")
-        track(config, run, accelerator, progress)
+        track(config, run, accelerator, progress.step)
     else:
-        track(config, run, accelerator, progress)
+        track(config, run, accelerator, progress.step)
         begin(config, setup, run, accelerator, progress)
 
     learn(config, setup, run, accelerator, model, optimizer, progress)
@@ -315,24 +306,6 @@ def fit(config: Config, setup: Setup, run: Run, accelerator: Accelerator) -> dic
     result = finish(config, setup, run, accelerator, progress, after) if accelerator.is_main_process else {}
     accelerator.end_training()
     return result
-
-
-def track(config: Config, run: Run, accelerator: Accelerator, progress: Progress) -> None:
-    """Open the experiment trackers, with the settings; a continued run overwrites what came after its checkpoint."""
-    if config.trackers:
-        accelerator.project_configuration.set_directories(str(run.folder))
-        accelerator.log_with = filter_trackers([*config.trackers], str(run.folder))
-        own = {"tensorboard": {"purge_step": progress.step + 1 if progress.step else None}}
-        settings = {name: str(value) for name, value in flat(asdict(config)).items()}
-        accelerator.init_trackers("tensorboard", config=settings, init_kwargs=own)
-
-
-def flat(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested settings by dotted names."""
-    fields: dict[str, Any] = {}
-    for name, value in settings.items():
-        fields |= flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value}
-    return fields
 
 
 def begin(config: Config, setup: Setup, run: Run, accelerator: Accelerator, progress: Progress) -> None:
