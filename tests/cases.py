@@ -1,16 +1,15 @@
-"""How each registered loss is put to the test: with which labels, targets and options.
+"""How each registered loss is put to the test: builds objectives and inputs for the cases of `oracles`.
 
-A loss that is registered without a case here fails `test_losses.py`; everything else follows from its case.
+A loss that is registered without a case and an oracle fails `test_losses.py`; everything else follows from its case.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, field
 from typing import Any
 
 import oracles
 import torch
+from oracles import CASES, Case
 from torch import Tensor
 from torch.func import functional_call
 
@@ -20,66 +19,19 @@ from beyond_binary.losses import LOSSES, LossFacts
 CLASSES, DIM = 5, 4
 
 
-def some_classes(n: int) -> Tensor:
-    """Classes of unequal size; with 9 items class 3 has one and class 4 none."""
-    return torch.tensor([0, 1, 0, 2, 1, 0, 1, 3, 2]).repeat(n // 9 + 1)[:n]
+def facts_of(case: Case) -> LossFacts:
+    facts: LossFacts = LOSSES[case.loss].info["facts"]
+    return facts
 
 
-def vectors(n: int) -> Tensor:
-    return torch.rand(n, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(7))
-
-
-def grades(n: int) -> Tensor:
-    """Few levels: many equal label distances, some of them zero."""
-    return torch.tensor([[0], [1], [3], [1], [2], [0], [3], [1], [5]]).repeat(n // 9 + 1, 1)[:n].double()
-
-
-@dataclass(frozen=True)
-class Case:
-    loss: str
-    options: dict[str, Any] = field(default_factory=dict)
-    target: str = "classes"
-    labels: Callable[[int], Tensor] = some_classes
-
-    def __str__(self) -> str:
-        labels = [] if self.labels is some_classes else [self.labels.__name__]
-        return "-".join([self.loss, *labels, *(f"{k}={v}" for k, v in self.options.items())])
-
-    @property
-    def facts(self) -> LossFacts:
-        facts: LossFacts = LOSSES[self.loss].info["facts"]
-        return facts
-
-
-def graded(**options: Any) -> Case:
-    return Case("log_ratio", options, "euclidean", grades)
-
-
-CASES = [
-    Case("contrastive"),
-    Case("contrastive", {"power": 1, "average": "active", "positive_margin": 0.2, "negative_margin": 1.2}),
-    Case("triplet"),
-    Case("triplet", {"margin": 0.5, "triplets": "semi_hard"}),
-    Case("triplet", {"margin": 0.3, "average": "all"}),
-    Case("multi_similarity"),
-    Case("supcon"),
-    Case("normalized_softmax"),
-    Case("proxy_anchor"),
-    Case("pd_loss"),
-    Case("pd_loss", {"gap_floor": 3.0, "variance_floor": 1e-3}),
-    Case("log_ratio", {}, "euclidean", vectors),
-    graded(),
-    graded(ties="include", zero_labels="floor", label_floor=0.1, eps=1e-3),
-    graded(embedding_power=2.0, label_power=0.5),
-]
 FIRST = [case for i, case in enumerate(CASES) if case.loss not in {c.loss for c in CASES[:i]}]  # one per loss
 assert len({str(case) for case in CASES}) == len(CASES)
-OF_ITEMS = [case for case in CASES if not case.facts.needs_proxies]
+OF_ITEMS = [case for case in CASES if not facts_of(case).needs_proxies]
 
 
 def build(case: Case, **options: Any) -> Objective:
     """The objective of a case, with proxies if it needs them."""
-    if case.facts.needs_proxies:
+    if facts_of(case).needs_proxies:
         options = {"num_classes": CLASSES, "dim": DIM, **options}
     return create_objective(case.loss, **{"target": case.target, **case.options, **options})
 
@@ -88,7 +40,7 @@ def inputs(case: Case, n: int = 9, dtype: torch.dtype = torch.float64) -> tuple[
     """Embeddings [n DIM], labels, and a list of the proxies if there are any; all leaves of a graph."""
     draw = torch.Generator().manual_seed(n)
     z = torch.randn(n, DIM, dtype=torch.float64, generator=draw)
-    proxies = [torch.randn(CLASSES, DIM, dtype=torch.float64, generator=draw)] if case.facts.needs_proxies else []
+    proxies = [torch.randn(CLASSES, DIM, dtype=torch.float64, generator=draw)] if facts_of(case).needs_proxies else []
     return z.to(dtype).requires_grad_(), case.labels(n), [p.to(dtype).requires_grad_() for p in proxies]
 
 

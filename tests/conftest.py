@@ -21,3 +21,12 @@ torch.set_num_threads(1)
 @pytest.fixture(autouse=True)
 def seeded() -> None:
     torch.manual_seed(0)
+
+
+@pytest.fixture(params=["balanced", "large classes", "unequal"])
+def batch(request: pytest.FixtureRequest) -> tuple[torch.Tensor, torch.Tensor]:
+    """Embeddings and classes for comparisons with pytorch-metric-learning."""
+    from pml import BATCHES, DIM
+
+    labels = BATCHES[request.param]
+    return torch.randn(len(labels), DIM, dtype=torch.float64, requires_grad=True), labels

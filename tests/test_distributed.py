@@ -14,7 +14,8 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
-from cases import CASES, DIM, FIRST, Case, build
+from cases import DIM, FIRST, build, facts_of
+from oracles import CASES, Case
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
@@ -224,7 +225,7 @@ def test_two_processes_equal_one(outcomes: list[dict[str, Outcome]], case: Case,
         got = outcomes[rank][f"{case}/{name}"]
         assert_equal(got, expected)
         assert {"backbone.0.weight", "backbone.2.weight"} <= got.keys()
-        assert ("objective.proxies.weight" in got) == case.facts.needs_proxies
+        assert ("objective.proxies.weight" in got) == facts_of(case).needs_proxies
         if name == "even":
             assert all(t.abs().max() > 1e-6 for w, t in got.items() if w != "backbone.2.bias")
 

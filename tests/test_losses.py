@@ -8,22 +8,8 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from cases import (
-    CASES,
-    CLASSES,
-    DIM,
-    FIRST,
-    OF_ITEMS,
-    Case,
-    batch,
-    build,
-    call,
-    inputs,
-    oracle,
-    some_classes,
-    value_and_grads,
-)  # fmt: skip
-from oracles import ORACLES
+from cases import CASES, CLASSES, DIM, FIRST, OF_ITEMS, batch, build, call, facts_of, inputs, oracle, value_and_grads
+from oracles import ORACLES, Case, some_classes
 from torch import Tensor
 
 import beyond_binary as bb
@@ -119,9 +105,9 @@ def test_single_precision_is_the_double_result_to_rounding(case: Case) -> None:
         torch.testing.assert_close([g.double() for g in got], expected, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("case", [c for c in CASES if c.facts.in_place is not None], ids=str)
+@pytest.mark.parametrize("case", [c for c in CASES if facts_of(c).in_place is not None], ids=str)
 def test_in_place_form_equals_plain_form(case: Case) -> None:
-    assert case.facts.in_place is not None
+    assert facts_of(case).in_place is not None
     for valid in (
         ~torch.eye(9, dtype=torch.bool),
         torch.rand(9, 9) < 0.4,
@@ -132,7 +118,7 @@ def test_in_place_form_equals_plain_form(case: Case) -> None:
         value, count = LOSSES[case.loss].build(x, y, valid, **case.options)
         (expected,) = torch.autograd.grad(value.sum(), x)
         overwritten = x.detach().clone()
-        close(case.facts.in_place(overwritten, y, valid, **case.options), (value.detach(), count))
+        close(facts_of(case).in_place(overwritten, y, valid, **case.options), (value.detach(), count))
         close(overwritten, expected)
 
 
@@ -162,7 +148,7 @@ def test_the_batch_as_its_own_references(case: Case, block: int | None) -> None:
 
 def test_proxy_losses_refuse_references() -> None:
     for case in FIRST:
-        if case.facts.needs_proxies:
+        if facts_of(case).needs_proxies:
             z, labels, _ = inputs(case, dtype=torch.float32)
             with pytest.raises(ValueError, match="takes no references"):
                 build(case)(z, labels, z, labels)

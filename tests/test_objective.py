@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 import torch
-from cases import CLASSES, DIM, FIRST, Case, build, call, inputs, some_classes, value_and_grads
+from cases import CLASSES, DIM, FIRST, build, call, facts_of, inputs, value_and_grads
+from oracles import Case, some_classes
 from torch import Tensor
 
 import beyond_binary as bb
@@ -133,7 +134,7 @@ def test_points_are_taken_as_they_are(case: Case) -> None:
     code = objective.target.encode(labels)
     queries = bb.Points(z, code, torch.arange(9))
     torch.testing.assert_close(objective(queries), objective(z, labels))
-    if not case.facts.needs_proxies:
+    if not facts_of(case).needs_proxies:
         keys = bb.Points(z.detach()[:5], code[:5], torch.arange(5))
         expected = objective(z, labels, z.detach()[:5], labels[:5], ids=torch.arange(9), ref_ids=torch.arange(5))
         torch.testing.assert_close(objective(queries, keys), expected)
@@ -222,7 +223,7 @@ def kept_for_backward(objective: bb.Objective, z: Tensor, labels: Tensor) -> int
     return sum(held.tensor.numel() for held in kept)
 
 
-@pytest.mark.parametrize("case", [c for c in FIRST if not c.facts.needs_proxies], ids=str)
+@pytest.mark.parametrize("case", [c for c in FIRST if not facts_of(c).needs_proxies], ids=str)
 def test_no_matrix_of_pairs_is_kept_for_backward(case: Case) -> None:
     n = 100
     z, labels, _ = inputs(case, n)

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from . import Rows, register_loss
 from .common import any_in_row, log1p_sumexp, split
-from .pairs import softmax_over_keys, softmax_over_keys_in_place
+from .tuples import softmax_over_keys, softmax_over_keys_in_place
 
 
 def _normalized_softmax_in_place(x: Tensor, y: Tensor, valid: Tensor, *, temperature: float = 0.05) -> Rows:

@@ -1,0 +1,3 @@
+"""Losses of ranks and histograms."""
+
+from __future__ import annotations

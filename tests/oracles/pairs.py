@@ -1,0 +1,32 @@
+"""Pair losses as plain loops over Python floats, from their papers, and the cases they are tested with."""
+
+from __future__ import annotations
+
+from .common import Batch, Case, chord, mean, others
+
+
+def contrastive(
+    q: Batch,
+    k: Batch,
+    positive_margin: float = 0.0,
+    negative_margin: float = 1.0,
+    power: int = 2,
+    average: str = "pairs",
+) -> float:
+    """Hadsell et al. 2006, equation 4: D^2 / 2 for the same, max(0, m - D)^2 / 2 for the different."""
+    pull, push = [], []
+    for i in range(len(q)):
+        for j in others(q, i, k, same=True):
+            pull.append(max(0.0, chord(q.z[i], k.z[j]) - positive_margin) ** power / power)
+        for j in others(q, i, k, same=False):
+            push.append(max(0.0, negative_margin - chord(q.z[i], k.z[j])) ** power / power)
+    if average == "active":
+        return mean([v for v in pull if v > 0]) + mean([v for v in push if v > 0])
+    return mean(pull + push)
+
+
+ORACLES = [contrastive]
+CASES: list[Case] = [
+    Case("contrastive"),
+    Case("contrastive", {"power": 1, "average": "active", "positive_margin": 0.2, "negative_margin": 1.2}),
+]

@@ -1,0 +1,8 @@
+"""Losses of ranks and histograms as plain loops over Python floats, from their papers, and the cases they are tested with."""
+
+from __future__ import annotations
+
+from .common import Case
+
+ORACLES = []
+CASES: list[Case] = []
