@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
 from torch import Tensor
 
@@ -110,3 +112,123 @@ def supcon(x: Tensor, y: Tensor, valid: Tensor, *, temperature: float = 0.1) -> 
         value and count [q].
     """
     return softmax_over_keys(x, y, valid, temperature)
+
+
+@register_loss(
+    "nt_xent",
+    reads="same",
+    x="similarity",
+    geometry="cosine",
+    paper="Chen, Kornblith, Norouzi, Hinton: A Simple Framework for Contrastive Learning of Visual Representations, ICML 2020",
+)
+def nt_xent(
+    x: Tensor,
+    y: Tensor,
+    valid: Tensor,
+    *,
+    temperature: float = 0.1,
+    positives: Literal["separate", "together"] = "together",
+) -> Rows:
+    """NT-Xent, the normalised and tempered cross entropy of SimCLR (equation 1 of the paper), also InfoNCE.
+
+    The mean over positive pairs of `-log( exp(s_p / t) / sum_k exp(s_k / t) )`. The sum runs over all valid keys as in
+    the paper, where each row has one positive; `positives="separate"` takes this positive and the negatives alone, as
+    InfoNCE and pytorch-metric-learning do. With one positive a row both are the same, and the same as `supcon`.
+    pytorch-metric-learning adds a tiny number inside its logarithm, so that hard pairs get no gradient at very low
+    temperatures; here they do.
+
+    Paper settings: temperature 0.1 on ImageNet, 0.5 on CIFAR-10; pytorch-metric-learning has 0.07.
+    Cost: O(q k) time and memory of a tile.
+
+    Args:
+        x: similarities [q k].
+        y: label distances [q k].
+        valid: pairs that count [q k].
+        temperature: t.
+        positives: whether a row's other positives stand in the denominator.
+
+    Returns:
+        value [q], summed over the row's positives, and their number [q].
+    """
+    if positives not in ("separate", "together"):
+        raise ValueError(f"nt_xent: unknown positives={positives!r}")
+    positive, negative = split(y, valid)
+    logits = x / temperature
+    number = as_number(positive, x).sum(1)
+    if positives == "together":
+        return number * masked_logsumexp(logits, valid) - masked_sum(logits, positive), number
+    cost = softplus(masked_logsumexp(logits, negative)[:, None] - logits)
+    return torch.where(any_in_row(negative), masked_sum(cost, positive), 0), number
+
+
+@register_loss(
+    "circle",
+    reads="same",
+    x="similarity",
+    geometry="cosine",
+    paper="Sun et al.: Circle Loss: A Unified Perspective of Pair Similarity Optimization, CVPR 2020",
+)
+def circle(
+    x: Tensor, y: Tensor, valid: Tensor, *, margin: float = 0.25, scale: float = 256.0, detach: bool = True
+) -> Rows:
+    """Circle loss (equations 6 and 8 of the paper).
+
+    Per row `log(1 + sum_n exp(g [s_n + m]_+ (s_n - m)) * sum_p exp(-g [1 + m - s_p]_+ (s_p - 1 + m)))` with margin m
+    and scale g. The brackets are weights: how far a similarity is from its optimum, without gradient. The mean is over
+    rows that have a positive and a negative, as in pytorch-metric-learning (which leaves out rows of loss 0 besides).
+    One known reimplementation takes a single log-sum-exp over all pairs of the batch instead.
+
+    Paper settings: margin 0.25, scale 256 for faces; 0.25 and 128 for re-identification; 0.4 and 80 for fine-grained
+    retrieval, which are the defaults of pytorch-metric-learning.
+    Cost: O(q k) time and memory of a tile.
+
+    Args:
+        x: similarities [q k].
+        y: label distances [q k].
+        valid: pairs that count [q k].
+        margin: m, the relaxation; positives aim at 1 - m and negatives at m.
+        scale: g.
+        detach: whether the weights are constants to the gradient, as in the paper.
+
+    Returns:
+        value and count [q].
+    """
+    positive, negative = split(y, valid)
+    some = any_in_row(positive) & any_in_row(negative)
+    weigher = x.detach() if detach else x
+    pull = -scale * (1 + margin - weigher).relu() * (x - (1 - margin))
+    push = scale * (weigher + margin).relu() * (x - margin)
+    logit = masked_logsumexp(pull, positive) + masked_logsumexp(push, negative)
+    return torch.where(some, softplus(logit), 0), some
+
+
+@register_loss(
+    "generalized_lifted_structure",
+    reads="same",
+    x="distance",
+    geometry="euclidean",
+    paper="Hermans, Beyer, Leibe: In Defense of the Triplet Loss for Person Re-Identification, 2017",
+)
+def generalized_lifted_structure(x: Tensor, y: Tensor, valid: Tensor, *, margin: float = 1.0) -> Rows:
+    """Lifted structure loss with all positives of an anchor in one log-sum-exp (section 2 of the paper, L_LG).
+
+    Per row `[ log sum_p exp(d_p) + log sum_n exp(m - d_n) ]_+`, the mean over rows with a positive and a negative. The
+    paper does not normalise embeddings and sums over rows; pytorch-metric-learning normalises (here
+    `geometry="euclidean(normalize=True)"`) and lets a row that lacks one side pay for the other alone.
+
+    Paper settings: margins from 0.1 to 1.
+    Cost: O(q k) time and memory of a tile.
+
+    Args:
+        x: distances [q k].
+        y: label distances [q k].
+        valid: pairs that count [q k].
+        margin: m, in the unit of x.
+
+    Returns:
+        value and count [q].
+    """
+    positive, negative = split(y, valid)
+    some = any_in_row(positive) & any_in_row(negative)
+    cost = masked_logsumexp(x, positive) + masked_logsumexp(margin - x, negative)
+    return torch.where(some, cost.relu(), 0), some
