@@ -197,7 +197,7 @@ def dense_triplet(
     """
     rank, before = _label_ranks(y, valid, ties == "include")
     centred = x - torch.where(valid, x, 0).detach().mean(1, keepdim=True)  # the counts add up to 0
-    as_near, as_far = _costing_pairs(centred.detach(), rank, valid, margin)
+    as_near, as_far = _costing_pairs(x.detach(), rank, valid, margin)
     active = as_far.sum(1)
     value = torch.linalg.vecdot(centred, as_near - as_far) + margin * active
     return value, active if average == "active" else before.to(x.dtype).sum(1)
@@ -228,7 +228,9 @@ def _costing_pairs(x: Tensor, rank: Tensor, valid: Tensor, margin: float) -> tup
         pair = (rank[:, :, None] < rank[:, None, :]) & (x[:, :, None] > (x - margin)[:, None, :])
         pair = (pair & valid[:, :, None] & valid[:, None, :]).to(x.dtype)
         return pair.sum(2), pair.sum(1)
-    order = torch.cat([x, x - margin], 1).argsort(dim=1, stable=True)  # of equals, x before x - margin: they do not cost
+    order = torch.cat([x, x - margin], 1).argsort(
+        dim=1, stable=True
+    )  # of equals, x before x - margin: they do not cost
     rank = rank.repeat(1, 2).gather(1, order)
     as_x = order < k
     real = valid.repeat(1, 2).gather(1, order)
