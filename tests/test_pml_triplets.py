@@ -93,3 +93,15 @@ def test_kinds_of_triplets_on_a_grid(kind: str, hinge: str, power: int, keys: in
         costs = (gaps.exp().log1p() if hinge == "soft" else gaps.clamp_min(0)) ** power
         assert value[i].item() == pytest.approx(costs.sum().item(), rel=1e-12, abs=1e-12)
         assert count[i].item() == (costs > 0).sum()
+
+
+@pytest.mark.parametrize("block", [7, None])
+@pytest.mark.parametrize("margins", [(0.0, 1.0), (0.3264, 0.8446)])
+def test_signal_to_noise_contrastive(
+    margins: tuple[float, float], block: int | None, batch: tuple[Tensor, Tensor]
+) -> None:
+    z, labels = batch
+    options = dict(zip(("positive_margin", "negative_margin"), margins, strict=True))
+    ours = bb.create_objective("snr_contrastive", block=block, **options)(z, labels)
+    theirs = losses.SignalToNoiseRatioContrastiveLoss(pos_margin=margins[0], neg_margin=margins[1])
+    assert_same(ours, theirs(z, labels), (z, z))

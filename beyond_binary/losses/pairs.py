@@ -58,3 +58,43 @@ def contrastive(
     active = as_number(gap > 0, x)
     value, count = ([torch.linalg.vecdot(a, side) for side in sides] for a in (cost, active))
     return torch.stack(value, 1), torch.stack(count, 1)
+
+
+@register_loss(
+    "snr_contrastive",
+    reads="same",
+    x="distance",
+    geometry="snr",
+    paper="Yuan et al.: Signal-to-Noise Ratio: A Robust Distance Metric for Deep Metric Learning, CVPR 2019",
+)
+def snr_contrastive(
+    x: Tensor,
+    y: Tensor,
+    valid: Tensor,
+    *,
+    positive_margin: float = 0.0,
+    negative_margin: float = 1.0,
+    average: Literal["pairs", "active"] = "active",
+) -> Rows:
+    """Contrastive loss on signal-to-noise distances: `[d_p - m_p]_+` for the same, `[m_n - d_n]_+` for the different.
+
+    The distance is `var(k - q) / var(q)`, so each ordered pair has its own. The default average is that of
+    pytorch-metric-learning, which normalises the embeddings first (`geometry="snr(normalize=False)"` does not).
+
+    Paper settings: a regulariser of the embeddings' means with weight 0.005 (`regularizer`).
+    Cost: O(k) time and memory a row.
+
+    Args:
+        x: distances [q k].
+        y: label distances [q k].
+        valid: pairs that count [q k].
+        positive_margin: distance at which a positive stops costing.
+        negative_margin: distance beyond which a negative stops costing.
+        average: `pairs`: mean over all valid pairs. `active`: positives and negatives each averaged over those that
+            cost something, then added.
+
+    Returns:
+        value and count, [q] or (for `active`) [q 2].
+    """
+    margins = {"positive_margin": positive_margin, "negative_margin": negative_margin}
+    return contrastive(x, y, valid, power=1, average=average, **margins)
