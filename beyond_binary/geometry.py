@@ -112,32 +112,40 @@ class _SignalToNoise:
     shift_invariant: ClassVar[bool] = False
 
     def prepare(self, z: Tensor) -> Tensor:
-        z = F.normalize(z, dim=-1) if self.normalize else z
-        return z - z.mean(-1, keepdim=True)
+        return F.normalize(z, dim=-1) if self.normalize else z
 
-    def _floor(self, q: Tensor) -> float:
-        return self.eps * max(q.shape[-1] - 1, 1)
+    def _power(self, q: Tensor) -> tuple[Tensor, Tensor]:
+        """Summed squares of centred signals, and the same kept off zero [q 1]."""
+        signal = q.square().sum(1, keepdim=True)
+        return signal, signal.clamp_min(self.eps * max(q.shape[1] - 1, 1))
 
     def pairs(self, q: Tensor, k: Tensor) -> Tensor:
-        d2 = (q[:, None] - k[None]).square().sum(-1)
-        return d2 / q.square().sum(-1, keepdim=True).clamp_min(self._floor(q))
+        q, k = _centre(q), _centre(k)
+        return (q[:, None] - k[None]).square().sum(-1) / self._power(q)[1]
 
     def tile(self, q: Tensor, k: Tensor) -> tuple[Tensor, Pull]:
+        q, k = _centre(q), _centre(k)
         d2, near = squared_distances(q, k)
-        signal = q.square().sum(1, keepdim=True)
-        power = signal.clamp_min(self._floor(q))
+        signal, power = self._power(q)
         x = d2.div_(power)
 
         def pull(grad_x: Tensor, grad_q: Tensor, grad_k: Tensor) -> None:
             grad = grad_x / power
             of_power = torch.where(signal == power, torch.linalg.vecdot(grad, x)[:, None], 0)
-            grad_q.addcmul_(of_power, q, value=-2)
-            pull_squared(grad, 2, near, q, k, grad_q, grad_k)
+            of_q, of_k = -2 * of_power * q, torch.zeros_like(k)
+            pull_squared(grad, 2, near, q, k, of_q, of_k)
+            grad_q.add_(_centre(of_q))
+            grad_k.add_(_centre(of_k))
 
         return x, pull
 
     def block(self, q: Tensor, k: Tensor) -> Tensor:
         return self.tile(q, k)[0]
+
+
+def _centre(z: Tensor) -> Tensor:
+    """Each embedding about the mean of its coordinates."""
+    return z - z.mean(-1, keepdim=True)
 
 
 @GEOMETRIES.register("cosine")

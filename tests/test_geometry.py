@@ -150,7 +150,7 @@ def test_signal_to_noise_of_near_points_and_of_constant_embeddings() -> None:
     assert (wide[0].diagonal() < 1e-6).all()
     for got, expected in zip((x, grad_q, grad_k), wide, strict=True):
         assert ((got.double() - expected).norm(dim=1) <= 1e-3 * expected.norm(dim=1)).all()
-    flat = geometry.prepare(torch.cat([torch.zeros(2, 4), torch.ones(2, 4), torch.randn(2, 4)]).double())
+    flat = geometry.prepare(torch.cat([torch.zeros(2, 4), 2 * torch.ones(2, 4), torch.randn(2, 4)]).double())
     got = through_tile(geometry, flat, flat, torch.ones(6, 6).double())
     for a, b in zip(got, through_pairs(geometry, flat, flat, torch.ones(6, 6).double()), strict=True):
         assert a.isfinite().all()

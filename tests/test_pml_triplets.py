@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from pml import assert_same, losses, miners
+from pml import CLASSES, assert_same, distances, losses, miners, regularizers
 from torch import Tensor
 
 import beyond_binary as bb
@@ -102,6 +102,32 @@ def test_signal_to_noise_contrastive(
 ) -> None:
     z, labels = batch
     options = dict(zip(("positive_margin", "negative_margin"), margins, strict=True))
-    ours = bb.create_objective("snr_contrastive", block=block, **options)(z, labels)
+    ours = bb.create_objective("snr_contrastive", block=block, regularizer=0.0, **options)(z, labels)
     theirs = losses.SignalToNoiseRatioContrastiveLoss(pos_margin=margins[0], neg_margin=margins[1])
     assert_same(ours, theirs(z, labels), (z, z))
+
+
+def test_signal_to_noise_regulariser(batch: tuple[Tensor, Tensor]) -> None:
+    z = torch.nn.functional.normalize(batch[0].detach()).requires_grad_()
+    ours = bb.create_objective("snr_contrastive", regularizer=0.1, geometry="snr(normalize=False)")(z, batch[1])
+    theirs = losses.SignalToNoiseRatioContrastiveLoss(
+        distance=distances.SNRDistance(normalize_embeddings=False),
+        embedding_regularizer=regularizers.ZeroMeanRegularizer(),
+        embedding_reg_weight=0.1,
+    )
+    assert_same(ours, theirs(z, batch[1]), (z, z))
+
+
+@pytest.mark.parametrize("block", [7, None])
+@pytest.mark.parametrize(("per_class", "nu"), [(False, 0.0), (True, 0.0), (True, 0.1)])
+def test_margin_over_all_triplets(per_class: bool, nu: float, block: int | None, batch: tuple[Tensor, Tensor]) -> None:
+    """With one beta for all they add nu * beta undivided, so that is compared without."""
+    z, labels = batch
+    theirs = losses.MarginLoss(nu=nu, learn_beta=True, num_classes=CLASSES if per_class else None).double()
+    ours = bb.create_objective(
+        "margin", over="triplets", nu=nu, beta_per_class=per_class, num_classes=CLASSES, block=block
+    ).double()
+    beta = ours.boundary.beta
+    if not per_class:
+        beta = ours.boundary.beta = torch.nn.Parameter(beta.detach()[None])  # of the shape that theirs has
+    assert_same(ours(z, labels), theirs(z, labels), (z, z), (beta, theirs.beta))
