@@ -23,6 +23,11 @@ def by_class(code: Tensor) -> tuple[Tensor, Tensor, list[tuple[int, int]]]:
     return rank[inverse].argsort(stable=True), classes[by_size], runs
 
 
+def sizes(runs: list[tuple[int, int]], like: Tensor) -> Tensor:
+    """Size of each class, int64 [c] on the device of `like`."""
+    return torch.tensor([m for g, m in runs for _ in range(g)], device=like.device)
+
+
 def log_sums(x: Tensor, runs: list[tuple[int, int]]) -> Tensor:
     """Log-sum-exp over the rows of each class, rows in the order of `by_class`: [n ...] to [c ...]."""
     parts = x.split([g * m for g, m in runs])
@@ -47,3 +52,18 @@ def slot_log_sums(x: Tensor, slot: Tensor, slots: int) -> Tensor:
 
 LOW = -1e30
 """The logarithm of nothing: finite, so that no gradient becomes NaN."""
+
+
+def equal_ids(q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
+    """Rows and columns of the pairs whose ids are equal, found by sorting.
+
+    Args:
+        q: ids of the queries [n].
+        k: ids of the keys [m].
+    """
+    known, order = k.sort()
+    low = torch.searchsorted(known, q)
+    many = torch.searchsorted(known, q, right=True) - low
+    row = torch.arange(len(q), device=q.device).repeat_interleave(many)
+    before = many.cumsum(0) - many
+    return row, order[torch.arange(len(row), device=q.device) + (low - before)[row]]

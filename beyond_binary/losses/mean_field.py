@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
@@ -13,10 +14,11 @@ from torch.utils.checkpoint import checkpoint
 from ..targets.vectors import Classes
 from . import Rows, register_loss
 from .common import any_in_row, masked_sum, softplus, split
-from .groups import LOW, by_class, log_sums, slot_log_sums
+from .groups import LOW, by_class, equal_ids, log_sums, sizes, slot_log_sums
 
 if TYPE_CHECKING:
     from ..blocks import Pairs
+    from ..points import Points
 
 TILE = 1 << 19  # pairs that are held at once
 MFT = "Furusawa: Mean Field Theory in Deep Metric Learning, ICLR 2024"
@@ -96,7 +98,7 @@ def _only_classes(pairs: Pairs, loss: str) -> None:
 
 def _pull(log_mean: Tensor, alpha: float, weight: float) -> Tensor:
     """Sum of log(1 + weight exp(log_mean)) / alpha."""
-    return torch.logaddexp(torch.zeros_like(log_mean), log_mean + torch.tensor(weight).log().item()).sum() / alpha
+    return torch.logaddexp(torch.zeros_like(log_mean), log_mean + math.log(weight)).sum() / alpha
 
 
 @register_loss(
@@ -167,7 +169,7 @@ def _to_fields(pairs: Pairs, alpha: float, beta: float, base: float) -> tuple[Te
     order, classes, runs = by_class(pairs.q.code)
     q, k = pairs.prepared()
     x = pairs.block.geometry.pairs(q[order], k)
-    count = torch.cat([x.new_full((g,), m) for g, m in runs]).log()
+    count = sizes(runs, x).to(x.dtype).log()
     own = log_sums(alpha * (base - x.gather(1, pairs.q.code[order, None])[:, 0]), runs) - count
     to = log_sums(beta * (x - base), runs) - count[:, None]
     present = torch.zeros(len(k), dtype=torch.bool, device=x.device).index_fill(0, classes, True)
@@ -248,6 +250,17 @@ def _between_classes_plain(pairs: Pairs, exponents: Exponents, self_pairs: bool)
     return log_mean, same, first.sum(), valid.any()
 
 
+def _numbers(own: Points, keys: Points, size_q: Tensor, size_k: Tensor, self_pairs: bool, like: Tensor) -> Tensor:
+    """How many pairs of each pair of classes count [c c']; points in the order of their classes."""
+    slot_q, slot_k = (torch.arange(len(s), device=s.device).repeat_interleave(s) for s in (size_q, size_k))
+    row, column = equal_ids(own.id, keys.id)
+    if self_pairs:
+        drop = own.code[row] != keys.code[column]
+        row, column = row[drop], column[drop]
+    number = (size_q[:, None] * size_k[None, :]).to(like.dtype)
+    return number.index_put_((slot_q[row], slot_k[column]), -torch.ones_like(like[row, 0]), accumulate=True)
+
+
 def _between_classes(pairs: Pairs, exponents: Exponents, self_pairs: bool) -> ClassBlock:
     """As `_between_classes_plain`, with one row and column per class, in tiles that are computed again in backward."""
     order_q, classes_q, runs_q = by_class(pairs.q.code)
@@ -281,7 +294,7 @@ def _between_classes(pairs: Pairs, exponents: Exponents, self_pairs: bool) -> Cl
             pieces = [slice(start + a, start + min(a + limit, m)) for a in range(0, m, limit)]
             found.append(torch.stack([again(p, (1, p.stop - p.start)) for p in pieces]).logsumexp(0))
             start += m
-    number = _numbers(own, keys, runs_q, runs_k, self_pairs)
+    number = _numbers(own, keys, sizes(runs_q, k), sizes(runs_k, k), self_pairs, q)
     log_mean = torch.where(number > 0, torch.cat(found) - number.clamp_min(1).log(), LOW)
     some = (pairs.k.id != pairs.q.id[0]).any() | (pairs.q.id != pairs.k.id[0]).any()
     return log_mean, classes_q[:, None] == classes_k[None, :], len(classes_q), some
