@@ -67,3 +67,28 @@ def equal_ids(q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
     row = torch.arange(len(q), device=q.device).repeat_interleave(many)
     before = many.cumsum(0) - many
     return row, order[torch.arange(len(row), device=q.device) + (low - before)[row]]
+
+
+def common_classes(q: Tensor, k: Tensor) -> tuple[Tensor, Tensor, list[tuple[int, int, int]]]:
+    """Queries and keys of the classes that both have, sorted by both sizes of their class and then by class.
+
+    Args:
+        q: classes of the queries [n].
+        k: classes of the keys [m].
+
+    Returns:
+        queries and keys in that order; and (number of classes, queries of each, keys of each) of each pair of sizes.
+    """
+    classes, both = torch.unique(torch.cat([q, k]), return_inverse=True)
+    slot_q, slot_k = both[: len(q)], both[len(q) :]
+    size_q, size_k = (slot.bincount(minlength=len(classes)) for slot in (slot_q, slot_k))
+    shared = ((size_q > 0) & (size_k > 0)).nonzero()[:, 0]
+    key = size_q[shared] * (len(k) + 1) + size_k[shared]
+    key, order = key.sort(stable=True)
+    rank = torch.full_like(size_q, -1).scatter_(0, shared[order], torch.arange(len(shared), device=q.device))
+    runs, many = torch.unique_consecutive(key, return_counts=True)
+    sorted_q, sorted_k = (rank[slot].argsort(stable=True)[int((rank[slot] < 0).sum()) :] for slot in (slot_q, slot_k))
+    sizes_of = [
+        (g, both // (len(k) + 1), both % (len(k) + 1)) for g, both in zip(many.tolist(), runs.tolist(), strict=True)
+    ]
+    return sorted_q, sorted_k, sizes_of
