@@ -248,21 +248,22 @@ def tuplet_margin(
     aims = torch.zeros_like(pairs.q.z[0, :1]).expand(2)
     if variance_weight != 0:
         with torch.no_grad():
-            aims = _aims(*pairs.reduce(_means).sum(0).unbind(), variance_slack)
-    rows = pairs.reduce(functools.partial(_tuplets, margin=margin, scale=scale, aims=aims))
-    value, tuples, near, positives, far, negatives, *spread = rows.sum(0).unbind()
+            aims = _aims(pairs.reduce(_means).sum(0), variance_slack)
+    total = pairs.reduce(functools.partial(_tuplets, margin=margin, scale=scale, aims=aims)).sum(0)
+    (value, tuples), means, spread = total[:2], total[2:6], total[6:]
     loss = value / tuples.clamp_min(1)
     if variance_weight == 0:
         return loss
-    late, early = _aims(near, positives, far, negatives, variance_slack) - aims  # 0, but their gradient is not
+    late, early = _aims(means, variance_slack) - aims  # 0, but their gradient is not
     squares = spread[2] + 2 * late * spread[1] + late.square() * spread[0]
-    loss = loss + variance_weight * squares / positives.clamp_min(1)
+    loss = loss + variance_weight * squares / means[1].clamp_min(1)
     squares = spread[5] - 2 * early * spread[4] + early.square() * spread[3]
-    return loss + variance_weight * squares / negatives.clamp_min(1)
+    return loss + variance_weight * squares / means[3].clamp_min(1)
 
 
-def _aims(near: Tensor, positives: Tensor, far: Tensor, negatives: Tensor, slack: float) -> Tensor:
-    """What positives should not be below, and negatives not above [2]."""
+def _aims(means: Tensor, slack: float) -> Tensor:
+    """What positives should not be below, and negatives not above [2], from the sums of `_means` [4]."""
+    near, positives, far, negatives = means.unbind()
     return torch.stack([(1 - slack) * near / positives.clamp_min(1), (1 + slack) * far / negatives.clamp_min(1)])
 
 
