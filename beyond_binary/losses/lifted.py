@@ -14,6 +14,7 @@ from .common import any_in_row, as_number, log1p_sumexp, masked_logsumexp, maske
 
 if TYPE_CHECKING:
     from ..blocks import Pairs
+    from ..geometry import Geometry
 
 
 @register_loss(
@@ -159,15 +160,16 @@ def angular(pairs: Pairs, *, alpha: float = 45.0) -> Tensor:
     """Angular loss in its smooth form (equation 8 of the paper).
 
     The mean over positive pairs (a, p) of `log(1 + sum_n exp(4 t (x_a + x_p) . x_n - 2 (1 + t) x_a . x_p))` with
-    t = tan(alpha)^2, over keys n that are negatives of both. The paper has one pair per class in a batch and adds this
-    loss to the N-pair loss; here it stands alone and takes all positive pairs, as in pytorch-metric-learning, which
-    forgets to normalise the negatives. Pairs without a negative are left out.
+    t = tan(alpha)^2, over the negatives n of a. The paper has one pair per class in a batch and adds this loss to the
+    N-pair loss; here it stands alone and takes all positive pairs, as in pytorch-metric-learning, which forgets to
+    normalise the negatives. Pairs without a negative are left out.
 
-    The sum is a matrix product: with E the masked exponentials of 4 t s, each row divided by its largest, it is
-    `(E_q E_k^T)_ap exp(-2 (1 + t) s_ap)`. In single precision it holds for alpha up to about 65 degrees in any case.
+    The sum is a matrix product: with E the exponentials of 4 t s, each row divided by its largest, and those of
+    queries masked, it is `(E_q E_k^T)_ap exp(-2 (1 + t) s_ap)`. In single precision it holds up to 65 degrees whatever
+    the embeddings, and beyond unless they are far apart.
 
     Paper settings: alpha 36 to 55 degrees; 45 in later code, 40 in pytorch-metric-learning.
-    Cost: O(q k^2) time, O(q k + k^2) memory.
+    Cost: O(q k^2) time; memory of a tile and O(p k) for the p keys that are positives in it.
 
     Args:
         pairs: the pairs, with cosine similarities.
@@ -179,18 +181,23 @@ def angular(pairs: Pairs, *, alpha: float = 45.0) -> Tensor:
     if not 0 < alpha < 90:
         raise ValueError(f"angular: alpha must be between 0 and 90 degrees, got {alpha}")
     t = math.tan(math.radians(alpha)) ** 2
-    x, y, valid = pairs.dense()
+    angles = functools.partial(_angles, t=t, geometry=pairs.block.geometry, plain=pairs.plain)
+    value, number = pairs.reduce(angles, shared=(pairs.k.z,)).sum(0).unbind()
+    return value / number.clamp_min(1)
+
+
+def _angles(x: Tensor, y: Tensor, valid: Tensor, keys: Tensor, *, t: float, geometry: Geometry, plain: bool) -> Tensor:
+    """Rows' sums of costs over their positives, and the number of these [q 2]; plain: for all keys as positives."""
     positive, negative = split(y, valid)
+    keys = geometry.prepare(keys)
+    some = torch.arange(len(keys), device=x.device) if plain else positive.any(0).nonzero()[:, 0]
     e, top = _exponentials(4 * t * x, negative)
-    if pairs.k is pairs.q:
-        e_keys, top_keys = e, top
-    else:
-        x_keys, *labels = pairs.of_keys().dense()
-        e_keys, top_keys = _exponentials(4 * t * x_keys, split(*labels)[1])
-    total = (e @ e_keys.T).clamp_min(torch.finfo(x.dtype).tiny).log() + top[:, None] + top_keys[None, :]
-    use = positive & any_in_row(negative)[:, None]
-    cost = masked_sum(softplus(total - 2 * (1 + t) * x), use)
-    return cost.sum() / as_number(use, x).sum().clamp_min(1)
+    other = 4 * t * geometry.pairs(keys[some], keys)
+    e_other, top_other = _exponentials(other, torch.ones_like(other, dtype=torch.bool))
+    total = (e @ e_other.T).clamp_min(torch.finfo(x.dtype).tiny).log() + top[:, None] + top_other[None, :]
+    use = positive[:, some] & any_in_row(negative)[:, None]
+    cost = masked_sum(softplus(total - 2 * (1 + t) * x[:, some]), use)
+    return torch.stack([cost, as_number(use, x).sum(1)], dim=1)
 
 
 def _exponentials(x: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:

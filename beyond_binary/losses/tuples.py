@@ -236,7 +236,7 @@ def tuplet_margin(
     arc cosine gives NaN where a positive pair coincides. A positive pair nearer than the margin is pushed back to it.
 
     Paper settings: margin 0.1 radians, scale 64, variance_weight 0.5, variance_slack 0.01.
-    Cost: O(q k) time, memory of a tile; the similarities are computed twice, once without the variances.
+    Cost: O(q k) time, memory of a tile; one more walk through the pairs for the means, without a gradient.
 
     Args:
         pairs: the pairs, with cosine similarities.
@@ -248,31 +248,46 @@ def tuplet_margin(
     Returns:
         A scalar.
     """
-    value, tuples, *sums = pairs.reduce(functools.partial(_tuplets, margin=margin, scale=scale)).sum(0).unbind()
+    aims = torch.zeros_like(pairs.q.z[0, :1]).expand(2)
+    if variance_weight != 0:
+        with torch.no_grad():
+            aims = _aims(pairs.reduce(_means).sum(0), variance_slack)
+    total = pairs.reduce(functools.partial(_tuplets, margin=margin, scale=scale, aims=aims)).sum(0)
+    (value, tuples), means, spread = total[:2], total[2:6], total[6:]
     loss = value / tuples.clamp_min(1)
     if variance_weight == 0:
         return loss
-    near, positives, far, negatives = sums
-    aims = (1 - variance_slack) * near / positives.clamp_min(1), (1 + variance_slack) * far / negatives.clamp_min(1)
-    late, early = pairs.reduce(_beyond, shared=aims).sum(0).unbind()
-    return loss + variance_weight * (late / positives.clamp_min(1) + early / negatives.clamp_min(1))
+    late, early = _aims(means, variance_slack) - aims  # 0, but their gradient is not
+    squares = spread[2] + 2 * late * spread[1] + late.square() * spread[0]
+    loss = loss + variance_weight * squares / means[1].clamp_min(1)
+    squares = spread[5] - 2 * early * spread[4] + early.square() * spread[3]
+    return loss + variance_weight * squares / means[3].clamp_min(1)
 
 
-def _tuplets(x: Tensor, y: Tensor, valid: Tensor, margin: float, scale: float) -> Tensor:
-    """Rows' sums of tuplet costs and their number; of the positive and of the negative similarities and their numbers."""
+def _aims(means: Tensor, slack: float) -> Tensor:
+    """What positives should not be below, and negatives not above [2], from the sums of `_means` [4]."""
+    near, positives, far, negatives = means.unbind()
+    return torch.stack([(1 - slack) * near / positives.clamp_min(1), (1 + slack) * far / negatives.clamp_min(1)])
+
+
+def _means(x: Tensor, y: Tensor, valid: Tensor) -> Tensor:
+    """Rows' sums of the positive and of the negative similarities, each with their number [q 4]."""
+    masks = split(y, valid)
+    return torch.stack([s for mask in masks for s in (masked_sum(x, mask), as_number(mask, x).sum(1))], dim=1)
+
+
+def _tuplets(x: Tensor, y: Tensor, valid: Tensor, *, margin: float, scale: float, aims: Tensor) -> Tensor:
+    """Rows' sums of tuplet costs and their number; `_means`; `_beyond` of the positives and of the negatives [q 12]."""
     positive, negative = split(y, valid)
-    positives, negatives = (as_number(mask, x).sum(1) for mask in (positive, negative))
     turned = math.cos(margin) * x + math.sin(margin) * safe_sqrt((1 - x) * (1 + x))
     cost = softplus(masked_logsumexp(scale * x, negative)[:, None] - scale * turned)
-    some = any_in_row(negative)
-    value, tuples = (torch.where(some, each, 0) for each in (masked_sum(cost, positive), positives))
-    sums = value, tuples, masked_sum(x, positive), positives, masked_sum(x, negative), negatives
-    return torch.stack(sums, dim=1)
+    use = positive & any_in_row(negative)[:, None]
+    tuplets = torch.stack([masked_sum(cost, use), as_number(use, x).sum(1)], dim=1)
+    spread = _beyond(aims[0] - x, positive), _beyond(x - aims[1], negative)
+    return torch.cat([tuplets, _means(x, y, valid), *spread], dim=1)
 
 
-def _beyond(x: Tensor, y: Tensor, valid: Tensor, near: Tensor, far: Tensor) -> Tensor:
-    """Rows' sums of squares of how far positives are below `near`, and negatives above `far` [q 2]."""
-    positive, negative = split(y, valid)
-    late = masked_sum((near - x).relu().square(), positive)
-    early = masked_sum((x - far).relu().square(), negative)
-    return torch.stack([late, early], dim=1)
+def _beyond(gap: Tensor, mask: Tensor) -> Tensor:
+    """The number of a row's positive gaps, their sum and their sum of squares [q 3]."""
+    use = mask & (gap > 0)
+    return torch.stack([as_number(use, gap).sum(1), masked_sum(gap, use), masked_sum(gap.square(), use)], dim=1)
