@@ -217,6 +217,9 @@ def _label_ranks(y: Tensor, valid: Tensor, apart: bool) -> tuple[Tensor, Tensor]
     return rank.gather(1, back), torch.where(valid, before.gather(1, back), 0)
 
 
+SOME_PAIRS = 1 << 15  # walked at once by `_costing_pairs`
+
+
 def _costing_pairs(x: Tensor, rank: Tensor, valid: Tensor, margin: float) -> tuple[Tensor, Tensor]:
     """Per key, in how many pairs with rank_i < rank_j and x_i > x_j - margin it is i, and in how many j, [q k].
 
@@ -225,6 +228,10 @@ def _costing_pairs(x: Tensor, rank: Tensor, valid: Tensor, margin: float) -> tup
     of twice the size each time, as pairs of a left and a right half.
     """
     q, k = x.shape
+    if q * k > SOME_PAIRS and q > 1 and not torch.compiler.is_compiling():  # some rows at a time stay in the cache
+        parts = zip(*(t.split(max(SOME_PAIRS // k, 1)) for t in (x, rank, valid)), strict=True)
+        near, far = zip(*(_costing_pairs(*part, margin) for part in parts), strict=True)
+        return torch.cat(near), torch.cat(far)
     if torch.compiler.is_compiling() or not x.numel():
         pair = (rank[:, :, None] < rank[:, None, :]) & (x[:, :, None] > (x - margin)[:, None, :])
         pair = (pair & valid[:, :, None] & valid[:, None, :]).to(x.dtype)
@@ -238,7 +245,7 @@ def _costing_pairs(x: Tensor, rank: Tensor, valid: Tensor, margin: float) -> tup
     for level in range(bits):
         half, block = (place >> level) & 1, place >> (level + 1) << (bits + 3)
         entries = _sorted(entries | half << 2 | block) & ((8 << bits) - 1)
-        low, high = (entries & 6) == 2, (entries & 5) == 5
+        low, high = ((entries & mask) == flags for mask, flags in ((6, 2), (5, 5)))
         entries &= -5
         lows, highs = (m.cumsum(1, dtype=entries.dtype).view(q, -1, 2 << level) for m in (low, high))
         behind = highs - pad(highs[:, :-1, -1:], (0, 0, 1, 0))
