@@ -230,7 +230,7 @@ def _costing_pairs(x: Tensor, rank: Tensor, valid: Tensor, margin: float) -> tup
     q, k = x.shape
     if q * k > SOME_PAIRS and q > 1 and not torch.compiler.is_compiling():  # some rows at a time stay in the cache
         parts = zip(*(t.split(max(SOME_PAIRS // k, 1)) for t in (x, rank, valid)), strict=True)
-        near, far = zip(*(_costing_pairs(*part, margin) for part in parts), strict=True)
+        near, far = zip(*(_costing_pairs(a, b, c, margin) for a, b, c in parts), strict=True)
         return torch.cat(near), torch.cat(far)
     if torch.compiler.is_compiling() or not x.numel():
         pair = (rank[:, :, None] < rank[:, None, :]) & (x[:, :, None] > (x - margin)[:, None, :])
