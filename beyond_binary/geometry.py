@@ -208,23 +208,26 @@ def squared_distances(q: Tensor, k: Tensor) -> tuple[Tensor, Near]:
 
     A pair is redone where cancellation would cost more than about five digits of relative precision.
     """
-    size_q, size_k = q.square().sum(1), k.square().sum(1)
-    d2 = torch.addmm(size_k[None, :], q, k.T, alpha=-2).add_(size_q[:, None])
+    if q.numel() == 0 or k.numel() == 0:
+        return q.new_zeros(len(q), len(k)), (none := torch.zeros(0, dtype=torch.int64, device=q.device), none)
+    size_q, size_k = q.square().sum(1, keepdim=True), k.square().sum(1, keepdim=True)
+    one_q, one_k = torch.ones_like(size_q), torch.ones_like(size_k)
+    d2 = torch.cat([-2 * q, size_q, one_q], 1) @ torch.cat([k, one_k, size_k], 1).T  # sizes added by the product
     limit = 1e5 * torch.finfo(d2.dtype).eps
-    row, column = _places(d2 <= (limit * size_q)[:, None] + (limit * size_k)[None, :])
+    row, column = _up_to(d2, limit * (size_q.amax() + size_k.amax()))
     for part in torch.arange(len(row), device=row.device).split(1 << 16):
         i, j = row[part], column[part]
         d2[i, j] = (q[i] - k[j]).square().sum(1)
     return d2, (row, column)
 
 
-def _places(mask: Tensor) -> Near:
-    """Row and column of each entry of a sparse mask."""
-    if mask.device.type != "cpu":
-        row, column = mask.nonzero(as_tuple=True)
+def _up_to(x: Tensor, limit: Tensor) -> Near:
+    """Row and column of each entry of at most `limit`."""
+    if x.device.type != "cpu":
+        row, column = (x <= limit).nonzero(as_tuple=True)
         return row, column
-    flat = torch.from_numpy(np.flatnonzero(mask.numpy()))  # ten times faster than torch
-    return flat // mask.shape[1], flat % mask.shape[1]
+    flat = torch.from_numpy(np.flatnonzero(x.numpy() <= limit.numpy()))  # several times faster than torch
+    return flat // x.shape[1], flat % x.shape[1]
 
 
 def pull_squared(grad: Tensor, factor: float, near: Near, q: Tensor, k: Tensor, grad_q: Tensor, grad_k: Tensor) -> None:

@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+import functools
+import math
+from typing import TYPE_CHECKING, Literal
+
 import torch
 from torch import Tensor
 
+from ..geometry import safe_sqrt
 from . import Rows, in_place, register_loss
-from .common import any_in_row, log1p_sumexp, masked_logsumexp, masked_sum, split
+from .common import any_in_row, as_number, log1p_sumexp, masked_logsumexp, masked_sum, softplus, split
+
+if TYPE_CHECKING:
+    from ..blocks import Pairs
 
 
 @register_loss(
@@ -77,3 +85,194 @@ def supcon(x: Tensor, y: Tensor, valid: Tensor, *, temperature: float = 0.1) -> 
         value and count [q].
     """
     return softmax_over_keys(x, y, valid, temperature)
+
+
+@register_loss(
+    "nt_xent",
+    reads="same",
+    in_place=in_place.nt_xent,
+    x="similarity",
+    geometry="cosine",
+    paper="Chen, Kornblith, Norouzi, Hinton: A Simple Framework for Contrastive Learning of Visual Representations, ICML 2020",
+)
+def nt_xent(
+    x: Tensor,
+    y: Tensor,
+    valid: Tensor,
+    *,
+    temperature: float = 0.1,
+    positives: Literal["separate", "together"] = "together",
+) -> Rows:
+    """NT-Xent, the normalised and tempered cross entropy of SimCLR (equation 1 of the paper), also InfoNCE.
+
+    The mean over positive pairs of `-log( exp(s_p / t) / sum_k exp(s_k / t) )`. The sum runs over all valid keys as in
+    the paper, where each row has one positive; `positives="separate"` takes this positive and the negatives alone, as
+    InfoNCE and pytorch-metric-learning do. With one positive a row both are the same, and the same as `supcon`.
+    pytorch-metric-learning adds a tiny number inside its logarithm, so that hard pairs get no gradient at very low
+    temperatures; here they do.
+
+    Paper settings: temperature 0.1 on ImageNet, 0.5 on CIFAR-10; pytorch-metric-learning has 0.07.
+    Cost: O(q k) time and memory of a tile.
+
+    Args:
+        x: similarities [q k].
+        y: label distances [q k].
+        valid: pairs that count [q k].
+        temperature: t.
+        positives: whether a row's other positives stand in the denominator.
+
+    Returns:
+        value [q], summed over the row's positives, and their number [q].
+    """
+    if positives not in ("separate", "together"):
+        raise ValueError(f"nt_xent: unknown positives={positives!r}")
+    positive, negative = split(y, valid)
+    logits = x / temperature
+    number = as_number(positive, x).sum(1)
+    if positives == "together":
+        return number * masked_logsumexp(logits, valid) - masked_sum(logits, positive), number
+    cost = softplus(masked_logsumexp(logits, negative)[:, None] - logits)
+    return torch.where(any_in_row(negative), masked_sum(cost, positive), 0), number
+
+
+@register_loss(
+    "circle",
+    reads="same",
+    in_place=in_place.circle,
+    x="similarity",
+    geometry="cosine",
+    paper="Sun et al.: Circle Loss: A Unified Perspective of Pair Similarity Optimization, CVPR 2020",
+)
+def circle(
+    x: Tensor, y: Tensor, valid: Tensor, *, margin: float = 0.25, scale: float = 256.0, detach: bool = True
+) -> Rows:
+    """Circle loss (equations 6 and 8 of the paper).
+
+    Per row `log(1 + sum_n exp(g [s_n + m]_+ (s_n - m)) * sum_p exp(-g [1 + m - s_p]_+ (s_p - 1 + m)))` with margin m
+    and scale g. The brackets are weights: how far a similarity is from its optimum, without gradient. The mean is over
+    rows that have a positive and a negative, as in pytorch-metric-learning (which leaves out rows of loss 0 besides).
+    One known reimplementation takes a single log-sum-exp over all pairs of the batch instead.
+
+    Paper settings: margin 0.25, scale 256 for faces; 0.25 and 128 for re-identification; 0.4 and 80 for fine-grained
+    retrieval, which are the defaults of pytorch-metric-learning.
+    Cost: O(q k) time and memory of a tile.
+
+    Args:
+        x: similarities [q k].
+        y: label distances [q k].
+        valid: pairs that count [q k].
+        margin: m, the relaxation; positives aim at 1 - m and negatives at m.
+        scale: g.
+        detach: whether the weights are constants to the gradient, as in the paper.
+
+    Returns:
+        value and count [q].
+    """
+    positive, negative = split(y, valid)
+    some = any_in_row(positive) & any_in_row(negative)
+    weigher = x.detach() if detach else x
+    pull = -scale * (1 + margin - weigher).relu() * (x - (1 - margin))
+    push = scale * (weigher + margin).relu() * (x - margin)
+    logit = masked_logsumexp(pull, positive) + masked_logsumexp(push, negative)
+    return torch.where(some, softplus(logit), 0), some
+
+
+@register_loss(
+    "generalized_lifted_structure",
+    reads="same",
+    in_place=in_place.generalized_lifted_structure,
+    x="distance",
+    geometry="euclidean",
+    scale_free=False,
+    paper="Hermans, Beyer, Leibe: In Defense of the Triplet Loss for Person Re-Identification, 2017",
+)
+def generalized_lifted_structure(x: Tensor, y: Tensor, valid: Tensor, *, margin: float = 1.0) -> Rows:
+    """Lifted structure loss with all positives of an anchor in one log-sum-exp (section 2 of the paper, L_LG).
+
+    Per row `[ log sum_p exp(d_p) + log sum_n exp(m - d_n) ]_+`, the mean over rows with a positive and a negative. The
+    paper does not normalise embeddings and sums over rows; pytorch-metric-learning normalises (here
+    `geometry="euclidean(normalize=True)"`) and lets a row that lacks one side pay for the other alone.
+
+    Paper settings: margins from 0.1 to 1.
+    Cost: O(q k) time and memory of a tile.
+
+    Args:
+        x: distances [q k].
+        y: label distances [q k].
+        valid: pairs that count [q k].
+        margin: m, in the unit of x.
+
+    Returns:
+        value and count [q].
+    """
+    positive, negative = split(y, valid)
+    some = any_in_row(positive) & any_in_row(negative)
+    cost = masked_logsumexp(x, positive) + masked_logsumexp(margin - x, negative)
+    return torch.where(some, cost.relu(), 0), some
+
+
+@register_loss(
+    "tuplet_margin",
+    reads="same",
+    x="similarity",
+    geometry="cosine",
+    form="pairs",
+    paper="Yu, Tao: Deep Metric Learning with Tuplet Margin Loss, ICCV 2019",
+)
+def tuplet_margin(
+    pairs: Pairs,
+    *,
+    margin: float = 0.1,
+    scale: float = 64.0,
+    variance_weight: float = 0.5,
+    variance_slack: float = 0.01,
+) -> Tensor:
+    """Tuplet margin loss (equation 5 of the paper) and intra-pair variance loss (equation 8).
+
+    The mean over positive pairs of `log(1 + sum_n exp(scale (cos t_n - cos(t_p - margin))))`, where t are angles and n
+    runs over all negatives of the anchor; plus variance_weight times the mean over positive pairs of
+    `[(1 - slack) mean_p - cos t_p]_+^2` and over negative pairs of `[cos t_n - (1 + slack) mean_n]_+^2`, with the means
+    of the whole batch. pytorch-metric-learning has the two as separate losses and the margin in degrees (5.73); its
+    arc cosine gives NaN where a positive pair coincides. A positive pair nearer than the margin is pushed back to it.
+
+    Paper settings: margin 0.1 radians, scale 64, variance_weight 0.5, variance_slack 0.01.
+    Cost: O(q k) time, memory of a tile; the similarities are computed twice, once without the variances.
+
+    Args:
+        pairs: the pairs, with cosine similarities.
+        margin: how much smaller the angle of a positive is made, in radians.
+        scale: sharpness.
+        variance_weight: weight of the intra-pair variances; 0 leaves them out.
+        variance_slack: how far from their mean pairs may be, as a part of it.
+
+    Returns:
+        A scalar.
+    """
+    value, tuples, *sums = pairs.reduce(functools.partial(_tuplets, margin=margin, scale=scale)).sum(0).unbind()
+    loss = value / tuples.clamp_min(1)
+    if variance_weight == 0:
+        return loss
+    near, positives, far, negatives = sums
+    aims = (1 - variance_slack) * near / positives.clamp_min(1), (1 + variance_slack) * far / negatives.clamp_min(1)
+    late, early = pairs.reduce(_beyond, shared=aims).sum(0).unbind()
+    return loss + variance_weight * (late / positives.clamp_min(1) + early / negatives.clamp_min(1))
+
+
+def _tuplets(x: Tensor, y: Tensor, valid: Tensor, margin: float, scale: float) -> Tensor:
+    """Rows' sums of tuplet costs and their number; of the positive and of the negative similarities and their numbers."""
+    positive, negative = split(y, valid)
+    positives, negatives = (as_number(mask, x).sum(1) for mask in (positive, negative))
+    turned = math.cos(margin) * x + math.sin(margin) * safe_sqrt((1 - x) * (1 + x))
+    cost = softplus(masked_logsumexp(scale * x, negative)[:, None] - scale * turned)
+    some = any_in_row(negative)
+    value, tuples = (torch.where(some, each, 0) for each in (masked_sum(cost, positive), positives))
+    sums = value, tuples, masked_sum(x, positive), positives, masked_sum(x, negative), negatives
+    return torch.stack(sums, dim=1)
+
+
+def _beyond(x: Tensor, y: Tensor, valid: Tensor, near: Tensor, far: Tensor) -> Tensor:
+    """Rows' sums of squares of how far positives are below `near`, and negatives above `far` [q 2]."""
+    positive, negative = split(y, valid)
+    late = masked_sum((near - x).relu().square(), positive)
+    early = masked_sum((x - far).relu().square(), negative)
+    return torch.stack([late, early], dim=1)
