@@ -260,10 +260,13 @@ def _class_moments(pairs: Pairs) -> tuple[Moments, Moments]:
     away_k, mean_k, cov_k = (away_q, mean_q, cov_q) if k is q else _centred(k)
     centre, variance = _all_scores(mean_q, cov_q, mean_k, cov_k)
     shift_q, shift_k = away_q @ mean_k.to(q.dtype), away_k @ mean_q.to(q.dtype)
+    number, mean, spread = _genuine(pairs, away_q, away_k, shift_q, shift_k)
     row, column = equal_ids(pairs.q.id, pairs.k.id)
     # scores less the mean of all scores, each from centred points: nearly equal scores keep their digits
-    same_thing = (torch.linalg.vecdot(away_q[row], away_k[column]) + shift_q[row] + shift_k[column]).double()
-    number, mean, spread = _genuine(pairs, away_q, away_k, shift_q, shift_k)
+    at_q, at_k = away_q, away_k
+    if k is not q or len(row) != len(q):  # else each item is the same as itself alone
+        at_q, at_k, shift_q, shift_k = away_q[row], away_k[column], shift_q[row], shift_k[column]
+    same_thing = (torch.linalg.vecdot(at_q, at_k) + shift_q + shift_k).double()
     genuine = number.sum()
     genuine_mean = (number * mean).sum() / genuine.clamp_min(1)
     genuine_variance = (spread + number * (mean - genuine_mean).square()).sum() / genuine.clamp_min(1)
@@ -279,15 +282,17 @@ def _class_moments(pairs: Pairs) -> tuple[Moments, Moments]:
 def _genuine(pairs: Pairs, q: Tensor, k: Tensor, shift_q: Tensor, shift_k: Tensor) -> Moments:
     """Number of genuine pairs of each class, mean of their scores, and centred squares, [c] each, float64."""
     order_q, order_k, runs = common_classes(pairs.q.code, pairs.k.code)
-    q, shift_q, id_q = q[order_q], shift_q[order_q], pairs.q.id[order_q]
-    k, shift_k, id_k = k[order_k], shift_k[order_k], pairs.k.id[order_k]
-    found, i, j = [torch.zeros(3, 0, dtype=torch.float64, device=q.device)], 0, 0
-    for g, m, n in runs:
-        rows, columns = slice(i, i + g * m), slice(j, j + g * n)
-        i, j = rows.stop, columns.stop
-        sides = [t.unflatten(0, (g, -1)) for t in (q[rows], shift_q[rows], id_q[rows])]
-        others = [t.unflatten(0, (g, -1)) for t in (k[columns], shift_k[columns], id_k[columns])]
-        found.append((_by_gram if min(m, n) <= q.shape[1] else _by_covariance)(*sides, *others))
+    sides = [
+        [t.index_select(0, order).split(parts) for t in points]
+        for order, points, parts in (
+            (order_q, (q, shift_q, pairs.q.id), [g * m for g, m, _ in runs]),
+            (order_k, (k, shift_k, pairs.k.id), [g * n for g, _, n in runs]),
+        )
+    ]
+    found = [torch.zeros(3, 0, dtype=torch.float64, device=q.device)]
+    for run, (g, m, n) in enumerate(runs):
+        points = [t[run].unflatten(0, (g, -1)) for side in sides for t in side]
+        found.append((_by_gram if min(m, n) <= q.shape[1] else _by_covariance)(*points))
     number, mean, spread = torch.cat(found, 1)
     return number, mean, spread
 
