@@ -14,7 +14,7 @@ from torch import Tensor
 
 import beyond_binary as bb
 from beyond_binary.losses import LOSSES
-from beyond_binary.losses.continuous import log_ratio
+from beyond_binary.losses.continuous import log_ratio, soft_contrastive
 from beyond_binary.losses.moments import pd_loss, pd_loss_plain
 from beyond_binary.losses.triplets import triplet
 
@@ -216,7 +216,10 @@ def test_huge_and_tiny_embeddings(case: Case, block: int | None, scale: float) -
     objective = build(case, block=block, **({"eps": 0.0} if case.loss == "log_ratio" else {}))
     value, grad, *rest = value_and_grads(objective, z, labels, proxies)
     scaled = value_and_grads(objective, (z * scale).detach().requires_grad_(), labels, proxies)
-    # every loss here is invariant to the scale of the embeddings, so the gradient shrinks as they grow
+    assert_finite(*scaled)
+    if not facts_of(case).scale_free:
+        return
+    # invariant to the scale of the embeddings, so the gradient shrinks as they grow
     torch.testing.assert_close([scaled[0], scaled[1] * scale, *scaled[2:]], [value, grad, *rest], rtol=1e-3, atol=1e-4)
     assert_finite(*value_and_grads(build(case, block=block), (z * scale).detach().requires_grad_(), labels, proxies))
 
@@ -290,8 +293,9 @@ def test_labels_are_never_rounded_to_single_precision(case: Case) -> None:
     if case.target == "classes":
         assert build(case)(z, labels + 2**24).equal(build(case)(z, labels))
     elif "label_floor" not in case.options:
-        expected = build(case)(z, labels)  # label distances enter as ratios, so their unit does not matter
-        torch.testing.assert_close(build(case)(z, 1000 + 1e-9 * labels), expected, rtol=1e-3, atol=0)
+        expected = build(case)(z, labels)  # label distances enter as ratios or ranks: their unit does not matter
+        unit = {"sigma": 1e-18 * case.options.get("sigma", 1.0)} if case.loss == "soft_contrastive" else {}
+        torch.testing.assert_close(build(case, **unit)(z, 1000 + 1e-9 * labels), expected, rtol=1e-3, atol=0)
 
 
 def golden_inputs() -> tuple[Tensor, Tensor, Tensor]:
@@ -315,6 +319,26 @@ def test_log_ratio_gives_the_official_codes_number() -> None:
     assert value.item() == pytest.approx(4.4838033643156585, rel=1e-12)
     (grad,) = torch.autograd.grad(value.sum(), e)
     assert float(grad.norm()) == pytest.approx(2.9140306098, rel=1e-6)
+
+
+def test_rank_n_contrast_gives_the_official_codes_number() -> None:
+    e, _, _ = golden_inputs()
+    value = bb.create_objective("rank_n_contrast", target="euclidean")(
+        e, torch.tensor([0.0, 0, 1, 1, 1, 1, 3, 3]).double()[:, None]
+    )
+    assert value.item() == pytest.approx(1.6261583569844478, rel=1e-12)
+    (grad,) = torch.autograd.grad(value, e)
+    assert float(grad.norm()) == pytest.approx(0.1326071276, rel=1e-6)
+
+
+def test_soft_contrastive_without_gradient_of_the_mean() -> None:
+    x, y = torch.rand(3, 5, dtype=torch.float64, requires_grad=True), torch.rand(3, 5, dtype=torch.float64)
+    valid = torch.ones(3, 5, dtype=torch.bool)
+    value, _ = soft_contrastive(x, y, valid, mean_gradient=False)
+    (grad,) = torch.autograd.grad(value.sum(), x)
+    ratio, same, mean = x.detach() / x.detach().mean(1, keepdim=True), (-y.square()).exp(), x.detach().mean(1)[:, None]
+    close(grad, (2 * same * ratio - 2 * (1 - same) * (1 - ratio).relu()) / mean)
+    close(value, soft_contrastive(x, y, valid)[0])
 
 
 def test_pd_loss_gives_the_published_forms_number() -> None:

@@ -46,6 +46,7 @@ class LossFacts:
         paper: where it comes from.
         in_place: optional faster form of a row loss without a graph: same arguments, same return value, and `x` is
             overwritten with the gradient of `value.sum()` with respect to `x` (only for losses of one term).
+        scale_free: whether the loss is invariant to the scale of the embeddings.
     """
 
     reads: Gives
@@ -56,6 +57,7 @@ class LossFacts:
     keys: Literal["item", "proxy"] = "item"
     form: Literal["rows", "moments"] = "rows"
     in_place: RowLoss | None = None
+    scale_free: bool = True
 
     @property
     def needs_proxies(self) -> bool:
