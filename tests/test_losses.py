@@ -27,7 +27,7 @@ from torch import Tensor
 
 import beyond_binary as bb
 from beyond_binary.losses import LOSSES
-from beyond_binary.losses.continuous import log_ratio
+from beyond_binary.losses.continuous import log_ratio, soft_contrastive
 from beyond_binary.losses.in_place import Places, Tile
 from beyond_binary.losses.triplets import triplet
 from beyond_binary.registry import options_of
@@ -316,8 +316,9 @@ def test_labels_are_never_rounded_to_single_precision(case: Case) -> None:
     if case.target == "classes":
         assert build(case)(z, labels + 2**24).equal(build(case)(z, labels))
     elif "label_floor" not in case.options:
-        expected = build(case)(z, labels)  # label distances enter as ratios, so their unit does not matter
-        torch.testing.assert_close(build(case)(z, 1000 + 1e-9 * labels), expected, rtol=1e-3, atol=0)
+        expected = build(case)(z, labels)  # label distances enter as ratios or ranks: their unit does not matter
+        unit = {"sigma": 1e-18 * case.options.get("sigma", 1.0)} if case.loss == "soft_contrastive" else {}
+        torch.testing.assert_close(build(case, **unit)(z, 1000 + 1e-9 * labels), expected, rtol=1e-3, atol=0)
 
 
 def golden_inputs() -> tuple[Tensor, Tensor, Tensor]:
