@@ -18,9 +18,10 @@ import torch
 from torch import Tensor
 
 from . import distributed
-from .geometry import Geometry
+from .geometry import Geometry, cosine, dot
 from .losses.common import softplus
 
+TILED = cosine(), dot()  # geometries of the tiled form
 EPS = 1e-12  # shortest vector that is brought to length 1, as in torch.nn.functional.normalize
 
 
@@ -31,7 +32,7 @@ class Softmax:
     Attributes:
         loss: `(s [q])`, or with `norm` `(s [q], norm [q])`, to (logit of the own class [q], factor of the others, a
             float or [q] made of the norm alone); s is the score of the own class.
-        merge: `[q c centers] -> [q c]`, what a class with several centres scores.
+        merge: `[q c * centers] -> [q c]`, what a class with several centres scores.
         centers: centres of each class.
         others_only: whether the own class is left out of the sum.
         norm: whether the loss reads the norms of the embeddings.
@@ -47,7 +48,7 @@ class Softmax:
 
     def of_classes(self, s: Tensor) -> Tensor:
         """Scores of classes [q c] from scores of centres [q c * centers]."""
-        return s if self.merge is None else self.merge(s.unflatten(1, (-1, self.centers)))
+        return s if self.merge is None else self.merge(s)
 
     def value(self, own: Tensor, rest: Tensor) -> Tensor:
         """Cost of each row [q]."""
@@ -75,9 +76,7 @@ def dense(softmax: Softmax, geometry: Geometry, z: Tensor, w: Tensor, code: Tens
     return loss if softmax.share == 1 else loss + (total.to(loss.dtype) - loss.detach())
 
 
-def tiled(
-    softmax: Softmax, geometry: Geometry, z: Tensor, w: Tensor, code: Tensor, rows: int, classes: int
-) -> Tensor:
+def tiled(softmax: Softmax, geometry: Geometry, z: Tensor, w: Tensor, code: Tensor, rows: int, classes: int) -> Tensor:
     """The same loss for `cosine` or `dot`, in tiles of some rows and classes; memory O((q + c) d + rows classes)."""
     loss: Tensor = _Tiled.apply(softmax, geometry, code, rows, classes, z, w)
     return loss
@@ -205,7 +204,9 @@ class _Chunk:
         """Add `scale` times the gradient: that of the embeddings, and that of the class vectors as unit vectors."""
         k, single = self.softmax.centers, len(self.edges) == 2
         factor = self.factor.detach() if isinstance(self.factor, Tensor) else self.factor
-        weight = scale * (torch.ones_like(self.rest) if self.softmax.others_only else (self.rest - self.own.detach()).sigmoid())
+        weight = scale * (
+            torch.ones_like(self.rest) if self.softmax.others_only else (self.rest - self.own.detach()).sigmoid()
+        )
         own, *own_norm = torch.autograd.grad(self.own, self.leaves, -weight, retain_graph=True)
         shift = self.rest - (weight * factor).log()
         for t in range(len(self.edges) - 1):
@@ -225,8 +226,6 @@ class _Chunk:
         if self.unit:
             _through_units(grad_x, self.x, self.norm)
         if own_norm:
-            (by_factor,) = torch.autograd.grad(
-                self.factor, self.leaves[1], torch.where(factor > 0, spread / factor, 0)
-            )
-            pull = (own_norm[0] + by_factor)[:, None] / self.norm.clamp_min(EPS)
-            grad_x.addcmul_(pull, self.x * self.norm if self.unit else self.x)
+            (by_factor,) = torch.autograd.grad(self.factor, self.leaves[1], torch.where(factor > 0, spread / factor, 0))
+            by_norm = (own_norm[0] + by_factor)[:, None]
+            grad_x.addcmul_(by_norm if self.unit else by_norm / self.norm.clamp_min(EPS), self.x)
