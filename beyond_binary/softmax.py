@@ -121,7 +121,7 @@ def _walk(
     softmax: Softmax, geometry: Any, code: Tensor, rows: int, classes: int, z: Tensor, w: Tensor, wanted: bool
 ) -> tuple[Tensor, tuple[Tensor, Tensor] | None]:
     """The loss and the gradients of z and w."""
-    total, scale = softmax.total(z.new_zeros(len(z)))
+    _, scale = softmax.total(z.new_zeros(len(z)))
     grads = (torch.zeros_like(z), torch.zeros_like(w)) if wanted else None
     value = z.new_zeros((), dtype=torch.float64)
     for start in range(0, len(z), rows):
