@@ -54,13 +54,13 @@ class Softmax:
         """Cost of each row [q]."""
         return rest - own if self.others_only else softplus(rest - own)
 
-    def total(self, value: Tensor) -> tuple[Tensor, float]:
-        """Sum of the rows of all processes, and what the rows' gradients are multiplied with."""
-        both = torch.stack([value.detach().double().sum(), value.new_tensor(len(value), dtype=torch.float64)])
-        if self.share > 1:
-            both = distributed.all_sum(both)
-        rows = both[1].clamp_min(1)
-        return both[0] / rows, self.share / rows
+    def scale(self, n: int, device: torch.device) -> float:
+        """What the sum of this process's `n` rows is multiplied with: shares over the rows of all processes."""
+        return self.share / max(1, sum(distributed.sizes(n, device)) if self.share > 1 else n)
+
+    def total(self, value: Tensor) -> Tensor:
+        """The loss from this process's part, which has the factor `share`, without gradient."""
+        return value if self.share == 1 else distributed.all_sum(value) / self.share
 
 
 def dense(softmax: Softmax, geometry: Geometry, z: Tensor, w: Tensor, code: Tensor) -> Tensor:
@@ -71,161 +71,172 @@ def dense(softmax: Softmax, geometry: Geometry, z: Tensor, w: Tensor, code: Tens
     own, factor = softmax.loss(s.gather(1, code[:, None])[:, 0], *norm)
     logits = s * (factor[:, None] if isinstance(factor, Tensor) else factor)
     value = softmax.value(own, logits.masked_fill(mine, -torch.inf).logsumexp(1))
-    total, scale = softmax.total(value)
-    loss = (value * scale.to(value.dtype)).sum()
-    return loss if softmax.share == 1 else loss + (total.to(loss.dtype) - loss.detach())
+    loss = value.sum() * softmax.scale(len(z), z.device)
+    return loss + (softmax.total(loss.detach()) - loss.detach()) if softmax.share > 1 else loss
 
 
 def tiled(softmax: Softmax, geometry: Geometry, z: Tensor, w: Tensor, code: Tensor, rows: int, classes: int) -> Tensor:
     """The same loss for `cosine` or `dot`, in tiles of some rows and classes; memory O((q + c) d + rows classes)."""
-    loss: Tensor = _Tiled.apply(softmax, geometry, code, rows, classes, z, w)
+    wanted = torch.is_grad_enabled() and (z.requires_grad or w.requires_grad)
+    loss: Tensor = _Tiled.apply(softmax, geometry, code, rows, classes, wanted, z, w)
     return loss
 
 
 class _Tiled(torch.autograd.Function):
     @staticmethod
-    def forward(
-        ctx: Any, softmax: Softmax, geometry: Any, code: Tensor, rows: int, classes: int, z: Tensor, w: Tensor
-    ) -> Tensor:
-        ctx.plan = softmax, geometry, code, rows, classes
-        loss, ctx.grads = _walk(*ctx.plan, z.detach(), w.detach(), any(ctx.needs_input_grad))
+    def forward(ctx: Any, *args: Any) -> Tensor:
+        *ctx.plan, wanted, z, w = args
+        loss, ctx.grads = _walk(*ctx.plan, wanted, z, w)
         ctx.save_for_backward(z, w)
-        return loss.to(z.dtype)
+        return loss
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         z, w = ctx.saved_tensors
-        softmax, geometry, code, *_ = ctx.plan
         if torch.is_grad_enabled():  # higher-order gradients were asked for: differentiate the plain formula
+            softmax, geometry, code, *_ = ctx.plan
             loss = dense(softmax, geometry, z, w, code)
-            return None, None, None, None, None, *torch.autograd.grad(loss, (z, w), grad, create_graph=True)
-        if ctx.grads is None:
-            ctx.grads = _walk(*ctx.plan, z, w, True)[1]
-        grads, ctx.grads = ctx.grads, None  # given away: a second backward computes them again
-        return None, None, None, None, None, *(g.mul_(grad) for g in grads)
+            return *[None] * 6, *torch.autograd.grad(loss, (z, w), grad, create_graph=True)
+        grads = ctx.grads or _walk(*ctx.plan, True, z, w)[1]
+        ctx.grads = None  # given away: a second backward computes them again
+        return *[None] * 6, *(g.mul_(grad) for g in grads)
 
 
 def _units(z: Tensor, wanted: bool) -> tuple[Tensor, Tensor]:
-    """Vectors brought to length 1 (if wanted), and their norms [n 1]."""
-    norm = torch.linalg.vector_norm(z, dim=1, keepdim=True)
-    return (z / norm.clamp_min(EPS) if wanted else z), norm
+    """Vectors brought to length 1 (if wanted), and their norms [n 1], at least EPS."""
+    norm = torch.linalg.vector_norm(z, dim=1, keepdim=True).clamp_min_(EPS)
+    return (z / norm if wanted else z), norm
 
 
 def _through_units(grad: Tensor, unit: Tensor, norm: Tensor) -> None:
     """Turn the gradient of unit vectors into that of the vectors, in place."""
-    along = torch.linalg.vecdot(grad, unit)[:, None].mul_(norm >= EPS)
-    grad.addcmul_(along, unit, value=-1).div_(norm.clamp_min(EPS))
+    grad.addcmul_(torch.linalg.vecdot(grad, unit)[:, None], unit, value=-1).div_(norm)
 
 
 def _walk(
-    softmax: Softmax, geometry: Any, code: Tensor, rows: int, classes: int, z: Tensor, w: Tensor, wanted: bool
+    softmax: Softmax, geometry: Any, code: Tensor, rows: int, classes: int, wanted: bool, z: Tensor, w: Tensor
 ) -> tuple[Tensor, tuple[Tensor, Tensor] | None]:
     """The loss and the gradients of z and w."""
-    _, scale = softmax.total(z.new_zeros(len(z)))
+    scale = softmax.scale(len(z), z.device)
     grads = (torch.zeros_like(z), torch.zeros_like(w)) if wanted else None
     value = z.new_zeros((), dtype=torch.float64)
     for start in range(0, len(z), rows):
         part = slice(start, start + rows)
-        chunk = _Chunk(softmax, geometry.normalize, code[part], classes, *_units(z[part], geometry.normalize), w)
-        value += chunk.value().double().sum()
+        chunk = _Chunk(softmax, geometry.normalize, code[part], classes, wanted, z[part], w)
+        value += chunk.value().sum(dtype=torch.float64)
         if grads is not None:
-            chunk.gradient(float(scale), grads[0][part], grads[1])
+            chunk.gradient(scale, grads[0][part], grads[1])
     if grads is not None and geometry.normalize:
-        for start in range(0, len(w), chunked := max(1, classes * softmax.centers)):
-            part = slice(start, start + chunked)
-            _through_units(grads[1][part], *_units(w[part], True))
-    if softmax.share > 1:
-        value = distributed.all_sum(value)
-    return value * (scale / softmax.share), grads
+        for grad, vectors in zip(*(a.split(classes * softmax.centers) for a in (grads[1], w)), strict=True):
+            _through_units(grad, *_units(vectors, True))
+    return softmax.total(value * scale).to(z.dtype), grads
+
+
+@dataclass
+class _Tile:
+    """Some rows against some classes.
+
+    Attributes:
+        w: the class vectors, of length 1 where the geometry wants it.
+        leaf: scores of the centres with gradient, where they are merged to scores of classes.
+        s: scores of classes [q c].
+        row: rows whose own class is here.
+        column: where it is.
+    """
+
+    w: Tensor
+    leaf: Tensor | None
+    s: Tensor
+    row: Tensor
+    column: Tensor
 
 
 class _Chunk:
     """Some rows against all classes: first `value`, then `gradient`."""
 
     def __init__(
-        self, softmax: Softmax, unit: bool, code: Tensor, classes: int, x: Tensor, norm: Tensor, w: Tensor
+        self, softmax: Softmax, unit: bool, code: Tensor, classes: int, wanted: bool, z: Tensor, w: Tensor
     ) -> None:
-        self.softmax, self.unit, self.code, self.x, self.norm, self.w = softmax, unit, code, x, norm, w
-        k, count = softmax.centers, len(w) // softmax.centers
+        self.softmax, self.unit, self.w, self.wanted = softmax, unit, w, wanted
+        self.x, self.norm = _units(z, unit)
+        count = len(w) // softmax.centers
         self.edges = [*range(0, count, classes), count]
-        ranked, self.order = code.sort()
-        self.column = ranked
-        self.bounds = torch.searchsorted(ranked, torch.tensor(self.edges, device=code.device)).tolist()
-        nearest = (code[:, None] * k + torch.arange(k, device=code.device)).flatten()
-        centers = _units(w[nearest], unit)[0].unflatten(0, (-1, k))
-        with torch.no_grad():
-            self.s = softmax.of_classes((centers @ x[:, :, None])[:, :, 0])[:, 0]
-        with torch.enable_grad():
-            self.leaves = [self.s.requires_grad_()]
+        self.column, self.order, self.bounds = code, torch.arange(len(z), device=z.device), [0, len(z)]
+        self.kept: _Tile | None = None
+        if len(self.edges) == 2:
+            self.kept = self.tile(0, wanted)
+            s = self.kept.s.detach().gather(1, code[:, None])[:, 0]
+        else:
+            self.column, self.order = code.sort()
+            self.bounds = torch.searchsorted(self.column, torch.tensor(self.edges, device=code.device)).tolist()
+            s = self.own_scores(code)
+        with torch.set_grad_enabled(wanted):
+            self.leaves = [s.requires_grad_(wanted)]
             if softmax.norm:
-                self.leaves.append(norm[:, 0].clone().requires_grad_())
-            self.own, self.factor = softmax.loss(*self.leaves)
-        self.kept: tuple[Tensor, Tensor, Tensor | None] | None = None
+                self.leaves.append(self.norm[:, 0].clone().requires_grad_(wanted))
+            self.own_logit, self.graph_factor = softmax.loss(*self.leaves)
+        self.own = self.own_logit.detach()
+        varies = isinstance(self.graph_factor, Tensor)
+        self.factor: Any = self.graph_factor.detach()[:, None] if varies else self.graph_factor
 
-    def tile(self, t: int, shift: Tensor | None, graph: bool) -> tuple[Tensor, Tensor, Tensor | None, Tensor]:
-        """Logits (minus shift [q]) of a tile of classes, class vectors, the scores' leaf, and the scores of classes."""
+    def own_scores(self, code: Tensor) -> Tensor:
+        """Score of each row's own class [q]."""
         k = self.softmax.centers
-        w, _ = _units(self.w[self.edges[t] * k : self.edges[t + 1] * k], self.unit)
-        factor = self.factor.detach()[:, None] if isinstance(self.factor, Tensor) else self.factor
-        if self.softmax.merge is None:
-            x = self.x * factor
-            logits = x @ w.T if shift is None else torch.addmm(-shift[:, None], x, w.T)
-            return logits, w, None, logits
-        with torch.set_grad_enabled(graph):
-            leaf = (self.x @ w.T).requires_grad_(graph)
-            s = self.softmax.of_classes(leaf)
-        logits = s.detach() * factor
-        return (logits if shift is None else logits.sub_(shift[:, None])), w, leaf, s
+        nearest = (code[:, None] * k + torch.arange(k, device=code.device)).flatten()
+        own, _ = _units(self.w[nearest], self.unit)
+        return self.softmax.of_classes((own.unflatten(0, (-1, k)) @ self.x[:, :, None])[:, :, 0])[:, 0]
 
-    def own_places(self, t: int) -> tuple[Tensor, Tensor]:
-        """Row and column of the own classes that lie in a tile."""
-        part = slice(self.bounds[t], self.bounds[t + 1])
-        return self.order[part], self.column[part] - self.edges[t]
+    def tile(self, t: int, wanted: bool, shift: Tensor | None = None) -> _Tile:
+        """A tile of classes; with `shift` [q 1] the scores are already logits, less the shift."""
+        k, part = self.softmax.centers, slice(self.bounds[t], self.bounds[t + 1])
+        w, _ = _units(self.w[self.edges[t] * k : self.edges[t + 1] * k], self.unit)
+        places = self.order[part], self.column[part] - self.edges[t]
+        if self.softmax.merge is None:
+            s = self.x @ w.T if shift is None else torch.addmm(-shift, self.x * self.factor, w.T)
+            return _Tile(w, None, s, *places)
+        leaf = (self.x @ w.T).requires_grad_(wanted)
+        with torch.set_grad_enabled(wanted):
+            return _Tile(w, leaf, self.softmax.of_classes(leaf), *places)
 
     def value(self) -> Tensor:
         """Cost of each row [q]."""
-        top = self.x.new_full((len(self.x),), -torch.inf)
+        top = self.x.new_full((len(self.x), 1), -torch.inf)
         mass = torch.zeros_like(top)
-        single = len(self.edges) == 2
         for t in range(len(self.edges) - 1):
-            logits, w, leaf, s = self.tile(t, None, single)
-            logits[self.own_places(t)] = -torch.inf
-            higher = torch.maximum(top, logits.amax(1))
-            safe = torch.where(higher == -torch.inf, 0, higher)
-            logits.sub_(safe[:, None]).exp_()
-            mass = mass * (top - safe).exp() + logits.sum(1)
-            top = higher
-            if single:
-                self.kept = logits, w, leaf, s  # type: ignore[assignment]
-        self.top, self.rest = top, top + mass.log()
-        return self.softmax.value(self.own.detach(), self.rest)
+            tile = self.kept or self.tile(t, False)
+            logits = tile.s.detach() * self.factor if tile.leaf is not None else tile.s.mul_(self.factor)
+            logits[tile.row, tile.column] = -torch.inf
+            before, top = top, torch.maximum(top, logits.amax(1, keepdim=True))
+            safe = torch.where(top == -torch.inf, 0, top)
+            logits.sub_(safe).exp_()
+            mass = mass * (before - safe).exp() + logits.sum(1, keepdim=True)
+        self.mass, self.rest, self.weights = mass, (top + mass.log())[:, 0], logits
+        return self.softmax.value(self.own, self.rest)
 
     def gradient(self, scale: float, grad_x: Tensor, grad_w: Tensor) -> None:
         """Add `scale` times the gradient: that of the embeddings, and that of the class vectors as unit vectors."""
-        k, single = self.softmax.centers, len(self.edges) == 2
-        factor = self.factor.detach() if isinstance(self.factor, Tensor) else self.factor
-        weight = scale * (
-            torch.ones_like(self.rest) if self.softmax.others_only else (self.rest - self.own.detach()).sigmoid()
-        )
-        own, *own_norm = torch.autograd.grad(self.own, self.leaves, -weight, retain_graph=True)
-        shift = self.rest - (weight * factor).log()
+        k, alone = self.softmax.centers, self.softmax.others_only
+        weight = scale * (torch.ones_like(self.rest) if alone else (self.rest - self.own).sigmoid())
+        own, *by_norm = torch.autograd.grad(self.own_logit, self.leaves, -weight, retain_graph=self.softmax.norm)
+        amount = weight[:, None] * self.factor
         for t in range(len(self.edges) - 1):
-            if single:
-                grad, w, leaf, s = self.kept  # type: ignore[misc]
-                grad.mul_((self.top - shift).exp()[:, None])
+            tile = self.kept or self.tile(t, True, self.rest[:, None] - amount.log())
+            if self.kept:
+                grad = self.weights.mul_(amount / self.mass)
+            elif tile.leaf is None:
+                grad = tile.s.exp_()
             else:
-                grad, w, leaf, s = self.tile(t, shift, True)
-                grad.exp_()
-            row, column = self.own_places(t)
-            grad[row, column] = own[row]
-            if leaf is not None:
-                (grad,) = torch.autograd.grad(s, leaf, grad)
-            grad_x.addmm_(grad, w)
+                grad = (tile.s.detach() * self.factor).sub_(self.rest[:, None]).exp_().mul_(amount)
+            grad[tile.row, tile.column] = own[tile.row]
+            if tile.leaf is not None:
+                (grad,) = torch.autograd.grad(tile.s, tile.leaf, grad)
+            grad_x.addmm_(grad, tile.w)
             grad_w[self.edges[t] * k : self.edges[t + 1] * k].addmm_(grad.T, self.x)
-        spread = torch.linalg.vecdot(grad_x, self.x) - own * self.s.detach()
+        spread = torch.linalg.vecdot(grad_x, self.x) - own * self.leaves[0].detach() if by_norm else None
         if self.unit:
             _through_units(grad_x, self.x, self.norm)
-        if own_norm:
-            (by_factor,) = torch.autograd.grad(self.factor, self.leaves[1], torch.where(factor > 0, spread / factor, 0))
-            by_norm = (own_norm[0] + by_factor)[:, None]
-            grad_x.addcmul_(by_norm if self.unit else by_norm / self.norm.clamp_min(EPS), self.x)
+        if spread is not None:
+            share = torch.where(self.factor[:, 0] > 0, spread / self.factor[:, 0], 0)
+            (by_factor,) = torch.autograd.grad(self.graph_factor, self.leaves[1], share)
+            pull = (by_norm[0] + by_factor)[:, None]
+            grad_x.addcmul_(pull if self.unit else pull / self.norm, self.x)
