@@ -52,7 +52,9 @@ class Objective(nn.Module):
         self.proxies, self.boundary, self.memory = proxies, boundary, memory
         self.gather, self.block = gather, block
         self._function = _bind(entry.build, options)
-        self._in_place = _bind(self.facts.in_place, options) if self.facts.in_place else None
+        self._in_place = (
+            _bind(self.facts.in_place, {**options_of(entry.build), **options}) if self.facts.in_place else None
+        )
         self._penalty = _bind(self.facts.penalty, options) if self.facts.penalty else None
         self._merge = _bind(self.facts.merge, options) if self.facts.merge else None
         if "step" in options_of(entry.build):
@@ -164,8 +166,10 @@ class Objective(nn.Module):
         else:
             loss = self._rows(queries, keys if proxies is None else proxies, share)
         if self._penalty is not None:
-            z = self.geometry.prepare(everything.z) if self.proxies is None else everything.z
-            loss = loss + self._penalty(z, None if proxies is None else proxies.z)
+            if proxies is None:
+                loss = loss + self._penalty(self.geometry.prepare(everything.z), None)
+            else:
+                loss = loss + self._penalty(*_alike(everything.z, proxies.z))
         if self.memory is not None and self.training:
             self.memory.push(everything)
         return loss

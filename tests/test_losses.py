@@ -15,8 +15,10 @@ from torch import Tensor
 import beyond_binary as bb
 from beyond_binary.losses import LOSSES
 from beyond_binary.losses.continuous import log_ratio
+from beyond_binary.losses.in_place import Places, Tile
 from beyond_binary.losses.moments import pd_loss, pd_loss_plain
 from beyond_binary.losses.triplets import triplet
+from beyond_binary.registry import options_of
 
 every_case = pytest.mark.parametrize("case", CASES, ids=str)
 every_loss = pytest.mark.parametrize("case", FIRST, ids=str)
@@ -107,19 +109,24 @@ def test_single_precision_is_the_double_result_to_rounding(case: Case) -> None:
 
 @pytest.mark.parametrize("case", [c for c in CASES if facts_of(c).in_place is not None], ids=str)
 def test_in_place_form_equals_plain_form(case: Case) -> None:
-    assert facts_of(case).in_place is not None
-    for valid in (
-        ~torch.eye(9, dtype=torch.bool),
-        torch.rand(9, 9) < 0.4,
-        torch.zeros(9, 9, dtype=torch.bool),
-    ):
-        x = torch.randn(9, 9, dtype=torch.float64, requires_grad=True)
-        y = some_classes(9)[:, None] != some_classes(9)[None, :]
-        value, count = LOSSES[case.loss].build(x, y, valid, **case.options)
+    build, in_place = LOSSES[case.loss].build, facts_of(case).in_place
+    assert in_place is not None
+    options = {o: v for o, v in {**options_of(build), **case.options}.items() if o in options_of(in_place)}
+    y = some_classes(9)[:, None] != some_classes(9)[None, :]
+    nothing, no_negative = torch.zeros(9, 9, dtype=torch.bool), ~y
+    for valid in (~torch.eye(9, dtype=torch.bool), torch.rand(9, 9) < 0.4, ~nothing, nothing, no_negative, y):
+        x = torch.randn(9, 9, dtype=torch.float64)
+        x = (x.abs() if facts_of(case).x == "distance" else x).requires_grad_()
+        value, count = build(x, y, valid, **case.options)
         (expected,) = torch.autograd.grad(value.sum(), x)
-        overwritten = x.detach().clone()
-        close(facts_of(case).in_place(overwritten, y, valid, **case.options), (value.detach(), count))
-        close(overwritten, expected)
+        untouched = x.detach().clone()
+        tile = Tile(untouched.clone(), lambda: (Places.of(valid & ~y), Places.of(~valid)))  # noqa: B023
+        got = in_place(tile, **options)
+        if got is None:
+            close(tile.x, untouched)
+            continue
+        close(got, (value.detach(), count), check_dtype=False)
+        close(tile.x, expected)
 
 
 @every_case

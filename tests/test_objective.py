@@ -231,24 +231,6 @@ def test_no_matrix_of_pairs_is_kept_for_backward(case: Case) -> None:
     assert kept_for_backward(build(case, block=None), z, labels) >= n * n
 
 
-@pytest.mark.parametrize("case", [c for c in FIRST if facts_of(c).form == "rows" and c.loss != "proxy_anchor"], ids=str)
-def test_any_in_place_form_is_used_rightly(case: Case) -> None:
-    """An in-place form made of the plain one (of one term): x becomes the gradient."""
-    z, labels, proxies = inputs(case)
-    objective = build(case, block=4)
-
-    def in_place(x: Tensor, y: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
-        with torch.enable_grad():
-            leaf = x.clone().requires_grad_()
-            value, count = objective._function(leaf, y, valid)
-            x.copy_(torch.autograd.grad(value.sum(), leaf)[0])
-        return value.detach(), count
-
-    expected = value_and_grads(objective, z, labels, proxies)
-    objective._in_place = in_place  # type: ignore[assignment]
-    torch.testing.assert_close(value_and_grads(objective, z, labels, proxies), expected, rtol=1e-10, atol=1e-10)
-
-
 def test_without_gradient_no_gradient_is_computed() -> None:
     for case in FIRST:
         z, labels, _ = inputs(case)

@@ -7,13 +7,14 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from . import Rows, register_loss
+from . import Rows, in_place, register_loss
 from .common import as_number, split
 
 
 @register_loss(
     "contrastive",
     reads="same",
+    in_place=in_place.contrastive,
     x="distance",
     geometry="euclidean(normalize=True)",
     paper="Hadsell, Chopra, LeCun: Dimensionality Reduction by Learning an Invariant Mapping, CVPR 2006",

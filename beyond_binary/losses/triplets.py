@@ -7,13 +7,14 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from . import Rows, register_loss
+from . import Rows, in_place, register_loss
 from .common import as_number, split
 
 
 @register_loss(
     "triplet",
     reads="same",
+    in_place=in_place.triplet,
     x="distance",
     geometry="euclidean(normalize=True)",
     paper="Schroff, Kalenichenko, Philbin: FaceNet, CVPR 2015; Hermans, Beyer, Leibe: In Defense of the Triplet Loss, 2017",

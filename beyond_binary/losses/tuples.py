@@ -5,21 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from . import Rows, register_loss
-from .common import any_in_row, as_number, log1p_sumexp, masked_logsumexp, masked_softmax, masked_sum, softplus, split
-
-
-def _multi_similarity_in_place(
-    x: Tensor, y: Tensor, valid: Tensor, *, alpha: float = 2.0, beta: float = 50.0, base: float = 0.5
-) -> Rows:
-    value, grads = x.new_zeros(len(x)), []
-    for mask, scale in zip(split(y, valid), (-alpha, beta), strict=True):
-        total, softmax = masked_softmax(scale * (x - base), mask)
-        some = any_in_row(mask)
-        value += torch.where(some, softplus(total), 0) / abs(scale)
-        grads.append(softmax.mul_(torch.where(some, total.sigmoid(), 0)[:, None]))
-    torch.sub(grads[1], grads[0], out=x)
-    return value, any_in_row(valid)
+from . import Rows, in_place, register_loss
+from .common import any_in_row, log1p_sumexp, masked_logsumexp, masked_sum, split
 
 
 @register_loss(
@@ -27,7 +14,7 @@ def _multi_similarity_in_place(
     reads="same",
     x="similarity",
     geometry="cosine",
-    in_place=_multi_similarity_in_place,
+    in_place=in_place.multi_similarity,
     paper="Wang et al.: Multi-Similarity Loss with General Pair Weighting for Deep Metric Learning, CVPR 2019",
 )
 def multi_similarity(
@@ -66,33 +53,13 @@ def softmax_over_keys(x: Tensor, y: Tensor, valid: Tensor, temperature: float) -
     return torch.where(some, masked_logsumexp(logits, valid) - mean, 0), some
 
 
-def softmax_over_keys_in_place(x: Tensor, y: Tensor, valid: Tensor, temperature: float) -> Rows:
-    """`softmax_over_keys` that overwrites `x` with the gradient of the summed values."""
-    positive, _ = split(y, valid)
-    weight = as_number(positive, x)
-    count = weight.sum(1)
-    some = count > 0
-    weight.div_((temperature * count.clamp_min(1))[:, None])
-    mean = torch.linalg.vecdot(x, weight)
-    x.masked_fill_(~valid, -torch.inf).div_(temperature)
-    top = x.amax(1, keepdim=True).clamp_min_(torch.finfo(x.dtype).min)
-    total = x.sub_(top).exp_().sum(1, keepdim=True)
-    value = torch.where(some, (total.log() + top)[:, 0] - mean, 0)
-    x.mul_(torch.where(some[:, None], 1 / (temperature * total), 0)).sub_(weight)
-    return value, some
-
-
-def _supcon_in_place(x: Tensor, y: Tensor, valid: Tensor, *, temperature: float = 0.1) -> Rows:
-    return softmax_over_keys_in_place(x, y, valid, temperature)
-
-
 @register_loss(
     "supcon",
     reads="same",
     x="similarity",
     geometry="cosine",
     paper="Khosla et al.: Supervised Contrastive Learning, NeurIPS 2020",
-    in_place=_supcon_in_place,
+    in_place=in_place.supcon,
 )
 def supcon(x: Tensor, y: Tensor, valid: Tensor, *, temperature: float = 0.1) -> Rows:
     """Supervised contrastive loss, the sum outside the logarithm (equation 2 of the paper).
