@@ -56,6 +56,7 @@ class Objective(nn.Module):
             _bind(self.facts.in_place, {**options_of(entry.build), **options}) if self.facts.in_place else None
         )
         self._penalty = _bind(self.facts.penalty, options) if self.facts.penalty else None
+        self._by_proxy = _bind(self.facts.by_proxy, options) if self.facts.by_proxy else None
         self._merge = _bind(self.facts.merge, options) if self.facts.merge else None
         if "step" in options_of(entry.build):
             self.register_buffer("step", torch.zeros((), dtype=torch.int64))
@@ -162,7 +163,7 @@ class Objective(nn.Module):
             loss = self._pairs(everything, keys if proxies is None else proxies)
         elif self.facts.rows == "proxy":
             assert proxies is not None
-            loss = self._rows(proxies[distributed.share(len(proxies))] if together else proxies, keys, share)
+            loss = self._of_proxies(proxies, keys, share)
         else:
             loss = self._rows(queries, keys if proxies is None else proxies, share)
         if self._penalty is not None:
@@ -212,6 +213,20 @@ class Objective(nn.Module):
             return softmax.dense(loss, self.geometry, z, w, queries.code)
         rows = max(1, min(2 * self.block, len(z)))
         return softmax.tiled(loss, self.geometry, z, w, queries.code, rows, max(1, TILE // rows // loss.centers))
+
+    def _of_proxies(self, proxies: Points, items: Points, share: int) -> Tensor:
+        """A loss whose rows are proxies; each process walks some of them."""
+        mine = distributed.share(len(proxies)) if share > 1 else slice(0, len(proxies))
+
+        def plain(z: Tensor, w: Tensor) -> Tensor:
+            rows, keys = Points(w, proxies.code, proxies.id), Points(z, items.code, items.id)
+            return self._rows(rows[mine] if share > 1 else rows, keys, share)
+
+        z, w = _alike(items.z, proxies.z)
+        classes = self._tile(len(z))
+        if self._by_proxy is None or classes is None or self.geometry not in softmax.TILED:
+            return plain(z, w)
+        return softmax.by_proxies(self._by_proxy, plain, self.geometry, z, w, items.code, mine, classes, share)
 
     def _rows(self, queries: Points, keys: Points, share: int) -> Tensor:
         block = Block(

@@ -240,3 +240,83 @@ class _Chunk:
             (by_factor,) = torch.autograd.grad(self.graph_factor, self.leaves[1], share)
             pull = (by_norm[0] + by_factor)[:, None]
             grad_x.addcmul_(pull if self.unit else pull / self.norm, self.x)
+
+
+ByProxy = Callable[..., Tensor]
+
+
+def by_proxies(
+    loss: ByProxy, plain: Callable[[Tensor, Tensor], Tensor], geometry: Geometry, z: Tensor, w: Tensor, code: Tensor,
+    mine: slice, classes: int, share: int,
+) -> Tensor:  # fmt: skip
+    """A loss whose rows are proxies (see `LossFacts.by_proxy`), in tiles of `classes` proxies; memory beside it O(c d).
+
+    Args:
+        loss: the loss in its by-proxy form, options bound.
+        plain: the same from `z` and `w` with a graph, for higher derivatives.
+        geometry: `cosine` or `dot`.
+        z: embeddings of all processes [n d].
+        w: all proxies [c d].
+        code: class of each embedding [n].
+        mine: proxies that this process walks.
+        classes: proxies in a tile.
+        share: number of processes that walk a part each.
+    """
+    wanted = torch.is_grad_enabled() and (z.requires_grad or w.requires_grad)
+    value: Tensor = _ByProxies.apply(loss, plain, geometry, code, mine, classes, share, wanted, z, w)
+    return value
+
+
+class _ByProxies(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, loss: ByProxy, plain: Callable[[Tensor, Tensor], Tensor], *args: Any) -> Tensor:
+        *plan, wanted, z, w = args
+        ctx.plain, ctx.again = plain, (loss, *plan)
+        value, ctx.grads = _walk_proxies(*ctx.again, wanted, z, w)
+        ctx.save_for_backward(z, w)
+        return value
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        z, w = ctx.saved_tensors
+        if torch.is_grad_enabled():
+            grads = torch.autograd.grad(ctx.plain(z, w), (z, w), grad, create_graph=True)
+            return *[None] * 8, *grads
+        grads = ctx.grads or _walk_proxies(*ctx.again, True, z, w)[1]
+        ctx.grads = None
+        return *[None] * 8, *(g.mul_(grad) for g in grads)
+
+
+def _walk_proxies(
+    loss: ByProxy,
+    geometry: Any,
+    code: Tensor,
+    mine: slice,
+    classes: int,
+    share: int,
+    wanted: bool,
+    z: Tensor,
+    w: Tensor,
+) -> tuple[Tensor, tuple[Tensor, Tensor] | None]:
+    """The loss and the gradients of z and w."""
+    x, norm = _units(z, geometry.normalize)
+    column, order = code.sort()
+    edges = [*range(mine.start, mine.stop, classes), mine.stop]
+    bounds = torch.searchsorted(column, torch.tensor(edges, device=code.device)).tolist()
+    counts = max(1, len(code.unique())), len(w)
+    grads = (torch.zeros_like(z), torch.zeros_like(w)) if wanted else None
+    values = z.new_zeros(2, dtype=torch.float64)
+    for t in range(len(edges) - 1 if len(z) else 0):
+        part, of = slice(edges[t], edges[t + 1]), slice(bounds[t], bounds[t + 1])
+        unit, size = _units(w[part], geometry.normalize)
+        s = unit @ x.T
+        values += loss(s, column[of] - edges[t], order[of], (share / counts[0], share / counts[1])).double()
+        if grads is not None:
+            grads[0].addmm_(s.T, unit)
+            torch.mm(s, x, out=grads[1][part])
+            if geometry.normalize:
+                _through_units(grads[1][part], unit, size)
+    if grads is not None and geometry.normalize:
+        _through_units(grads[0], x, norm)
+    total = distributed.all_sum(values) if share > 1 else values
+    return (total[0] / counts[0] + total[1] / counts[1]).to(z.dtype), grads

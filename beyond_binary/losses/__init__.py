@@ -56,6 +56,11 @@ class LossFacts:
         scale_free: whether the loss does not change when all embeddings are scaled.
         in_place: optional faster form of a row loss of one term: `(tile, **options) -> (value, count)` without a graph,
             which overwrites `tile.x` with the gradient of `value.sum()`; None where it declines, `tile.x` untouched.
+        by_proxy: optional faster form of a row loss whose rows are proxies, of two terms, without a graph:
+            `(s [c n], row, column, weights, **options) -> values`, from the scores of some proxies and the places of the
+            pairs that are the same to the terms' numerators [2]; `s` is overwritten with the gradient of their sum
+            weighted by `weights`. The first term's denominator is the number of classes present, the second's that of
+            proxies.
         merge: for a softmax loss with several centres a class, `(s [q c * centers], *, centers, ...) -> [q c]`.
         others_only: whether a softmax loss leaves the own class out of its sum.
     """
@@ -71,6 +76,7 @@ class LossFacts:
     per_row: Literal["norm", "beta"] | None = None
     penalty: Callable[..., Tensor] | None = None
     scale_free: bool = True
+    by_proxy: Callable[..., Tensor] | None = None
     merge: Callable[..., Tensor] | None = None
     others_only: bool = False
 

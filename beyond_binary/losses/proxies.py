@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from . import Rows, register_loss
-from .common import any_in_row, log1p_sumexp, split
+from .common import any_in_row, log1p_sumexp, softplus, split
 
 Own = tuple[Tensor, Tensor | float]
 _OVER_CLASSES: dict[str, Any] = {
@@ -257,8 +257,29 @@ def soft_triple(s: Tensor, *, la: float = 20.0, margin: float = 0.01) -> Own:
     return la * (s - margin), la
 
 
+def _proxy_anchor_by_proxy(
+    s: Tensor, row: Tensor, column: Tensor, weights: tuple[float, float], *, alpha: float = 32.0, margin: float = 0.1
+) -> Tensor:
+    pull = alpha * (margin - s[row, column])
+    top = pull.new_full(s.shape[:1], -torch.inf).scatter_reduce_(0, row, pull, "amax")
+    pull = (pull - top[row]).exp()
+    mass = torch.zeros_like(top).index_add_(0, row, pull)
+    cost = torch.where(mass > 0, softplus(top + mass.log()), 0)
+    pull *= (-alpha * weights[0] * (1 - (-cost).exp()) / mass)[row]
+
+    s.mul_(alpha).add_(alpha * margin)
+    s[row, column] = -torch.inf
+    top = s.amax(1, keepdim=True).clamp_min_(torch.finfo(s.dtype).min)
+    mass = s.sub_(top).exp_().sum(1, keepdim=True)
+    others = softplus(top + mass.log())
+    s.mul_(alpha * weights[1] * (1 - (-others).exp()) / mass.clamp_min(torch.finfo(s.dtype).tiny))
+    s[row, column] = pull
+    return torch.stack([cost.sum(), others.sum()])
+
+
 @register_loss(
     "proxy_anchor",
+    by_proxy=_proxy_anchor_by_proxy,
     reads="same",
     x="similarity",
     geometry="cosine",
