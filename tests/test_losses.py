@@ -226,7 +226,7 @@ def test_coincident_points_have_finite_gradients(case: Case, block: int | None, 
         assert_finite(*value_and_grads(build(case, block=block), points.requires_grad_(), labels, proxies))
     if proxies:
         with torch.no_grad():
-            proxies[0].copy_(collapsed[:CLASSES])
+            proxies[0].copy_(collapsed[:1].expand_as(proxies[0]))
         assert_finite(*value_and_grads(build(case, block=block), collapsed, labels, proxies))
 
 
