@@ -369,3 +369,23 @@ def test_wrong_option_values_are_refused() -> None:
         case = next(c for c in FIRST if c.loss == loss)
         with pytest.raises(ValueError, match=next(iter(options.values()))):
             build(case, **options)(z, case.labels(6))
+
+
+def test_rank_n_contrast_gives_the_official_codes_number() -> None:
+    e, _, _ = golden_inputs()
+    value = bb.create_objective("rank_n_contrast", target="euclidean")(
+        e, torch.tensor([0.0, 0, 1, 1, 1, 1, 3, 3]).double()[:, None]
+    )
+    assert value.item() == pytest.approx(1.6261583569844478, rel=1e-12)
+    (grad,) = torch.autograd.grad(value, e)
+    assert float(grad.norm()) == pytest.approx(0.1326071276, rel=1e-6)
+
+
+def test_soft_contrastive_without_gradient_of_the_mean() -> None:
+    x, y = torch.rand(3, 5, dtype=torch.float64, requires_grad=True), torch.rand(3, 5, dtype=torch.float64)
+    valid = torch.ones(3, 5, dtype=torch.bool)
+    value, _ = soft_contrastive(x, y, valid, mean_gradient=False)
+    (grad,) = torch.autograd.grad(value.sum(), x)
+    ratio, same, mean = x.detach() / x.detach().mean(1, keepdim=True), (-y.square()).exp(), x.detach().mean(1)[:, None]
+    close(grad, (2 * same * ratio - 2 * (1 - same) * (1 - ratio).relu()) / mean)
+    close(value, soft_contrastive(x, y, valid)[0])
