@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable
 
 import pytest
 import torch
@@ -30,7 +29,6 @@ import beyond_binary as bb
 from beyond_binary.losses import LOSSES
 from beyond_binary.losses.continuous import log_ratio
 from beyond_binary.losses.in_place import Places, Tile
-from beyond_binary.losses.moments import pd_loss, pd_loss_plain
 from beyond_binary.losses.triplets import triplet
 from beyond_binary.registry import options_of
 
@@ -345,43 +343,6 @@ def test_log_ratio_gives_the_official_codes_number() -> None:
     assert float(grad.norm()) == pytest.approx(2.9140306098, rel=1e-6)
 
 
-def test_pd_loss_gives_the_published_forms_number() -> None:
-    """The published form takes the absolute gap; turning the embeddings round makes this gap positive."""
-    e, w, labels = golden_inputs()
-    value = pd_loss(-e, labels, w, variance_floor=0.0)
-    assert value.item() == pytest.approx(1.7388359478727327, rel=1e-12)
-    grads = torch.autograd.grad(value, (e, w))
-    assert [float(g.norm()) for g in grads] == pytest.approx([2.4744491129, 0.785281434], rel=1e-9)
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-@pytest.mark.parametrize("spread", [1.0, 1e-1, 1e-2])
-def test_pd_loss_from_moments_equals_pd_loss_from_scores(dtype: torch.dtype, spread: float) -> None:
-    """Also where all scores are nearly the same: the variance is centred, not a difference of squares."""
-    labels = torch.randint(6, (40,))
-    proxies = (torch.ones(7, 16) + spread * torch.randn(7, 16)).to(dtype)
-    z = (proxies[labels] + spread * torch.randn(40, 16)).to(dtype)
-
-    def from_scores(z: Tensor, proxies: Tensor) -> Tensor:
-        scores = torch.nn.functional.normalize(z) @ torch.nn.functional.normalize(proxies).T
-        return pd_loss_plain(scores, labels[:, None] != torch.arange(7), variance_floor=0.0)
-
-    def from_moments(z: Tensor, proxies: Tensor) -> Tensor:
-        return pd_loss(z, labels, proxies, variance_floor=0.0)
-
-    def outcome(form: Callable[..., Tensor], dtype: torch.dtype) -> list[Tensor]:
-        leaves = [z.to(dtype).requires_grad_(), proxies.to(dtype).requires_grad_()]
-        value = form(*leaves)
-        return [t.detach().double() for t in (value, *torch.autograd.grad(value, leaves))]
-
-    expected, plain, fast = (
-        outcome(form, d) for form, d in ((from_scores, torch.float64), (from_scores, dtype), (from_moments, dtype))
-    )
-    rounding = 1e-6 if dtype == torch.float32 else 1e-12
-    for e, p, f in zip(expected, plain, fast, strict=True):  # as good as the scores themselves in that precision
-        assert (f - e).norm() < 3 * (p - e).norm() + rounding / spread * e.norm()
-
-
 @pytest.mark.parametrize("keys", [1, 9, 90])  # few positives and many are counted in different ways
 @pytest.mark.parametrize("triplets", ["all", "semi_hard"])
 def test_triplets_at_the_edges_of_their_definition(keys: int, triplets: str) -> None:
@@ -395,17 +356,6 @@ def test_triplets_at_the_edges_of_their_definition(keys: int, triplets: str) -> 
         costs = [p - n + 0.5 for p in near for n in far if p - n + 0.5 > 0 and (triplets == "all" or p < n)]
         assert value[i].item() == pytest.approx(sum(costs), abs=1e-12)
         assert count[i].item() == len(costs)
-
-
-def test_pd_loss_still_pulls_where_impostors_are_nearer() -> None:
-    proxies = torch.eye(3, 4, dtype=torch.float64)
-    z = torch.tensor([[0.1, 1.0, 0.0, 0.2], [1.0, 0.2, 0.1, 0.0]], dtype=torch.float64, requires_grad=True)
-    value = pd_loss(z, torch.tensor([0, 1]), proxies)
-    (grad,) = torch.autograd.grad(value, z)
-    genuine_before = (torch.nn.functional.normalize(z)[[0, 1], [0, 1]]).mean()
-    genuine_after = (torch.nn.functional.normalize(z - 1e-3 * grad)[[0, 1], [0, 1]]).mean()
-    assert genuine_after > genuine_before
-    assert value.item() > 2
 
 
 def test_wrong_option_values_are_refused() -> None:

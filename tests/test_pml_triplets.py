@@ -66,9 +66,11 @@ def test_dense_triplets_on_a_grid_of_distances_and_labels(keys: int, ties: str) 
     assert everything.equal(use.sum((1, 2)).double())
 
 
-def test_dense_triplets_count_alike_when_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_dense_triplets_count_alike_by_parts_and_when_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
     x, y, valid = torch.randn(4, 21).double(), torch.randint(0, 9, (4, 21)), torch.rand(4, 21) < 0.8
     expected = dense_triplet(x, y, valid)
+    monkeypatch.setattr(family, "SOME_PAIRS", 50)
+    torch.testing.assert_close(dense_triplet(x, y, valid), expected)
     monkeypatch.setattr(family.torch.compiler, "is_compiling", lambda: True)
     torch.testing.assert_close(dense_triplet(x, y, valid), expected)
 

@@ -217,13 +217,21 @@ def _label_ranks(y: Tensor, valid: Tensor, apart: bool) -> tuple[Tensor, Tensor]
     return rank.gather(1, back), torch.where(valid, before.gather(1, back), 0)
 
 
+SOME_PAIRS = 1 << 15  # walked at once by `_costing_pairs`
+
+
 def _costing_pairs(x: Tensor, rank: Tensor, valid: Tensor, margin: float) -> tuple[Tensor, Tensor]:
     """Per key, in how many pairs with rank_i < rank_j and x_i > x_j - margin it is i, and in how many j, [q k].
 
-    Two ranks first differ in one bit, and agree above it. So for each bit: sort by the bits above and then by x, and
-    count, within each run of equal bits above, keys with the bit off (as x) behind keys with it on (as x - margin).
+    Each key is entered twice, as x and as x - margin, and numbered by value. In the order of ranks, x - margin first
+    among equals, a pair is an x somewhere before an x - margin with a lower number: what merge sort counts, in blocks
+    of twice the size each time, as pairs of a left and a right half.
     """
     q, k = x.shape
+    if q * k > SOME_PAIRS and q > 1 and not torch.compiler.is_compiling():  # some rows at a time stay in the cache
+        parts = zip(*(t.split(max(SOME_PAIRS // k, 1)) for t in (x, rank, valid)), strict=True)
+        near, far = zip(*(_costing_pairs(a, b, c, margin) for a, b, c in parts), strict=True)
+        return torch.cat(near), torch.cat(far)
     if torch.compiler.is_compiling() or not x.numel():
         pair = (rank[:, :, None] < rank[:, None, :]) & (x[:, :, None] > (x - margin)[:, None, :])
         pair = (pair & valid[:, :, None] & valid[:, None, :]).to(x.dtype)
@@ -231,27 +239,38 @@ def _costing_pairs(x: Tensor, rank: Tensor, valid: Tensor, margin: float) -> tup
     order = torch.cat([x, x - margin], 1).argsort(
         dim=1, stable=True
     )  # of equals, x before x - margin: they do not cost
-    rank = rank.repeat(1, 2).gather(1, order)
-    as_x = order < k
-    real = valid.repeat(1, 2).gather(1, order)
-    bits = max(2 * k - 1, 1).bit_length()
-    place = torch.arange(2 * k, device=x.device)
-    total = torch.zeros_like(rank)
-    for bit in range(int(rank.max()).bit_length()):
-        above = rank >> (bit + 1)
-        here = _sorted((above << bits) | place) & ((1 << bits) - 1)
-        on = (rank >> bit) & 1 == 1
-        low, high = (m.gather(1, here) for m in (real & as_x & ~on, real & ~as_x & on))
-        lows, highs = low.cumsum(1), high.cumsum(1)
-        run = above.gather(1, here)
-        first = pad(run[:, 1:] != run[:, :-1], (1, 0), value=True)
-        last = pad(run[:, 1:] != run[:, :-1], (0, 1), value=True)
-        highs_before = torch.where(first, highs - high.long(), 0).cummax(1).values
-        lows_through = torch.where(last, lows, q * k + 1).flip(1).cummin(1).values.flip(1)
-        number = torch.where(low, highs - highs_before, 0) + torch.where(high, lows_through - lows, 0)
-        total.scatter_add_(1, here, number)
-    both = torch.empty_like(total).scatter_(1, order, total).to(x.dtype)
+    entries, bits = _entries(order, rank, valid)
+    place = torch.arange(1 << bits, device=x.device, dtype=entries.dtype)
+    total = entries.new_zeros(entries.shape)
+    for level in range(bits):
+        half, block = (place >> level) & 1, place >> (level + 1) << (bits + 3)
+        entries = _sorted(entries | half << 2 | block) & ((8 << bits) - 1)
+        low, high = ((entries & mask) == flags for mask, flags in ((6, 2), (5, 5)))
+        entries &= -5
+        lows, highs = (m.cumsum(1, dtype=entries.dtype).view(q, -1, 2 << level) for m in (low, high))
+        behind = highs - pad(highs[:, :-1, -1:], (0, 0, 1, 0))
+        ahead = lows[:, :, -1:] - lows
+        number = low * behind.view(q, -1) + high * ahead.view(q, -1)
+        total.scatter_add_(1, (entries >> 3).long(), number)
+    both = torch.empty_like(order).scatter_(1, order, total[:, : 2 * k].long()).to(x.dtype)
     return both[:, :k], both[:, k:]
+
+
+def _entries(order: Tensor, rank: Tensor, valid: Tensor) -> tuple[Tensor, int]:
+    """The keys as x and as x - margin in the order of ranks, and the bits of their number.
+
+    An entry is 8 * number + 2 if it is a valid x, or + 1 if a valid x - margin; 4 is for the half of a block. Filled up
+    to a power of two with entries that are neither.
+    """
+    k = rank.shape[1]
+    bits = (2 * k - 1).bit_length()
+    number = torch.arange(2 * k, device=order.device)
+    as_x = order < k
+    kind = torch.where(as_x, 2, 1) * valid.repeat(1, 2).gather(1, order)
+    label = rank.repeat(1, 2).gather(1, order) * 2 + as_x
+    entries = _sorted(label << (bits + 3) | number << 3 | kind) & ((8 << bits) - 1)
+    entries = pad(entries, (0, (1 << bits) - 2 * k), value=(8 << bits) - 8)
+    return entries.int() if 2 * bits + 2 < 31 else entries, bits
 
 
 def _sorted(keys: Tensor) -> Tensor:

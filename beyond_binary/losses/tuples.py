@@ -90,6 +90,7 @@ def supcon(x: Tensor, y: Tensor, valid: Tensor, *, temperature: float = 0.1) -> 
 @register_loss(
     "nt_xent",
     reads="same",
+    in_place=in_place.nt_xent,
     x="similarity",
     geometry="cosine",
     paper="Chen, Kornblith, Norouzi, Hinton: A Simple Framework for Contrastive Learning of Visual Representations, ICML 2020",
@@ -137,6 +138,7 @@ def nt_xent(
 @register_loss(
     "circle",
     reads="same",
+    in_place=in_place.circle,
     x="similarity",
     geometry="cosine",
     paper="Sun et al.: Circle Loss: A Unified Perspective of Pair Similarity Optimization, CVPR 2020",
@@ -178,6 +180,7 @@ def circle(
 @register_loss(
     "generalized_lifted_structure",
     reads="same",
+    in_place=in_place.generalized_lifted_structure,
     x="distance",
     geometry="euclidean",
     scale_free=False,
