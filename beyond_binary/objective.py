@@ -32,6 +32,8 @@ class Objective(nn.Module):
     if it learns proxies. Half-precision embeddings are computed with in float32.
     """
 
+    step: Tensor
+
     def __init__(
         self,
         loss: str,

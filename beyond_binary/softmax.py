@@ -85,8 +85,10 @@ def tiled(softmax: Softmax, geometry: Geometry, z: Tensor, w: Tensor, code: Tens
 class _Tiled(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, *args: Any) -> Tensor:
-        *ctx.plan, wanted, z, w = args
-        loss, ctx.grads = _walk(*ctx.plan, wanted, z, w)
+        plan: Any = args[:-3]
+        wanted, z, w = args[-3:]
+        ctx.plan = plan
+        loss, ctx.grads = _walk(*plan, wanted, z, w)
         ctx.save_for_backward(z, w)
         return loss
 

@@ -73,8 +73,9 @@ def smooth_ap(x: Tensor, y: Tensor, valid: Tensor, *, temperature: float = 0.01,
     sigmoid((s_j - s_i) / t)` is the smoothed rank of i among all keys, and R+ its rank among the positives.
 
     Only ranks of positives are formed, some at a time, and again for the gradient; the authors' code and
-    pytorch-metric-learning hold the ranks of all keys in all rows, and ask for classes of equal size. Both also count
-    the query as a positive of its own row, which `with_query=True` reproduces. Rows without a positive are undefined.
+    pytorch-metric-learning hold the ranks of all keys in all rows, and ask for classes of equal size (the latter is
+    right only with as many classes as items of each). Both also count the query as a positive of its own row, which
+    `with_query=True` reproduces. Rows without a positive are undefined.
 
     Paper settings: temperature 0.01, cosine similarity, batches of 4 to 16 images of each class.
     Cost: O(m k) a row of m positives; memory of a few times `CHUNK` beside the block.
