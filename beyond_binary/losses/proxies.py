@@ -292,6 +292,11 @@ def proxy_anchor(x: Tensor, y: Tensor, valid: Tensor, *, alpha: float = 32.0, ma
     `1/|P+| sum over proxies with positives of log(1 + sum_pos exp(-alpha (s - margin)))` plus
     `1/|P| sum over all proxies of log(1 + sum_neg exp(alpha (s + margin)))`.
 
+    Equal to pytorch-metric-learning's ProxyAnchorLoss.
+
+    Paper settings: alpha 32, margin 0.1, proxies with 100 times the learning rate.
+    Cost: O(n c d) time, O((n + c) d) memory beside a tile.
+
     Args:
         x: similarities of proxies (rows) to items [q k].
         y: label distances [q k].
