@@ -31,7 +31,8 @@ def pd_loss(
     variances are population variances. This is the published form (repository of the paper), minus the logarithm of
     decidability d' up to a constant. A temperature on the scores would cancel, so there is none.
 
-    Cost O((n + c) d^2): the sum of all scores is a product of two mean vectors, their centred squares one of two
+    Paper settings: random proxies, 512 dimensions, ResNet-50, batches of 32.
+    Cost: O((n + c) d^2): the sum of all scores is a product of two mean vectors, their centred squares one of two
     covariances, and the impostor part is what remains after the genuine part; no [n c] matrix exists.
 
     Args:

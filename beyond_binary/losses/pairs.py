@@ -32,6 +32,9 @@ def contrastive(
 
     `[d - m_pos]_+^p / p` for the same, `[m_neg - d]_+^p / p` for the different, with p = `power`.
 
+    Paper settings: margin chosen by data set and power 2, plain (not squared) distances; here margin 1 on the sphere.
+    Cost: O(k) time and memory a row.
+
     Args:
         x: distances [q k].
         y: label distances [q k].
