@@ -8,17 +8,20 @@ the reference, and it is what higher derivatives and `torch.compile` go through.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from . import distributed
 from .geometry import Geometry
-from .losses import RowLoss
+from .points import Points
 from .targets import Target
+
+if TYPE_CHECKING:
+    from .losses import RowLoss
 
 Miner = Callable[[Tensor, Tensor, Tensor], Tensor]
 
@@ -30,25 +33,25 @@ class Block:
     Attributes:
         geometry: how embeddings are compared.
         target: how labels are compared.
-        loss: the row loss, options bound.
-        in_place: its in-place form, options bound, if it has one.
         miner: mask of pairs, options bound, or None.
         code_q: codes of the queries [q ...].
         code_k: codes of the keys [k ...].
         id_q: ids of the queries [q].
         id_k: ids of the keys [k].
+        loss: the row loss, options bound (a loss of form `pairs` has none).
+        in_place: its in-place form, options bound, if it has one.
         share: 1, or the number of processes when each walks only its part of all rows.
     """
 
     geometry: Geometry
     target: Target
-    loss: RowLoss
-    in_place: RowLoss | None
     miner: Miner | None
     code_q: Tensor
     code_k: Tensor
     id_q: Tensor
     id_k: Tensor
+    loss: RowLoss | None = None
+    in_place: RowLoss | None = None
     share: int = 1
 
     def labels(self, rows: slice, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -63,10 +66,11 @@ class Block:
                 valid = valid & self.miner(nearness, y, valid)
         return y, valid
 
-    def sums(self, value: Tensor, count: Tensor) -> tuple[Tensor, Tensor]:
+    def rows(self, x: Tensor, part: slice, row: Tensor | None) -> tuple[Tensor, Tensor]:
         """Numerators and denominators [t] of some rows."""
-        value, count = (a[:, None] if a.ndim == 1 else a for a in (value, count))
-        return torch.where(count > 0, value, 0).sum(0), count.sum(0).to(torch.float64)
+        assert self.loss is not None
+        extra = () if row is None else (row,)
+        return _sums(*self.loss(x, *self.labels(part, x), *extra))
 
     def totals(self, value: Tensor, count: Tensor) -> tuple[Tensor, Tensor]:
         """Numerators and denominators [t] of all processes."""
@@ -76,10 +80,14 @@ class Block:
         return both[0], both[1]
 
 
-def dense(block: Block, q: Tensor, k: Tensor) -> Tensor:
+def _sums(value: Tensor, count: Tensor) -> tuple[Tensor, Tensor]:
+    value, count = (a[:, None] if a.ndim == 1 else a for a in (value, count))
+    return torch.where(count > 0, value, 0).sum(0), count.sum(0).to(torch.float64)
+
+
+def dense(block: Block, q: Tensor, k: Tensor, row: Tensor | None = None) -> Tensor:
     """The loss of a block by the plain formula, with an ordinary graph. Memory O(q k) and more."""
-    x = block.geometry.pairs(q, k)
-    value, count = block.sums(*block.loss(x, *block.labels(slice(None), x)))
+    value, count = block.rows(block.geometry.pairs(q, k), slice(None), row)
     all_value, all_count = block.totals(value.detach().double(), count)
     all_count = all_count.clamp_min(1)
     loss = (value * (block.share / all_count).to(value.dtype)).sum()
@@ -88,17 +96,21 @@ def dense(block: Block, q: Tensor, k: Tensor) -> Tensor:
     return loss + ((all_value / all_count).sum().to(loss.dtype) - loss.detach())
 
 
-def tiled(block: Block, q: Tensor, k: Tensor, rows: int) -> Tensor:
-    """The same loss, walked in tiles of `rows` rows; memory O((q + k) d + rows k)."""
-    loss: Tensor = _Tiled.apply(block, rows, q, k)
+def tiled(block: Block, q: Tensor, k: Tensor, rows: int, row: Tensor | None = None) -> Tensor:
+    """The same loss, walked in tiles of `rows` rows; memory O((q + k) d + rows k).
+
+    `row` is what the loss reads beside the pairs, one number a query [q].
+    """
+    loss: Tensor = _Tiled.apply(block, rows, q, k, row)
     return loss
 
 
 class _Tiled(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, block: Block, rows: int, q: Tensor, k: Tensor) -> Tensor:
+    def forward(ctx: Any, block: Block, rows: int, q: Tensor, k: Tensor, row: Tensor | None) -> Tensor:
         ctx.block = block
-        value, count, grads = _walk(block, q.detach(), k.detach(), rows, any(ctx.needs_input_grad))
+        held = None if row is None else row.detach()
+        value, count, grads = _walk(block, q.detach(), k.detach(), held, rows, any(ctx.needs_input_grad))
         value, count = block.totals(value, count)
         count = count.clamp_min(1)
         for term, n in zip(grads, count.tolist(), strict=False):
@@ -107,63 +119,193 @@ class _Tiled(torch.autograd.Function):
         for term in grads[1:]:
             for whole, grad in zip(grads[0], term, strict=True):
                 whole.add_(grad)
-        ctx.save_for_backward(q, k, *(grads[0] if grads else ()))
+        ctx.save_for_backward(q, k, row, *(grads[0] if grads else ()))
         return (value / count).sum().to(q.dtype)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        q, k, *grads = ctx.saved_tensors
+        q, k, row, *grads = ctx.saved_tensors
         if torch.is_grad_enabled():  # higher-order gradients were asked for: differentiate the plain formula
-            q, k = q.view_as(q), k.view_as(k)  # two nodes, also where queries and keys are one tensor
-            loss = dense(ctx.block, q, k)
-            again = torch.autograd.grad(loss, (q, k), grad, create_graph=True, allow_unused=True)
-            return None, None, *(torch.zeros_like(z) if g is None else g for g, z in zip(again, (q, k), strict=True))
-        return None, None, *(g * grad for g in grads)
+            leaves = [z.view_as(z) for z in (q, k, row) if z is not None]  # two nodes, also if q and k are one tensor
+            again = _differentiate(dense(ctx.block, *leaves), leaves, grad)
+            return None, None, *again, *([None] if row is None else [])
+        return None, None, *(g * grad for g in grads), *([None] if row is None else [])
+
+
+def _differentiate(output: Tensor, inputs: Sequence[Tensor], grad: Tensor) -> list[Tensor]:
+    """Gradients with a graph, zeros where the output does not depend on an input."""
+    wanted = [z for z in inputs if z.requires_grad]
+    grads = iter(torch.autograd.grad(output, wanted, grad, create_graph=True, allow_unused=True))
+    found = [next(grads) if z.requires_grad else None for z in inputs]
+    return [torch.zeros_like(z) if g is None else g for g, z in zip(found, inputs, strict=True)]
+
+
+def _centred(geometry: Geometry, q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
+    """Both about the keys' mean where the geometry allows it: differences keep more digits there."""
+    if geometry.shift_invariant and len(k):
+        centre = k.mean(0)
+        return q - centre, k - centre
+    return q, k
+
+
+def _parts(n: int, rows: int) -> list[slice]:
+    return [slice(start, start + rows) for start in range(0, max(n, 1), rows)]
 
 
 def _walk(
-    block: Block, q: Tensor, k: Tensor, rows: int, wanted: bool
-) -> tuple[Tensor, Tensor, list[tuple[Tensor, Tensor]]]:
-    """Numerators, denominators [t] and, per term, the gradients of its numerator with respect to q and k."""
-    if block.geometry.shift_invariant and len(k):
-        centre = k.mean(0)
-        q, k = q - centre, k - centre
+    block: Block, q: Tensor, k: Tensor, row: Tensor | None, rows: int, wanted: bool
+) -> tuple[Tensor, Tensor, list[list[Tensor]]]:
+    """Numerators, denominators [t] and, per term, the gradients of its numerator with respect to q, k (and row)."""
+    q, k = _centred(block.geometry, q, k)
     values: list[Tensor] = []
     counts: list[Tensor] = []
-    grads: list[tuple[Tensor, Tensor]] = []
-    for start in range(0, max(len(q), 1), rows):
-        part = slice(start, start + rows)
+    grads: list[list[Tensor]] = []
+    for part in _parts(len(q), rows):
         x, pull = block.geometry.tile(q[part], k)
-        value, count, grads_x = _tile(block, x, part, wanted)
+        value, count, found = _tile(block, x, part, None if row is None else row[part], wanted)
         values.append(value.double())
         counts.append(count)
         if wanted and not grads:
-            grads = [(torch.zeros_like(q), torch.zeros_like(k)) for _ in value]
-        for (grad_q, grad_k), grad_x in zip(grads, grads_x, strict=False):
-            pull(grad_x, grad_q[part], grad_k)
+            leaves = (q, k) if row is None else (q, k, row)
+            grads = [[torch.zeros_like(z) for z in leaves] for _ in value]
+        for whole, (grad_x, *grad_row) in zip(grads, found, strict=False):
+            pull(grad_x, whole[0][part], whole[1])
+            for g in grad_row:
+                whole[2][part] += g
     return torch.stack(values).sum(0), torch.stack(counts).sum(0), grads
 
 
-def _tile(block: Block, x: Tensor, part: slice, wanted: bool) -> tuple[Tensor, Tensor, list[Tensor]]:
-    """Numerators, denominators [t] of one tile and the gradient of each numerator with respect to x."""
-    y, valid = block.labels(part, x)
+def _tile(
+    block: Block, x: Tensor, part: slice, row: Tensor | None, wanted: bool
+) -> tuple[Tensor, Tensor, list[list[Tensor]]]:
+    """Numerators, denominators [t] of one tile and the gradients of each numerator with respect to x (and row)."""
     if not wanted:
         with torch.no_grad():
-            return *block.sums(*block.loss(x, y, valid)), []
+            return *block.rows(x, part, row), []
     if block.in_place is not None:
         with torch.no_grad():
+            labels = block.labels(part, x)
             grad = x if block.geometry.kind == "similarity" else x.clone()  # distances are read again by their pull
-            return *block.sums(*block.in_place(grad, y, valid)), [grad]
+            return *_sums(*block.in_place(grad, *labels)), [[grad]]
     with torch.enable_grad():
-        leaf = x.detach().requires_grad_()
-        value, count = block.sums(*block.loss(leaf, y, valid))
-        grads = [_gradient(v, leaf) for v in value.unbind()]
+        leaves = [z.detach().requires_grad_() for z in (x, row) if z is not None]
+        value, count = block.rows(leaves[0], part, leaves[1] if row is not None else None)
+        grads = [_gradients(v, leaves) for v in value.unbind()]
     return value.detach(), count, grads
 
 
-def _gradient(value: Tensor, leaf: Tensor) -> Tensor:
-    """Gradient of a numerator with respect to the tile, zeros where it does not depend on it."""
+def _gradients(value: Tensor, leaves: Sequence[Tensor], grad: Tensor | None = None) -> list[Tensor]:
+    """Gradients with respect to leaves, zeros where the value does not depend on one."""
     if not value.requires_grad:
-        return torch.zeros_like(leaf)
-    (grad,) = torch.autograd.grad(value, leaf, retain_graph=True, allow_unused=True)
-    return torch.zeros_like(leaf) if grad is None else grad
+        return [torch.zeros_like(leaf) for leaf in leaves]
+    grads = torch.autograd.grad(value, leaves, grad, retain_graph=True, allow_unused=True)
+    return [torch.zeros_like(leaf) if g is None else g for g, leaf in zip(grads, leaves, strict=True)]
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """A block of pairs as losses see it that are no sum over rows.
+
+    Attributes:
+        q: queries, their embeddings raw and with gradient.
+        k: keys; the same object when a batch is compared with itself, the proxies when the loss has some.
+        block: how pairs are compared.
+        tile: rows in a tile, or None: the plain formula is wanted (reference, higher derivatives, `torch.compile`).
+    """
+
+    q: Points
+    k: Points
+    block: Block
+    tile: int | None
+
+    @staticmethod
+    def of(q: Points, k: Points, geometry: Geometry, target: Target, miner: Miner | None, tile: int | None) -> Pairs:
+        """Pairs of queries and keys."""
+        return Pairs(q, k, Block(geometry, target, miner, q.code, k.code, q.id, k.id), tile)
+
+    @property
+    def plain(self) -> bool:
+        """Whether the plain formula on the whole block is wanted."""
+        return self.tile is None
+
+    def between(self, q: Points, k: Points) -> Pairs:
+        """Other points, compared in the same way (without the miner)."""
+        return Pairs.of(q, k, self.block.geometry, self.block.target, None, self.tile)
+
+    def swapped(self) -> Pairs:
+        """Keys as rows against queries."""
+        return self.between(self.k, self.q)
+
+    def of_keys(self) -> Pairs:
+        """Keys against keys."""
+        return self.between(self.k, self.k)
+
+    def prepared(self) -> tuple[Tensor, Tensor]:
+        """Embeddings of queries and keys as the geometry compares them (normalised, for instance)."""
+        q = self.block.geometry.prepare(self.q.z)
+        return q, q if self.k.z is self.q.z else self.block.geometry.prepare(self.k.z).to(q.dtype)
+
+    def dense(self) -> tuple[Tensor, Tensor, Tensor]:
+        """x, y and valid of the whole block, [q k] each; x with an ordinary graph."""
+        x = self.block.geometry.pairs(*self.prepared())
+        return x, *self.block.labels(slice(None), x)
+
+    def reduce(self, fn: Callable[..., Tensor], rows: Sequence[Tensor] = (), shared: Sequence[Tensor] = ()) -> Tensor:
+        """`fn(x, y, valid, *rows, *shared)` for tiles of rows, its results one below the other: [q ...].
+
+        Memory is that of a tile, because the backward pass computes each tile again.
+
+        Args:
+            fn: a function of rows: x, y, valid are [rows k] each; returns [rows ...]. It must not hold other tensors
+                that want a gradient.
+            rows: tensors [q ...] with gradient, of which fn gets the tile's rows.
+            shared: tensors with gradient that every tile sees whole.
+        """
+        if self.plain:
+            return fn(*self.dense(), *rows, *shared)
+        q, k = self.prepared()
+        result: Tensor = _Reduced.apply(self, fn, len(rows), q, k, *rows, *shared)
+        return result
+
+
+class _Reduced(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, pairs: Pairs, fn: Callable[..., Tensor], split: int, *inputs: Tensor) -> Tensor:
+        ctx.pairs, ctx.fn, ctx.split = pairs, fn, split
+        ctx.random = torch.get_rng_state() if pairs.block.miner is not None else None
+        ctx.save_for_backward(*inputs)
+        q, k, *extra = (z.detach() for z in inputs)
+        q, k = _centred(pairs.block.geometry, q, k)
+        assert pairs.tile is not None
+        results = []
+        for part in _parts(len(q), pairs.tile):
+            x = pairs.block.geometry.block(q[part], k)
+            own = [z[part] if i < split else z for i, z in enumerate(extra)]
+            results.append(fn(x, *pairs.block.labels(part, x), *own))
+        return torch.cat(results)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        pairs, block = ctx.pairs, ctx.pairs.block
+        with torch.random.fork_rng(devices=[], enabled=ctx.random is not None):
+            if ctx.random is not None:  # a miner that draws must draw the same again
+                torch.set_rng_state(ctx.random)
+            if torch.is_grad_enabled():
+                inputs = [z.view_as(z) for z in ctx.saved_tensors]
+                x = block.geometry.pairs(*inputs[:2])
+                again = ctx.fn(x, *block.labels(slice(None), x), *inputs[2:])
+                return None, None, None, *_differentiate(again, inputs, grad)
+            q, k, *extra = (z.detach() for z in ctx.saved_tensors)
+            whole = [torch.zeros_like(z) for z in (q, k, *extra)]
+            q, k = _centred(block.geometry, q, k)
+            for part in _parts(len(q), pairs.tile):
+                x, pull = block.geometry.tile(q[part], k)
+                own = [z[part] if i < ctx.split else z for i, z in enumerate(extra)]
+                with torch.enable_grad():
+                    leaves = [z.detach().requires_grad_() for z in (x, *own)]
+                    result = ctx.fn(leaves[0], *block.labels(part, x), *leaves[1:])
+                    grad_x, *rest = _gradients(result, leaves, grad[part])
+                pull(grad_x, whole[0][part], whole[1])
+                for i, g in enumerate(rest):
+                    (whole[2 + i][part] if i < ctx.split else whole[2 + i]).add_(g)
+        return None, None, None, *whole

@@ -1,8 +1,8 @@
-"""Keys that are not the batch: learned proxies."""
+"""What is compared with that is not the batch: learned proxies, a learned boundary, a memory of earlier batches."""
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -44,7 +44,7 @@ class Proxies(nn.Module):
         """
         z = nn.functional.normalize(z.to(self.weight), dim=1)
         classes = classes.to(self.weight.device)
-        self._check_labels(classes)
+        check_classes(classes, len(self.weight), "proxies")
         total = torch.zeros_like(self.weight).index_add_(0, classes, z)
         count = torch.bincount(classes, minlength=len(self.weight))[:, None]
         self.weight.copy_(torch.where(count > 0, total / count.clamp_min(1), self.weight))
@@ -56,13 +56,93 @@ class Proxies(nn.Module):
                 f"the proxies have {self.weight.shape[1]} dimensions but the embeddings {points.z.shape[1]}; "
                 "create the objective with dim= of the embedder"
             )
-        self._check_labels(points.code)
+        check_classes(points.code, len(self.weight), "proxies")
 
-    def _check_labels(self, classes: Tensor) -> None:
-        if classes.ndim != 1 or classes.is_floating_point():
-            raise ValueError(f"proxies need integer classes [n], got {classes.dtype} {list(classes.shape)}")
-        if len(classes) and not 0 <= int(classes.min()) <= int(classes.max()) < len(self.weight):
-            raise ValueError(
-                f"labels {int(classes.min())}..{int(classes.max())} do not fit {len(self.weight)} proxies; "
-                f"expected 0..{len(self.weight) - 1}: number the training classes from 0 or raise num_classes"
-            )
+
+class Boundary(nn.Module):
+    """The distance between same and different of the margin loss: fixed, learned, or learned for each class.
+
+    Args:
+        beta: its initial value, in the unit of the distance.
+        learn_beta: whether it is learned.
+        beta_per_class: one for each class instead of one for all.
+        num_classes: number of classes, for `beta_per_class`.
+    """
+
+    def __init__(
+        self,
+        *,
+        beta: float = 1.2,
+        learn_beta: bool = True,
+        beta_per_class: bool = False,
+        num_classes: int | None = None,
+    ) -> None:
+        super().__init__()
+        if beta_per_class and num_classes is None:
+            raise ValueError("beta_per_class needs num_classes=")
+        self.per_class = beta_per_class
+        start = torch.full((num_classes,) if beta_per_class else (), float(beta))  # type: ignore[arg-type]
+        self.beta = nn.Parameter(start, requires_grad=learn_beta)
+
+    def forward(self, points: Points) -> Tensor:
+        """The boundary of each point [n]; with one for each class, the code must be a class number."""
+        if not self.per_class:
+            return self.beta.expand(len(points))
+        if not torch.compiler.is_compiling():
+            check_classes(points.code, len(self.beta), "boundaries")
+        return self.beta[points.code]
+
+
+class Memory(nn.Module):
+    """The last `size` embeddings and labels of earlier batches, as keys without gradient (cross-batch memory).
+
+    Wang et al.: Cross-Batch Memory for Embedding Learning, CVPR 2020. Nothing is stored before the first `push`, which
+    decides on width and kind of labels. Older entries make room for newer ones.
+
+    Args:
+        size: how many embeddings are kept.
+    """
+
+    seen: Tensor
+    z: Tensor
+    code: Tensor
+    id: Tensor
+
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        if size < 1:
+            raise ValueError(f"memory must hold at least 1 embedding, got {size}")
+        self.size = size
+        self.register_buffer("seen", torch.zeros((), dtype=torch.int64))
+
+    def points(self) -> Points | None:
+        """What is remembered, oldest first; None before the first push."""
+        return Points(self.z, self.code, self.id) if hasattr(self, "z") else None
+
+    @torch.no_grad()
+    def push(self, points: Points) -> None:
+        """Remember the newest points."""
+        kept = self.points()
+        new = points.detach() if kept is None else Points.cat(kept, points.detach())
+        self._hold(new.z[-self.size :].clone(), new.code[-self.size :].clone(), new.id[-self.size :].clone())
+        self.seen += len(points)
+
+    def _hold(self, z: Tensor, code: Tensor, id: Tensor) -> None:
+        for name, value in (("z", z), ("code", code), ("id", id)):
+            self.register_buffer(name, value)
+
+    def _load_from_state_dict(self, state: dict[str, Any], prefix: str, *args: Any) -> None:
+        if prefix + "z" in state:  # the width is known only now
+            self._hold(*(torch.empty_like(state[prefix + name]) for name in ("z", "code", "id")))
+        super()._load_from_state_dict(state, prefix, *args)
+
+
+def check_classes(classes: Tensor, count: int, what: str) -> None:
+    """Raise a ValueError unless these are class numbers [n] below `count`."""
+    if classes.ndim != 1 or classes.is_floating_point():
+        raise ValueError(f"{what} need integer classes [n], got {classes.dtype} {list(classes.shape)}")
+    if len(classes) and not 0 <= int(classes.min()) <= int(classes.max()) < count:
+        raise ValueError(
+            f"labels {int(classes.min())}..{int(classes.max())} do not fit {count} {what}; "
+            f"expected 0..{count - 1}: number the training classes from 0 or raise num_classes"
+        )

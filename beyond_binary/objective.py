@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from . import distributed
-from .blocks import Block, dense, tiled
+from .blocks import Block, Pairs, dense, tiled
 from .geometry import Geometry, create_geometry
-from .keys import Proxies
+from .keys import Boundary, Memory, Proxies
 from .losses import LOSSES, LossFacts
 from .mining import MINERS
 from .points import Points
-from .registry import parse_spec
+from .registry import options_of, parse_spec
 from .targets import Target, create_target
 from .targets.vectors import Classes
 
@@ -39,6 +40,8 @@ class Objective(nn.Module):
         geometry: Geometry,
         mining: str | None,
         proxies: Proxies | None,
+        boundary: Boundary | None,
+        memory: Memory | None,
         gather: bool,
         block: int | None,
     ) -> None:
@@ -46,9 +49,11 @@ class Objective(nn.Module):
         entry = LOSSES[loss]
         self.loss, self.options, self.target, self.geometry = loss, options, target, geometry
         self.facts: LossFacts = entry.info["facts"]
-        self.proxies, self.gather, self.block = proxies, gather, block
-        self._row_loss = functools.partial(entry.build, **options)
-        self._in_place = functools.partial(self.facts.in_place, **options) if self.facts.in_place else None
+        self.proxies, self.boundary, self.memory = proxies, boundary, memory
+        self.gather, self.block = gather, block
+        self._function = _bind(entry.build, options)
+        self._in_place = _bind(self.facts.in_place, options) if self.facts.in_place else None
+        self._penalty = _bind(self.facts.penalty, options) if self.facts.penalty else None
         self._miner = None
         if mining is not None:
             name, positional, keywords = parse_spec(mining)
@@ -110,10 +115,10 @@ class Objective(nn.Module):
         if labels is None or (ref_embeddings is None) != (ref_labels is None):
             raise ValueError("expected objective(embeddings, labels) or with ref_embeddings and ref_labels both")
         z = _full(embeddings)
-        start = 0
         if ids is None:
+            start = 0 if self.memory is None else int(self.memory.seen)  # what is remembered is not what comes now
             if self.gather and distributed.world_size() > 1:
-                start = sum(distributed.sizes(len(z), z.device)[: distributed.rank()])
+                start += sum(distributed.sizes(len(z), z.device)[: distributed.rank()])
             ids = torch.arange(start, start + len(z), device=z.device)
         queries = Points(z, self.target.encode(labels, z.detach()).to(z.device), _ids(ids, z))
         if ref_embeddings is None:
@@ -132,42 +137,80 @@ class Objective(nn.Module):
                 self.proxies.check(queries)
         together = self.gather and keys is None and distributed.world_size() > 1
         counts = distributed.sizes(len(queries), queries.z.device) if together else []
+        batch_keys = self.facts.keys == "item"
+        whole = together and (batch_keys or self.facts.form != "rows" or self.memory is not None)
+        everything = distributed.gather(queries, counts) if whole else queries
+        share = distributed.world_size() if together else 1
+        keys = self._keys(everything) if keys is None else keys
+        if self.proxies is None and keys.z.shape[1] != queries.z.shape[1]:
+            raise ValueError(f"queries have {queries.z.shape[1]} dimensions but references {keys.z.shape[1]}")
+        proxies = None if self.proxies is None else self.proxies.points()
 
         if self.facts.form == "moments":
-            assert self.proxies is not None
-            points = distributed.gather(queries, counts) if together else queries
-            z, weight = _alike(points.z, self.proxies.weight)
-            value: Tensor = self._row_loss(z, points.code, weight)
-            return value
-        share = distributed.world_size() if together else 1
-        if self.facts.keys == "proxy":
-            assert self.proxies is not None
-            return self._rows(queries, self.proxies.points(), share)
-        everything = distributed.gather(queries, counts) if together else queries
-        if self.facts.rows == "proxy":
-            assert self.proxies is not None
-            own = self.proxies.points()
-            return self._rows(own[distributed.share(len(own))] if together else own, everything, share)
-        keys = everything if keys is None else keys
-        if keys.z.shape[1] != queries.z.shape[1]:
-            raise ValueError(f"queries have {queries.z.shape[1]} dimensions but references {keys.z.shape[1]}")
-        return self._rows(queries, keys, share)
+            assert proxies is not None
+            z, weight = _alike(everything.z, proxies.z)
+            loss: Tensor = self._function(z, everything.code, weight)
+        elif self.facts.form == "pairs":
+            loss = self._pairs(everything, keys if proxies is None else proxies)
+        elif self.facts.rows == "proxy":
+            assert proxies is not None
+            loss = self._rows(proxies[distributed.share(len(proxies))] if together else proxies, keys, share)
+        else:
+            loss = self._rows(queries, keys if proxies is None else proxies, share)
+        if self._penalty is not None:
+            z = self.geometry.prepare(everything.z) if self.proxies is None else everything.z
+            loss = loss + self._penalty(z, None if proxies is None else proxies.z)
+        if self.memory is not None and self.training:
+            self.memory.push(everything)
+        return loss
+
+    def _keys(self, everything: Points) -> Points:
+        """The batch of all processes, and before it what is remembered."""
+        kept = None if self.memory is None else self.memory.points()
+        if kept is None:
+            return everything
+        z = torch.cat([everything.z, kept.z.to(everything.z)])
+        return Points(z, torch.cat([everything.code, kept.code]), torch.cat([everything.id, kept.id]))
+
+    def _tile(self, keys: int) -> int | None:
+        """Rows of a tile, or None where the plain form is wanted."""
+        if self.block is None or torch.compiler.is_compiling():
+            return None
+        return max(1, min(self.block, TILE // max(keys, 1)))
+
+    def _pairs(self, queries: Points, keys: Points) -> Tensor:
+        zq, zk = _alike(queries.z, keys.z)
+        q = Points(zq, queries.code, queries.id)
+        k = q if keys is queries else Points(zk, keys.code, keys.id)
+        if len(q) == 0 or len(k) == 0:
+            return zq.sum() * 0 + zk.sum() * 0
+        loss: Tensor = self._function(Pairs.of(q, k, self.geometry, self.target, self._miner, self._tile(len(k))))
+        return torch.where(zq.isnan().any() | zk.isnan().any(), torch.nan, loss)
 
     def _rows(self, queries: Points, keys: Points, share: int) -> Tensor:
         block = Block(
-            self.geometry, self.target, self._row_loss, self._in_place, self._miner,
-            queries.code, keys.code, queries.id, keys.id, share,
+            self.geometry, self.target, self._miner, queries.code, keys.code, queries.id, keys.id,
+            self._function, self._in_place, share,
         )  # fmt: skip
         zq, zk = _alike(queries.z, keys.z)
+        row = None
+        if self.facts.per_row == "norm":
+            row = torch.linalg.vector_norm(zq, dim=1)
+        elif self.boundary is not None:
+            row = self.boundary(queries).to(zq.dtype)
         q = self.geometry.prepare(zq)
         k = q if keys.z is queries.z else self.geometry.prepare(zk)
         if len(keys) == 0:
             return q.sum() * 0 + k.sum() * 0
-        if self.block is None or torch.compiler.is_compiling():
-            loss = dense(block, q, k)
-        else:
-            loss = tiled(block, q, k, max(1, min(self.block, TILE // max(len(k), 1))))
+        rows = self._tile(len(k))
+        loss = dense(block, q, k, row) if rows is None else tiled(block, q, k, rows, row)
         return torch.where(q.isnan().any() | k.isnan().any(), torch.nan, loss)
+
+
+def _bind(function: Callable[..., Any], options: dict[str, Any]) -> Callable[..., Any]:
+    """The function with those of the options that are its own."""
+    own = set(options_of(function))
+    return functools.partial(function, **{name: value for name, value in options.items() if name in own})
 
 
 def _full(x: Any) -> Any:
@@ -228,6 +271,7 @@ def create_objective(
     num_classes: int | None = None,
     dim: int | None = None,
     proxy_init: str = "random",
+    memory: int = 0,
     gather: bool = True,
     block: int | None = 1024,
     **options: Any,
@@ -242,6 +286,7 @@ def create_objective(
         num_classes: number of classes, for losses with proxies.
         dim: width of the embeddings, for losses with proxies.
         proxy_init: `random` or `class_mean` (see `Proxies`).
+        memory: how many embeddings of earlier batches join the batch as keys, without gradient (0: none).
         gather: under a process group, compare with the batches of all processes (exact gradients).
         block: most rows in a tile of the block engine; None: the plain dense form.
         **options: the loss's own options, see its documentation.
@@ -251,7 +296,7 @@ def create_objective(
             num_classes or dim. The message names the way out.
     """
     facts: LossFacts = LOSSES[loss].info["facts"]
-    fixed = ("x", "y", "valid", "z", "code", "proxies")
+    fixed = ("x", "y", "valid", "row", "pairs", "z", "code", "proxies", "num_classes")
     LOSSES.check_options(loss, options, fixed=fixed)
     LOSSES.check_values(loss, options)
     made = create_target(target)
@@ -271,8 +316,17 @@ def create_objective(
         if num_classes is None or dim is None:
             raise ValueError(f"{loss} learns one proxy per class: give num_classes= and dim= (the embedder's width)")
         proxies = Proxies(num_classes, dim, proxy_init)  # type: ignore[arg-type]
-    if mining is not None and (facts.form != "rows" or facts.needs_proxies):
+    boundary = None
+    if facts.per_row == "beta":
+        own = {name: value for name, value in options.items() if name in options_of(Boundary)}
+        if own.get("beta_per_class") and not isinstance(made, Classes):
+            raise ValueError(f"beta_per_class needs target 'classes', got {target!r}")
+        boundary = Boundary(num_classes=num_classes, **own)
+    if memory and (facts.keys == "proxy" or memory < 0):
+        raise ValueError(f"{loss} compares with proxies and takes no memory" if memory > 0 else "memory is negative")
+    if mining is not None and (facts.form == "moments" or facts.needs_proxies):
         raise ValueError(f"{loss} takes no mining: it compares with proxies")
     if block is not None and block < 1:
         raise ValueError(f"block must be at least 1 row (or None for the dense form), got {block}")
-    return Objective(loss, options, made, space, mining, proxies, gather, block)
+    held = Memory(memory) if memory else None
+    return Objective(loss, options, made, space, mining, proxies, boundary, held, gather, block)

@@ -94,11 +94,15 @@ def _wanted(hint: Any) -> str:
 
 @dataclass(frozen=True)
 class Entry:
-    """One registered thing: its name, the function or class, and what its registration said about it."""
+    """One registered thing: its name, the function or class, and what its registration said about it.
+
+    `parts` are further functions whose options are options of the thing.
+    """
 
     name: str
     build: Callable[..., Any]
     info: dict[str, Any] = field(default_factory=dict)
+    parts: tuple[Callable[..., Any], ...] = ()
 
 
 class Registry:
@@ -111,14 +115,16 @@ class Registry:
         self.kind = kind
         self._entries: dict[str, Entry] = {}
 
-    def register(self, name: str | None = None, **info: Any) -> Callable[[Built], Built]:
+    def register(
+        self, name: str | None = None, *, parts: Iterable[Callable[..., Any]] = (), **info: Any
+    ) -> Callable[[Built], Built]:
         """Decorator: enter a function or class under `name` (default: its own name), with free-form facts."""
 
         def enter(build: Built) -> Built:
             key = name or build.__name__
             if key in self._entries:
                 raise ValueError(f"{self.kind} {key!r} is registered twice")
-            self._entries[key] = Entry(key, build, info)
+            self._entries[key] = Entry(key, build, info, tuple(parts))
             return build
 
         return enter
@@ -137,7 +143,8 @@ class Registry:
 
     def check_options(self, name: str, options: Iterable[str], fixed: Iterable[str] = ()) -> None:
         """Raise a ValueError if the thing called `name` has no such options (`fixed` ones are not options)."""
-        known = [o for o in options_of(self[name].build) if o not in set(fixed)]
+        entry = self[name]
+        known = [o for f in (entry.build, *entry.parts) for o in options_of(f) if o not in set(fixed)]
         if unknown := sorted(set(options) - set(known)):
             raise ValueError(
                 f"{self.kind} {name!r} has no option {', '.join(unknown)}; its options: {', '.join(known) or 'none'}"
@@ -149,10 +156,13 @@ class Registry:
         Checked are bool, int, float (an int fits, a bool does not), str, None, `Literal`, and sequences and unions
         of these. Options that are unknown or annotated otherwise, or whose annotation cannot be resolved, pass.
         """
-        try:
-            parameters = inspect.signature(self[name].build, eval_str=True).parameters
-        except NameError:  # an annotation imported for type checkers only
-            return
+        entry = self[name]
+        parameters: dict[str, inspect.Parameter] = {}
+        for function in (*entry.parts, entry.build):
+            try:
+                parameters |= inspect.signature(function, eval_str=True).parameters
+            except NameError:  # an annotation imported for type checkers only
+                continue
         for option, value in options.items():
             if option in parameters and not _fits(value, hint := parameters[option].annotation):
                 raise ValueError(f"{self.kind} {name!r}: {option} must be {_wanted(hint)}, got {value!r}")

@@ -16,7 +16,6 @@ __all__ = [
     "CLASSES",
     "DIM",
     "assert_same",
-    "batch",
     "distances",
     "losses",
     "miners",

@@ -216,7 +216,10 @@ def test_huge_and_tiny_embeddings(case: Case, block: int | None, scale: float) -
     objective = build(case, block=block, **({"eps": 0.0} if case.loss == "log_ratio" else {}))
     value, grad, *rest = value_and_grads(objective, z, labels, proxies)
     scaled = value_and_grads(objective, (z * scale).detach().requires_grad_(), labels, proxies)
-    # every loss here is invariant to the scale of the embeddings, so the gradient shrinks as they grow
+    if not facts_of(case).scale_free:
+        assert_finite(*scaled)
+        return
+    # the others are invariant to the scale of the embeddings, so the gradient shrinks as they grow
     torch.testing.assert_close([scaled[0], scaled[1] * scale, *scaled[2:]], [value, grad, *rest], rtol=1e-3, atol=1e-4)
     assert_finite(*value_and_grads(build(case, block=block), (z * scale).detach().requires_grad_(), labels, proxies))
 

@@ -240,7 +240,7 @@ def test_any_in_place_form_is_used_rightly(case: Case) -> None:
     def in_place(x: Tensor, y: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
         with torch.enable_grad():
             leaf = x.clone().requires_grad_()
-            value, count = objective._row_loss(leaf, y, valid)
+            value, count = objective._function(leaf, y, valid)
             x.copy_(torch.autograd.grad(value.sum(), leaf)[0])
         return value.detach(), count
 

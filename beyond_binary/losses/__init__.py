@@ -10,7 +10,7 @@ With a count of 1 for each defined row this is the mean over defined rows; a cou
 over those. Because numerator and denominator add up over rows, so do blocks of rows and processes. Rows that are not
 defined have value 0 and count 0.
 
-A moment loss has the type `(z, code, proxies, **options) -> loss`, on all points at once.
+A loss that is no sum over rows has the form `pairs`: `(pairs, **options) -> loss`, on a `blocks.Pairs`.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from typing import Any, Literal, TypeVar
 from torch import Tensor
 
 from ..geometry import Kind
+from ..keys import Boundary
 from ..registry import Registry
 from ..targets import Gives
 
@@ -42,8 +43,13 @@ class LossFacts:
         geometry: the geometry (spec) of its paper.
         rows: what a row is: an item of the batch, or a `proxy`.
         keys: what the columns are: the batch (or references), or one `proxy` per class.
-        form: `rows` for a row loss, `moments` for a loss computed from means and covariances.
+        form: `rows` for a row loss, `pairs` for a loss of a whole block, `moments` for one of means and covariances.
         paper: where it comes from.
+        per_row: what a row loss gets as fourth argument [q], with gradient: the `norm` of the embedding before it is
+            normalised, or the learned `beta` of its class.
+        penalty: a regulariser `(z, proxies, **options) -> scalar` added to the loss; z [n d] are the embeddings of all
+            processes, proxies [c d] or None. Its options are options of the loss.
+        scale_free: whether the loss does not change when all embeddings are scaled.
         in_place: optional faster form of a row loss without a graph: same arguments, same return value, and `x` is
             overwritten with the gradient of `value.sum()` with respect to `x` (only for losses of one term).
     """
@@ -54,8 +60,16 @@ class LossFacts:
     paper: str
     rows: Literal["item", "proxy"] = "item"
     keys: Literal["item", "proxy"] = "item"
-    form: Literal["rows", "moments"] = "rows"
+    form: Literal["rows", "pairs", "moments"] = "rows"
     in_place: RowLoss | None = None
+    per_row: Literal["norm", "beta"] | None = None
+    penalty: Callable[..., Tensor] | None = None
+    scale_free: bool = True
+
+    @property
+    def parts(self) -> tuple[Callable[..., Any], ...]:
+        """What has options of its own beside the loss function."""
+        return (*([Boundary] if self.per_row == "beta" else []), *([self.penalty] if self.penalty else []))
 
     @property
     def needs_proxies(self) -> bool:
@@ -65,7 +79,8 @@ class LossFacts:
 
 def register_loss(name: str, **facts: Any) -> Callable[[Build], Build]:
     """Decorator that registers a loss with its `LossFacts`."""
-    return LOSSES.register(name, facts=LossFacts(**facts))
+    about = LossFacts(**facts)
+    return LOSSES.register(name, parts=about.parts, facts=about)
 
 
 def list_losses() -> list[str]:
