@@ -31,6 +31,13 @@ MARK = "<!-- Written by docs/generate.py. Do not edit: change the loss's docstri
 LABELS = ("Paper settings", "Cost")
 CLASSES, DIM, ITEMS = 4, 8, 32
 WRAPPED = {"radius": 0.3, "k": 5}
+FIELDS = {
+    "form": "form of the function",
+    "in_place": "has an in-place form",
+    "per_row": "reads of each row its",
+    "penalty": "has a regulariser",
+    "scale_free": "unchanged when all embeddings are scaled",
+}
 READS = {
     "same": "whether two labels are the same or different",
     "order": "the order of label distances",
@@ -85,15 +92,14 @@ def take_labelled(text: str) -> tuple[str, dict[str, str]]:
     return re.sub(pattern, "", text, flags=re.MULTILINE).strip(), found
 
 
-def options_of(*functions: Callable[..., Any] | None) -> list[Option]:
+def options_of(*functions: Callable[..., Any]) -> list[Option]:
     """Keyword-only parameters of functions, each once, with the meaning from the first docstring that has one."""
-    functions = tuple(f for f in functions if f is not None)
     meanings = [arguments(sections(f.__doc__ or "").get("Args", "")) for f in functions]
     parameters = {
         p.name: p
         for f in reversed(functions)
         for p in inspect.signature(f, eval_str=True).parameters.values()
-        if p.kind is inspect.Parameter.KEYWORD_ONLY
+        if p.kind is inspect.Parameter.KEYWORD_ONLY and p.name != "num_classes"
     }
     order = {p: None for f in functions for p in inspect.signature(f).parameters if p in parameters}
     return [
@@ -110,7 +116,7 @@ def describe(name: str) -> Loss:
     text, labelled = take_labelled(text)
     return Loss(
         name, facts, " ".join(summary.split()), text, labelled,
-        options_of(build, getattr(facts, "penalty", None)),
+        options_of(build, *LOSSES[name].parts),
         parts.get("Returns", ""), build.__module__, build.__qualname__,
     )  # fmt: skip
 
@@ -232,8 +238,8 @@ def facts_table(loss: Loss, readable: Mapping[str, dict[str, Any]]) -> str:
     for field in dataclasses.fields(facts):
         value = getattr(facts, field.name)
         if field.name not in known and value not in (None, field.default):
-            shown = "yes" if callable(value) else f"`{value}`"
-            rows.append((field.name.replace("_", " "), shown))
+            shown = {True: "yes", False: "no"}.get(value, f"`{value}`") if not callable(value) else "yes"
+            rows.append((FIELDS.get(field.name, field.name.replace("_", " ")), shown))
     return table(("", ""), rows)
 
 
@@ -243,8 +249,7 @@ def page(loss: Loss) -> str:
     code = example(loss.name, readable)
     path = Path(*loss.module.split(".")).with_suffix(".py")
     parts = [MARK, f"# {loss.name}", prose(loss.summary), facts_table(loss, readable)]
-    if loss.text:
-        parts += ["## What it computes", prose(loss.text)]
+    parts += ["## What it computes", *([prose(loss.text)] if loss.text else [])]
     if loss.returns:
         parts.append(f"The function `{loss.function}` returns: {prose(loss.returns)}")
     if loss.options:
