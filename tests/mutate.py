@@ -224,11 +224,18 @@ def run_tests(folder: Path, loss: str, select: str) -> int:
         for stream in (1, 2):
             os.dup2(log, stream)
         sys.path.insert(0, str(folder))
-        sys.dont_write_bytecode = True
         import pytest
 
         tests = [str(ROOT / "tests" / "test_losses.py"), "--rootdir", str(ROOT), "-k", select]
-        quick = ["-q", "-x", "-p", "no:cacheprovider", "-W", "ignore::pytest.PytestAssertRewriteWarning"]
+        quick = [
+            "-q",
+            "-x",
+            "-p",
+            "no:cacheprovider",
+            "--assert=plain",
+            "-W",
+            "ignore::pytest.PytestAssertRewriteWarning",
+        ]
         status = int(pytest.main([*quick, *tests], plugins=[Only(loss)]))
         used_copy = Path(sys.modules["beyond_binary"].__file__ or "").is_relative_to(folder)
         status = status if used_copy else 4
@@ -255,17 +262,18 @@ def enter_lane(folder: Path) -> None:
     LANE = copied(folder)
 
 
-def survives(job: tuple[Mutant, str]) -> bool:
+def survives(job: tuple[int, Mutant, str]) -> bool:
     """Whether the tests pass in spite of a change."""
-    mutant, select = job
+    number, mutant, select = job
     path = LANE / mutant.file
-    source = path.read_bytes()
+    source, times = path.read_bytes(), path.stat()
     path.write_bytes(mutant.applied(source))
-    os.utime(path, (0, 0))  # no compiled file is as old
+    os.utime(path, (number, number))  # a time of its own, or Python would take the compiled file of another change
     try:
         return run_tests(LANE, mutant.loss, select) == 0
     finally:
         path.write_bytes(source)
+        os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
 
 
 def chosen(everything: Sequence[Mutant], limit: int | None, seed: int) -> list[Mutant]:
@@ -302,7 +310,8 @@ def main() -> int:
         parser.error(f"no such loss: {', '.join(unknown)}; there are {', '.join(there)}")
     names = given.losses or list(there)
     own = {function.name for _, function in there.values()}
-    jobs = [(m, given.select) for n in names for m in chosen(mutants(n, *there[n], own), given.limit, given.seed)]
+    todo = [m for n in names for m in chosen(mutants(n, *there[n], own), given.limit, given.seed)]
+    jobs = [(number, mutant, given.select) for number, mutant in enumerate(todo)]
 
     import hypothesis.strategies  # noqa: F401  (once, for all children)
     import pytest  # noqa: F401
@@ -318,18 +327,10 @@ def main() -> int:
                 print(f"{name}: the tests fail (or there are none) without any change, pytest's status is {status}")
                 return 1
         pool = stack.enter_context(multiprocessing.get_context("fork").Pool(given.jobs, enter_lane, (folder,)))
-        outcomes = zip((m for m, _ in jobs), pool.imap(survives, jobs), strict=True)
-        print(f"{'loss':28} {'changes':>8} {'noticed':>8} {'sign, term':>15}")
-        current: list[tuple[Mutant, bool]] = []
-        todo = list(names)
-        for outcome in outcomes:
-            while outcome[0].loss != todo[0]:
-                good &= report(todo.pop(0), current, given.share)
-                current = []
-            current.append(outcome)
-        for name in todo:
-            good &= report(name, current, given.share)
-            current = []
+        print(f"{'loss':28} {'changes':>8} {'noticed':>8} {'sign, term':>15}", flush=True)
+        survived = pool.imap(survives, jobs)
+        for name in names:
+            good &= report(name, [(m, next(survived)) for m in todo if m.loss == name], given.share)
     print(f"{len(jobs)} changes in {time.time() - started:.0f} s")
     return 0 if good else 1
 
