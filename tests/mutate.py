@@ -32,13 +32,15 @@ os.environ["OMP_NUM_THREADS"] = "1"
 ROOT = Path(__file__).resolve().parent.parent
 SELECT = (
     "oracles or repeated_ids or other_references or gradcheck or in_place or tiles_equal_dense or nothing_valid "
-    "or empty_batch or degenerate or coincident"
+    "or empty_batch or degenerate or coincident or edges or official or published"
 )
 JUDGED = ("sign", "term")  # the kinds of change that must not survive in a loss function
 TIMEOUT = 120  # seconds; a change that makes the tests hang is noticed
 
+NEGATED = "(lambda r: (-r[0], *r[1:]) if isinstance(r, tuple) else -r)({})"
+
 EQUIVALENT: dict[tuple[str, str, str], str] = {
-    ("pd_loss", "z.sum() + proxies.sum() * 0", "z.sum()"): "the value is 0; the proxies then get no gradient, not 0",
+    ("pd_loss", "z.sum() + proxies.sum() * 0", NEGATED.format("z.sum() + proxies.sum() * 0")): "the value is 0",
     ("log_ratio", "u - centre[:, None]", "u + centre[:, None]"): "any centre gives the same sum of squares",
     ("log_ratio", "u - centre[:, None]", "u"): "any centre gives the same sum of squares",
 }
@@ -75,9 +77,10 @@ class Mutant:
     start: int
     end: int
     judged: bool
+    bare: bool  # stands without parentheses
 
     def applied(self, source: bytes) -> bytes:
-        return source[: self.start] + self.after.encode() + source[self.end :]
+        return source[: self.start] + (self.after if self.bare else f"({self.after})").encode() + source[self.end :]
 
     def __str__(self) -> str:
         return f"{self.file}:{self.line} {self.function}: {self.before}  ->  {self.after}  ({self.kind})"
@@ -153,8 +156,7 @@ def changes(node: ast.AST) -> Iterator[tuple[str, ast.AST, ast.AST]]:
         case ast.Return(ast.Tuple([first, *_])):
             yield "sign", first, ast.UnaryOp(ast.USub(), first)
         case ast.Return(ast.expr() as value) if not isinstance(value, ast.Constant) and not is_zero(value):
-            negated = "(lambda r: (-r[0], *r[1:]) if isinstance(r, tuple) else -r)({})"
-            yield "sign", value, ast.parse(negated.format(ast.unparse(value)), mode="eval").body
+            yield "sign", value, ast.parse(NEGATED.format(ast.unparse(value)), mode="eval").body
 
 
 def inside(node: ast.AST) -> Iterator[ast.AST]:
@@ -188,12 +190,10 @@ def mutants(name: str, path: Path, function: ast.FunctionDef, others: set[str]) 
                 before, after = " ".join(source[start:end].decode().split()), ast.unparse(new)
                 if (part.name, before, after) in EQUIVALENT:
                     continue
-                text = after if isinstance(new, ast.stmt | ast.Constant) else f"({after})"
+                bare = isinstance(new, ast.stmt | ast.Constant)
                 judged = part.name == function.name and kind in JUDGED
-                mutant = Mutant(
-                    name, str(path.relative_to(ROOT)), part.name, kind, old.lineno, before, text, start, end, judged  # type: ignore[attr-defined]
-                )  # fmt: skip
-                found[start, end, text] = mutant
+                where = str(path.relative_to(ROOT)), part.name, kind, old.lineno  # type: ignore[attr-defined]
+                found[start, end, after] = Mutant(name, *where, before, after, start, end, judged, bare)
     return list(found.values())
 
 
