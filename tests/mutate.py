@@ -31,7 +31,7 @@ os.environ["OMP_NUM_THREADS"] = "1"
 
 ROOT = Path(__file__).resolve().parent.parent
 SELECT = (
-    "oracles or repeated_ids or other_references or gradcheck or in_place or tiles_equal_dense or nothing_valid "
+    "oracles or second_derivatives or repeated_ids or other_references or gradcheck or in_place or tiles_equal_dense or nothing_valid "
     "or empty_batch or degenerate or coincident or edges or official or published"
 )
 JUDGED = ("sign", "term")  # the kinds of change that must not survive in a loss function
