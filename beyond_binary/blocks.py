@@ -8,8 +8,10 @@ the reference, and it is what higher derivatives and `torch.compile` go through.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -17,13 +19,37 @@ from torch import Tensor
 
 from . import distributed
 from .geometry import Geometry
+from .losses.common import split
+from .losses.in_place import Places, Tile
 from .points import Points
 from .targets import Target
+from .targets.vectors import Classes
 
 if TYPE_CHECKING:
     from .losses import RowLoss
 
 Miner = Callable[[Tensor, Tensor, Tensor], Tensor]
+
+
+class Join:
+    """Which keys equal each query, found by sorting the keys once.
+
+    Args:
+        q: integers [q].
+        k: integers [k].
+    """
+
+    def __init__(self, q: Tensor, k: Tensor) -> None:
+        ordered, self.order = k.sort()
+        self.first = torch.searchsorted(ordered, q)
+        self.count = torch.searchsorted(ordered, q, right=True) - self.first
+
+    def __call__(self, part: slice) -> tuple[Tensor, Tensor]:
+        """Row (counted from the part's first) and key of each match, ordered by row."""
+        count, first = self.count[part], self.first[part]
+        row = torch.repeat_interleave(count)
+        offset = first - (count.cumsum(0) - count)
+        return row, self.order[torch.arange(len(row), device=row.device) + offset[row]]
 
 
 @dataclass(frozen=True)
@@ -51,7 +77,7 @@ class Block:
     id_q: Tensor
     id_k: Tensor
     loss: RowLoss | None = None
-    in_place: RowLoss | None = None
+    in_place: Callable[..., Any] | None = None
     share: int = 1
 
     def labels(self, rows: slice, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -65,6 +91,26 @@ class Block:
                 nearness = x.detach() if self.geometry.kind == "similarity" else -x.detach()
                 valid = valid & self.miner(nearness, y, valid)
         return y, valid
+
+    @cached_property
+    def _of_class(self) -> Join:
+        return Join(self.code_q, self.code_k)
+
+    @cached_property
+    def _of_id(self) -> Join:
+        return Join(self.id_q, self.id_k)
+
+    def places(self, part: slice, x: Tensor) -> tuple[Places, Places]:
+        """Valid pairs of the same, and pairs that do not count, of some rows; for classes without listing all pairs."""
+        if self.miner is not None or not isinstance(self.target, Classes):
+            y, valid = self.labels(part, x)
+            return Places.of(split(y, valid)[0]), Places.of(~valid)
+        row, column = self._of_class(part)
+        other = self.id_q[part][row] != self.id_k[column]
+        row, column = row[other], column[other]
+        own, twin = self._of_id(part)
+        width = len(self.code_k)
+        return Places(row, row * width + column), Places(own, own * width + twin)
 
     def rows(self, x: Tensor, part: slice, row: Tensor | None) -> tuple[Tensor, Tensor]:
         """Numerators and denominators [t] of some rows."""
@@ -182,11 +228,12 @@ def _tile(
     if not wanted:
         with torch.no_grad():
             return *block.rows(x, part, row), []
-    if block.in_place is not None:
+    if block.in_place is not None and row is None:
         with torch.no_grad():
-            labels = block.labels(part, x)
             grad = x if block.geometry.kind == "similarity" else x.clone()  # distances are read again by their pull
-            return *_sums(*block.in_place(grad, *labels)), [[grad]]
+            rows = block.in_place(Tile(grad, functools.partial(block.places, part, x)))
+            if rows is not None:
+                return *_sums(*rows), [[grad]]
     with torch.enable_grad():
         leaves = [z.detach().requires_grad_() for z in (x, row) if z is not None]
         value, count = block.rows(leaves[0], part, leaves[1] if row is not None else None)

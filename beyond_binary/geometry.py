@@ -104,6 +104,50 @@ class _Distance:
         return d2 if self.squared else d2.sqrt_()
 
 
+@dataclass(frozen=True)
+class _SignalToNoise:
+    normalize: bool = True
+    eps: float = 1e-8
+    kind: ClassVar[Kind] = "distance"
+    shift_invariant: ClassVar[bool] = False
+
+    def prepare(self, z: Tensor) -> Tensor:
+        return F.normalize(z, dim=-1) if self.normalize else z
+
+    def _power(self, q: Tensor) -> tuple[Tensor, Tensor]:
+        """Summed squares of centred signals, and the same kept off zero [q 1]."""
+        signal = q.square().sum(1, keepdim=True)
+        return signal, signal.clamp_min(self.eps * max(q.shape[1] - 1, 1))
+
+    def pairs(self, q: Tensor, k: Tensor) -> Tensor:
+        q, k = _centre(q), _centre(k)
+        return (q[:, None] - k[None]).square().sum(-1) / self._power(q)[1]
+
+    def tile(self, q: Tensor, k: Tensor) -> tuple[Tensor, Pull]:
+        q, k = _centre(q), _centre(k)
+        d2, near = squared_distances(q, k)
+        signal, power = self._power(q)
+        x = d2.div_(power)
+
+        def pull(grad_x: Tensor, grad_q: Tensor, grad_k: Tensor) -> None:
+            grad = grad_x / power
+            of_power = torch.where(signal == power, torch.linalg.vecdot(grad, x)[:, None], 0)
+            of_q, of_k = -2 * of_power * q, torch.zeros_like(k)
+            pull_squared(grad, 2, near, q, k, of_q, of_k)
+            grad_q.add_(_centre(of_q))
+            grad_k.add_(_centre(of_k))
+
+        return x, pull
+
+    def block(self, q: Tensor, k: Tensor) -> Tensor:
+        return self.tile(q, k)[0]
+
+
+def _centre(z: Tensor) -> Tensor:
+    """Each embedding about the mean of its coordinates."""
+    return z - z.mean(-1, keepdim=True)
+
+
 @GEOMETRIES.register("cosine")
 def cosine() -> Geometry:
     """Cosine similarity, in [-1, 1]; a zero embedding has similarity 0 to everything."""
@@ -126,6 +170,16 @@ def euclidean(normalize: bool = False) -> Geometry:
 def squared_euclidean(normalize: bool = False) -> Geometry:
     """Squared Euclidean distance; `normalize` puts the points on the unit sphere first (then it is 2 - 2 cosine)."""
     return _Distance(normalize=normalize, squared=True)
+
+
+@GEOMETRIES.register("snr")
+def snr(normalize: bool = True, eps: float = 1e-8) -> Geometry:
+    """Signal-to-noise distance `var(k - q) / var(q)` over coordinates, the query being the signal; not symmetric.
+
+    `normalize` puts the points on the unit sphere first, as pytorch-metric-learning does and the paper (Yuan et al.,
+    CVPR 2019) does not say. A signal's variance counts as at least `eps`, so that a constant embedding stays finite.
+    """
+    return _SignalToNoise(normalize, eps)
 
 
 def create_geometry(spec: str | Geometry) -> Geometry:
@@ -154,23 +208,26 @@ def squared_distances(q: Tensor, k: Tensor) -> tuple[Tensor, Near]:
 
     A pair is redone where cancellation would cost more than about five digits of relative precision.
     """
-    size_q, size_k = q.square().sum(1), k.square().sum(1)
-    d2 = torch.addmm(size_k[None, :], q, k.T, alpha=-2).add_(size_q[:, None])
+    if q.numel() == 0 or k.numel() == 0:
+        return q.new_zeros(len(q), len(k)), (none := torch.zeros(0, dtype=torch.int64, device=q.device), none)
+    size_q, size_k = q.square().sum(1, keepdim=True), k.square().sum(1, keepdim=True)
+    one_q, one_k = torch.ones_like(size_q), torch.ones_like(size_k)
+    d2 = torch.cat([-2 * q, size_q, one_q], 1) @ torch.cat([k, one_k, size_k], 1).T  # sizes added by the product
     limit = 1e5 * torch.finfo(d2.dtype).eps
-    row, column = _places(d2 <= (limit * size_q)[:, None] + (limit * size_k)[None, :])
+    row, column = _up_to(d2, limit * (size_q.amax() + size_k.amax()))
     for part in torch.arange(len(row), device=row.device).split(1 << 16):
         i, j = row[part], column[part]
         d2[i, j] = (q[i] - k[j]).square().sum(1)
     return d2, (row, column)
 
 
-def _places(mask: Tensor) -> Near:
-    """Row and column of each entry of a sparse mask."""
-    if mask.device.type != "cpu":
-        row, column = mask.nonzero(as_tuple=True)
+def _up_to(x: Tensor, limit: Tensor) -> Near:
+    """Row and column of each entry of at most `limit`."""
+    if x.device.type != "cpu":
+        row, column = (x <= limit).nonzero(as_tuple=True)
         return row, column
-    flat = torch.from_numpy(np.flatnonzero(mask.numpy()))  # ten times faster than torch
-    return flat // mask.shape[1], flat % mask.shape[1]
+    flat = torch.from_numpy(np.flatnonzero(x.numpy() <= limit.numpy()))  # several times faster than torch
+    return flat // x.shape[1], flat % x.shape[1]
 
 
 def pull_squared(grad: Tensor, factor: float, near: Near, q: Tensor, k: Tensor, grad_q: Tensor, grad_k: Tensor) -> None:

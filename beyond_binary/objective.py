@@ -52,7 +52,9 @@ class Objective(nn.Module):
         self.proxies, self.boundary, self.memory = proxies, boundary, memory
         self.gather, self.block = gather, block
         self._function = _bind(entry.build, options)
-        self._in_place = _bind(self.facts.in_place, options) if self.facts.in_place else None
+        self._in_place = (
+            _bind(self.facts.in_place, {**options_of(entry.build), **options}) if self.facts.in_place else None
+        )
         self._penalty = _bind(self.facts.penalty, options) if self.facts.penalty else None
         self._miner = None
         if mining is not None:

@@ -92,13 +92,18 @@ def take_labelled(text: str) -> tuple[str, dict[str, str]]:
     return re.sub(pattern, "", text, flags=re.MULTILINE).strip(), found
 
 
+def evaluated(function: Callable[..., Any], hint: Any) -> Any:
+    """An annotation that may be a string, in the module of its function (whose other annotations may not resolve)."""
+    return eval(hint, vars(sys.modules[function.__module__])) if isinstance(hint, str) else hint
+
+
 def options_of(*functions: Callable[..., Any]) -> list[Option]:
     """Keyword-only parameters of functions, each once, with the meaning from the first docstring that has one."""
     meanings = [arguments(sections(f.__doc__ or "").get("Args", "")) for f in functions]
     parameters = {
-        p.name: p
+        p.name: p.replace(annotation=evaluated(f, p.annotation))
         for f in reversed(functions)
-        for p in inspect.signature(f, eval_str=True).parameters.values()
+        for p in inspect.signature(f).parameters.values()
         if p.kind is inspect.Parameter.KEYWORD_ONLY and p.name != "num_classes"
     }
     order = {p: None for f in functions for p in inspect.signature(f).parameters if p in parameters}

@@ -26,6 +26,8 @@ def facts_of(case: Case) -> LossFacts:
 
 FIRST = [case for i, case in enumerate(CASES) if case.loss not in {c.loss for c in CASES[:i]}]  # one per loss
 assert len({str(case) for case in CASES}) == len(CASES)
+DERIVED = [case for case in CASES if case.loss != "circle" or case.options.get("detach") is False]
+"""Cases whose gradient is the derivative of their value: not circle, whose weights are constants to the gradient."""
 OF_ITEMS = [case for case in CASES if not facts_of(case).needs_proxies]
 
 

@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 
 import beyond_binary as bb
-from beyond_binary.blocks import Pairs
+from beyond_binary.blocks import Block, Pairs
 from beyond_binary.losses import LOSSES, register_loss
 from beyond_binary.losses.common import masked_logsumexp, split
+from beyond_binary.losses.in_place import Places
 
 FACTS = {"reads": "same", "x": "distance", "geometry": "euclidean(normalize=True)", "paper": "none"}
 
@@ -134,6 +135,21 @@ def test_options_of_all_parts_are_checked() -> None:
         bb.create_objective("two_passes", factor="much")
     with pytest.raises(ValueError, match="learn_beta must be True or False"):
         bb.create_objective("with_boundary", learn_beta=3)
+
+
+@pytest.mark.parametrize("part", [slice(0, 4), slice(4, 8), slice(8, 9), slice(9, 12)])
+def test_places_of_classes_are_those_of_the_masks(part: slice) -> None:
+    codes = torch.tensor([0, 1, 0, 2, 1, 0, 1, 3, 7]), torch.tensor([1, 1, 0, 5, 0, 2, 0])
+    ids = torch.tensor([0, 1, 2, 0, 4, 2, 6, 7, 8]), torch.tensor([1, 9, 2, 0, 2, 0, 11])
+    objective = bb.create_objective("supcon")
+    block = Block(objective.geometry, objective.target, None, codes[0], codes[1], *ids)
+    y, valid = block.labels(part, torch.zeros(1))
+    for got, mask in zip(block.places(part, torch.zeros(1)), (valid & ~y, ~valid), strict=True):
+        expected = Places.of(mask)
+        order = got.flat.argsort()
+        assert got.flat[order].equal(expected.flat)
+        assert got.row[order].equal(expected.row)
+        assert (got.row.diff() >= 0).all()
 
 
 # ---- memory

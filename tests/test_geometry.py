@@ -10,7 +10,7 @@ from torch import Tensor
 
 from beyond_binary.geometry import GEOMETRIES, Geometry, create_geometry, safe_sqrt
 
-SPECS = [*GEOMETRIES.names(), "euclidean(normalize=True)", "squared_euclidean(normalize=True)"]
+SPECS = [*GEOMETRIES.names(), "snr(normalize=False)", "euclidean(normalize=True)", "squared_euclidean(normalize=True)"]
 every_geometry = pytest.mark.parametrize("spec", SPECS)
 
 
@@ -37,13 +37,14 @@ def test_values_are_scipys(spec: str) -> None:
     geometry = create_geometry(spec)
     q, k = points(4), points(7)
     a, b = q.numpy(), k.numpy()
-    if "normalize=True" in spec:
+    if "normalize=True" in spec or spec == "snr":
         a, b = (v / np.linalg.norm(v, axis=1, keepdims=True) for v in (a, b))
     expected = {
         "cosine": lambda: 1 - cdist(a, b, "cosine"),
         "dot": lambda: a @ b.T,
         "euclidean": lambda: cdist(a, b),
         "squared_euclidean": lambda: cdist(a, b, "sqeuclidean"),
+        "snr": lambda: (a[:, None] - b[None]).var(2, ddof=1) / a.var(1, ddof=1)[:, None],
     }[spec.split("(")[0]]()
     prepared = geometry.prepare(q), geometry.prepare(k)
     for x in (geometry.pairs(*prepared), geometry.tile(*prepared)[0], geometry.block(*prepared)):
@@ -52,7 +53,7 @@ def test_values_are_scipys(spec: str) -> None:
 
 def test_kinds() -> None:
     assert [create_geometry(s).kind for s in ("cosine", "dot")] == ["similarity"] * 2
-    assert [create_geometry(s).kind for s in ("euclidean", "squared_euclidean")] == ["distance"] * 2
+    assert [create_geometry(s).kind for s in ("euclidean", "squared_euclidean", "snr")] == ["distance"] * 3
     z, move = points(6), points(1)
     for spec in SPECS:
         geometry = create_geometry(spec)
@@ -137,6 +138,23 @@ def test_coincident_points(spec: str) -> None:
     x, grad_q, grad_k = through_tile(geometry, z, z, torch.ones(6, 6))
     for tensor in (x, grad_q, grad_k, *through_pairs(geometry, z, z, torch.ones(6, 6))):
         assert tensor.equal(torch.zeros_like(tensor))
+
+
+def test_signal_to_noise_of_near_points_and_of_constant_embeddings() -> None:
+    geometry = create_geometry("snr")
+    z = points(6, 16)
+    near = (z + 1e-4 * points(6, 16)).float()
+    q, k = geometry.prepare(z.float()), geometry.prepare(near)
+    x, grad_q, grad_k = through_tile(geometry, q, k, torch.eye(6))
+    wide = through_pairs(geometry, q.double(), k.double(), torch.eye(6).double())
+    assert (wide[0].diagonal() < 1e-6).all()
+    for got, expected in zip((x, grad_q, grad_k), wide, strict=True):
+        assert ((got.double() - expected).norm(dim=1) <= 1e-3 * expected.norm(dim=1)).all()
+    flat = geometry.prepare(torch.cat([torch.zeros(2, 4), 2 * torch.ones(2, 4), torch.randn(2, 4)]).double())
+    got = through_tile(geometry, flat, flat, torch.ones(6, 6).double())
+    for a, b in zip(got, through_pairs(geometry, flat, flat, torch.ones(6, 6).double()), strict=True):
+        assert a.isfinite().all()
+        torch.testing.assert_close(a, b)
 
 
 def test_zero_embeddings_have_cosine_zero() -> None:

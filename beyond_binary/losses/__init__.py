@@ -50,8 +50,8 @@ class LossFacts:
         penalty: a regulariser `(z, proxies, **options) -> scalar` added to the loss; z [n d] are the embeddings of all
             processes, proxies [c d] or None. Its options are options of the loss.
         scale_free: whether the loss does not change when all embeddings are scaled.
-        in_place: optional faster form of a row loss without a graph: same arguments, same return value, and `x` is
-            overwritten with the gradient of `value.sum()` with respect to `x` (only for losses of one term).
+        in_place: optional faster form of a row loss of one term: `(tile, **options) -> (value, count)` without a graph,
+            which overwrites `tile.x` with the gradient of `value.sum()`; None where it declines, `tile.x` untouched.
     """
 
     reads: Gives
@@ -61,7 +61,7 @@ class LossFacts:
     rows: Literal["item", "proxy"] = "item"
     keys: Literal["item", "proxy"] = "item"
     form: Literal["rows", "pairs", "moments"] = "rows"
-    in_place: RowLoss | None = None
+    in_place: Callable[..., Rows | None] | None = None
     per_row: Literal["norm", "beta"] | None = None
     penalty: Callable[..., Tensor] | None = None
     scale_free: bool = True
@@ -88,4 +88,4 @@ def list_losses() -> list[str]:
     return LOSSES.names()
 
 
-from . import continuous, mean_field, moments, pairs, proxies, ranking, triplets, tuples  # noqa: F401  (they register themselves)
+from . import continuous, lifted, mean_field, moments, pairs, proxies, ranking, triplets, tuples  # noqa: F401  (they register themselves)

@@ -1,3 +1,300 @@
-"""Mean-field losses: one learned mean field per class stands for its items."""
+"""Mean-field losses: one learned mean field per class stands for its items. And the loss of classes that it came from."""
 
 from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+from ..targets.vectors import Classes
+from . import Rows, register_loss
+from .common import any_in_row, masked_sum, softplus, split
+from .groups import LOW, by_class, equal_ids, log_sums, sizes, slot_log_sums
+
+if TYPE_CHECKING:
+    from ..blocks import Pairs
+    from ..points import Points
+
+TILE = 1 << 19  # pairs that are held at once
+MFT = "Furusawa: Mean Field Theory in Deep Metric Learning, ICLR 2024"
+
+
+def crowding(proxies: Tensor, cost: Callable[[Tensor], Tensor]) -> Tensor:
+    """Sum over ordered pairs of different classes of `cost(cosine of their proxies)`, divided by the classes.
+
+    Time O(c^2 d). Rows of classes are walked in tiles that the backward pass computes again: no [c c] matrix exists.
+    """
+    w = F.normalize(proxies, dim=1)
+    c = len(w)
+    number = torch.arange(c, device=w.device)
+
+    def rows(w: Tensor, part: Tensor) -> Tensor:
+        itself = part[:, None] == number[None, :]
+        return cost((w[part] @ w.T).masked_fill(itself, 0)).masked_fill(itself, 0).sum()
+
+    if torch.compiler.is_compiling():
+        return rows(w, number) / c
+    parts = number.split(max(1, TILE // c))
+    sums = [checkpoint(rows, w, part, use_reentrant=False, preserve_rng_state=False) for part in parts]
+    total: Tensor = torch.stack(sums).sum() / c
+    return total
+
+
+def _contrastive_penalty(
+    z: Tensor, proxies: Tensor, *, negative_margin: float = 0.3, regularizer: float = 0.0
+) -> Tensor:
+    if regularizer == 0 or len(z) == 0:
+        return proxies.sum() * 0
+    return regularizer * crowding(proxies, lambda s: (negative_margin - 1 + s).relu().square())
+
+
+@register_loss(
+    "mean_field_contrastive",
+    reads="same",
+    x="similarity",
+    geometry="cosine",
+    keys="proxy",
+    penalty=_contrastive_penalty,
+    paper=MFT,
+)
+def mean_field_contrastive(
+    x: Tensor, y: Tensor, valid: Tensor, *, positive_margin: float = 0.02, negative_margin: float = 0.3
+) -> Rows:
+    """Mean-field contrastive loss (equation 8): each item against the mean fields of all classes.
+
+    Per item `[d - positive_margin]_+` for its own class's mean field plus the sum over all others of
+    `[negative_margin - d]_+`, where `d = 1 - cosine`. With `regularizer > 0` also
+    `regularizer / c * sum over c != c' of [negative_margin - d(M_c, M_c')]_+ ^ 2`, which keeps mean fields apart. Equal
+    to the authors' code, values and gradients; theirs holds a [c c] matrix.
+
+    Paper settings: margins 0.02 and 0.3, regularizer 0 in all published commands; the learning rate of the mean fields
+    is 2000 times that of the network. Cost: O(n c d), the regulariser O(c^2 d); memory of a tile.
+
+    Args:
+        x: cosine similarities of items to mean fields [q k].
+        y: label distances [q k].
+        valid: pairs that count [q k].
+        positive_margin: distance to the own mean field that costs nothing.
+        negative_margin: distance from which other mean fields cost nothing.
+        regularizer: (of the penalty) weight of the term between mean fields; 0 skips it.
+
+    Returns:
+        value and count [q].
+    """
+    positive, negative = split(y, valid)
+    pull = masked_sum((1 - positive_margin - x).relu(), positive)
+    return pull + masked_sum((negative_margin - 1 + x).relu(), negative), any_in_row(valid)
+
+
+def _only_classes(pairs: Pairs, loss: str) -> None:
+    if not isinstance(pairs.block.target, Classes):
+        raise ValueError(f"{loss} averages over classes and takes target 'classes' alone, got {pairs.block.target}")
+
+
+def _pull(log_mean: Tensor, alpha: float, weight: float) -> Tensor:
+    """Sum of log(1 + weight exp(log_mean)) / alpha."""
+    return torch.logaddexp(torch.zeros_like(log_mean), log_mean + math.log(weight)).sum() / alpha
+
+
+@register_loss(
+    "mean_field_class_wise_multi_similarity",
+    reads="same",
+    x="similarity",
+    geometry="cosine",
+    keys="proxy",
+    form="pairs",
+    paper=MFT,
+)
+def mean_field_class_wise_multi_similarity(
+    pairs: Pairs,
+    *,
+    alpha: float = 0.01,
+    beta: float = 80.0,
+    base: float = 0.8,
+    regularizer: float = 0.0,
+) -> Tensor:
+    """Mean-field class-wise multi-similarity loss (equation 10): class means of exponentials against mean fields.
+
+    With s the cosine similarities and K the number of classes in the batch,
+    `1 / (alpha K) * sum over classes c of the batch of log(1 + mean_{i in c} exp(alpha (base - s(i, M_c))))` plus
+    `1 / (2 beta K) * sum over c != c' of log(1 + N(c, c') + N(c', c))`, where
+    `N(c, c') = mean_{i in c} exp(beta (s(i, M_c') - base))`, 0 for a class without items. The authors write `d = 1 - s`.
+    With `regularizer > 0` also
+    `regularizer / C * sum over c != c' of (log(1 + exp(beta (s(M_c, M_c') - base))) / beta) ^ 2` over all C classes.
+    Equal to the authors' code, values and gradients; theirs holds [n c c] numbers. alpha = 0.01 makes the loss start at
+    about log(2) / alpha = 69, a constant that does no harm.
+
+    Paper settings: alpha 0.01, beta 80, base (delta) 0.8, regularizer 0 in all published commands.
+    Cost: O(n C d + K C + K^2) time, O(n C) memory; the regulariser O(C^2 d) time, memory of a tile.
+
+    Args:
+        pairs: items against mean fields.
+        alpha: sharpness for the own class.
+        beta: sharpness for other classes.
+        base: similarity around which both parts turn (delta of the paper).
+        regularizer: weight of the term between mean fields; 0 skips it.
+
+    Returns:
+        The loss, a scalar.
+    """
+    _only_classes(pairs, "mean_field_class_wise_multi_similarity")
+    log_means = _to_fields_plain if pairs.plain else _to_fields
+    own, others, count = log_means(pairs, alpha, beta, base)
+    loss = (_pull(own, alpha, 1.0) + others / beta) / count
+    if regularizer == 0:
+        return loss
+    return loss + regularizer * crowding(pairs.k.z, lambda s: (softplus(beta * (s - base)) / beta).square())
+
+
+def _to_fields_plain(pairs: Pairs, alpha: float, beta: float, base: float) -> tuple[Tensor, Tensor, Tensor]:
+    """Log-means of the own classes, sum over unordered pairs of classes, number of classes; all classes have slots."""
+    x, _, _ = pairs.dense()
+    code, c = pairs.q.code, len(pairs.k)
+    size = torch.zeros(c, dtype=x.dtype, device=x.device).scatter_add(0, code, torch.ones_like(x[:, 0]))
+    count = size.clamp_min(1).log()
+    own = slot_log_sums(alpha * (base - x.gather(1, code[:, None])), code, c)[:, 0] - count
+    to = slot_log_sums(beta * (x - base), code, c) - count[:, None]
+    itself = torch.eye(c, dtype=torch.bool, device=x.device)
+    both = softplus(torch.logaddexp(to, to.T)).masked_fill(itself, 0)
+    return own, both.sum() / 2, (size > 0).sum()
+
+
+def _to_fields(pairs: Pairs, alpha: float, beta: float, base: float) -> tuple[Tensor, Tensor, int]:
+    """As `_to_fields_plain`, with only the classes of the batch as rows."""
+    order, classes, runs = by_class(pairs.q.code)
+    q, k = pairs.prepared()
+    x = pairs.block.geometry.pairs(q[order], k)
+    count = sizes(runs, x).to(x.dtype).log()
+    own = log_sums(alpha * (base - x.gather(1, pairs.q.code[order, None])[:, 0]), runs) - count
+    to = log_sums(beta * (x - base), runs) - count[:, None]
+    present = torch.zeros(len(k), dtype=torch.bool, device=x.device).index_fill(0, classes, True)
+    absent = softplus(to.masked_fill(present[None, :], LOW)).sum()
+    among = to[:, classes]
+    both = softplus(torch.logaddexp(among, among.T)).triu(1).sum()
+    return own, absent + both, len(classes)
+
+
+@register_loss(
+    "class_wise_multi_similarity",
+    reads="same",
+    x="similarity",
+    geometry="cosine",
+    form="pairs",
+    paper=MFT,
+)
+def class_wise_multi_similarity(
+    pairs: Pairs, *, alpha: float = 0.01, beta: float = 80.0, base: float = 0.8, self_pairs: bool = True
+) -> Tensor:
+    """Class-wise multi-similarity loss (equation 9): multi-similarity without anchors, averaged over pairs of classes.
+
+    With s the cosine similarities and K the number of classes in the batch,
+    `1 / (alpha K) * sum over c of log(1 + 1/2 mean_{i, j in c} exp(alpha (base - s_ij)))` plus
+    `1 / (2 beta K) * sum over c != c' of log(1 + mean_{i in c, j in c'} exp(beta (s_ij - base)))`. Equal to the authors'
+    code, values and gradients. Like theirs the positive mean takes in the pairs of an item with itself, which only
+    dilute the pull of small classes; `self_pairs=False` leaves them out, and then a class of one item has no first
+    part. Against references, c runs over the classes of the batch and c' over those of the references.
+
+    Paper settings: alpha 0.01, beta 80, base (delta) 0.8.
+    Cost: O(n^2 d) time; memory O(K^2) and a tile of rows.
+
+    Args:
+        pairs: the block of pairs.
+        alpha: sharpness for the same class.
+        beta: sharpness for different classes.
+        base: similarity around which both parts turn (delta of the paper).
+        self_pairs: whether pairs with equal ids of one class count as positives.
+
+    Returns:
+        The loss, a scalar; 0 if no pair is valid.
+    """
+    _only_classes(pairs, "class_wise_multi_similarity")
+
+    def exponents(x: Tensor, same: Tensor, valid: Tensor) -> Tensor:
+        """What each pair adds to the logarithm of its pair of classes."""
+        return torch.where(same, alpha * (base - x), beta * (x - base)).masked_fill(~valid, LOW)
+
+    plain = pairs.plain or pairs.block.miner is not None
+    log_mean, same, count, some = (_between_classes_plain if plain else _between_classes)(pairs, exponents, self_pairs)
+    pull = _pull(torch.where(same, log_mean, LOW), alpha, 0.5)
+    push = softplus(torch.where(same, LOW, log_mean)).sum() / (2 * beta)
+    return torch.where(some, (pull + push) / count, 0)
+
+
+Exponents = Callable[[Tensor, Tensor, Tensor], Tensor]
+ClassBlock = tuple[Tensor, Tensor, Tensor | int, Tensor]
+
+
+def _between_classes_plain(pairs: Pairs, exponents: Exponents, self_pairs: bool) -> ClassBlock:
+    """Log-means [c c'] of all pairs of classes, where c = c', number of classes c, and whether any pair is valid.
+
+    A class has the slot of its first item, so that shapes depend on no data.
+    """
+    x, y, valid = pairs.dense()
+    q, k, same = pairs.q, pairs.k, ~y if y.dtype == torch.bool else y == 0
+    counted = valid | (same & (q.id[:, None] == k.id[None, :])) if self_pairs else valid
+    slot_q, slot_k = (
+        (code[:, None] == code[None, :]).to(torch.uint8).argmax(1) for code in (q.code, k.code)
+    )  # fmt: skip
+    n, m = x.shape
+    sums = slot_log_sums(slot_log_sums(exponents(x, same, counted), slot_q, n).T, slot_k, m).T
+    number = torch.zeros(n, m, dtype=x.dtype, device=x.device)
+    number = number.index_add(0, slot_q, counted.to(x.dtype))
+    number = torch.zeros_like(number).index_add(1, slot_k, number)
+    first = slot_q == torch.arange(n, device=x.device)
+    log_mean = torch.where(number > 0, sums - number.clamp_min(1).log(), LOW)
+    return log_mean, same, first.sum(), valid.any()
+
+
+def _numbers(own: Points, keys: Points, size_q: Tensor, size_k: Tensor, self_pairs: bool, like: Tensor) -> Tensor:
+    """How many pairs of each pair of classes count [c c']; points in the order of their classes."""
+    slot_q, slot_k = (torch.arange(len(s), device=s.device).repeat_interleave(s) for s in (size_q, size_k))
+    row, column = equal_ids(own.id, keys.id)
+    if self_pairs:
+        drop = own.code[row] != keys.code[column]
+        row, column = row[drop], column[drop]
+    number = (size_q[:, None] * size_k[None, :]).to(like.dtype)
+    return number.index_put_((slot_q[row], slot_k[column]), -torch.ones_like(like[row, 0]), accumulate=True)
+
+
+def _between_classes(pairs: Pairs, exponents: Exponents, self_pairs: bool) -> ClassBlock:
+    """As `_between_classes_plain`, with one row and column per class, in tiles that are computed again in backward."""
+    order_q, classes_q, runs_q = by_class(pairs.q.code)
+    order_k, classes_k, runs_k = by_class(pairs.k.code)
+    q, k = pairs.prepared()
+    keys, q = pairs.k[order_k], q[order_q]
+    k, own = k[order_k], pairs.q[order_q]
+    geometry = pairs.block.geometry
+
+    def tile(part: Tensor, keys_z: Tensor, rows: slice, run: tuple[int, int]) -> Tensor:
+        """Log-means [g c'] of some rows: g classes of m items, or a piece of one class."""
+        same = own.code[rows, None] == keys.code[None, :]
+        valid = own.id[rows, None] != keys.id[None, :]
+        if self_pairs:
+            valid = valid | same
+        v = exponents(geometry.pairs(part, keys_z), same, valid)
+        return log_sums(log_sums(v, [run]).T, runs_k).T
+
+    def again(rows: slice, run: tuple[int, int]) -> Tensor:
+        result: Tensor = checkpoint(tile, q[rows], k, rows, run, use_reentrant=False, preserve_rng_state=False)
+        return result
+
+    limit, start, found = max(1, TILE // len(k)), 0, []
+    for g, m in runs_q:
+        if m <= limit:
+            for part in torch.arange(g).split(limit // m):
+                found.append(again(slice(start, start + len(part) * m), (len(part), m)))
+                start += len(part) * m
+            continue
+        for _ in range(g):
+            pieces = [slice(start + a, start + min(a + limit, m)) for a in range(0, m, limit)]
+            found.append(torch.stack([again(p, (1, p.stop - p.start)) for p in pieces]).logsumexp(0))
+            start += m
+    number = _numbers(own, keys, sizes(runs_q, k), sizes(runs_k, k), self_pairs, q)
+    log_mean = torch.where(number > 0, torch.cat(found) - number.clamp_min(1).log(), LOW)
+    some = (pairs.k.id != pairs.q.id[0]).any() | (pairs.q.id != pairs.k.id[0]).any()
+    return log_mean, classes_q[:, None] == classes_k[None, :], len(classes_q), some

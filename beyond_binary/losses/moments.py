@@ -2,10 +2,26 @@
 
 from __future__ import annotations
 
+import warnings
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..geometry import create_geometry
+from ..targets.vectors import Classes
 from . import register_loss
+from .common import masked_sum, split
+from .groups import common_classes, equal_ids
+
+if TYPE_CHECKING:
+    from ..blocks import Pairs
+
+CHUNK = 1 << 18  # numbers of the keys that are normalised at once: they stay in the cache
+Moments = tuple[Tensor, Tensor, Tensor]
+"""Number, mean and variance (population) of some scores, float64."""
 
 
 @register_loss(
@@ -14,61 +30,34 @@ from . import register_loss
     x="similarity",
     geometry="cosine",
     keys="proxy",
-    form="moments",
+    form="pairs",
     paper="Silva et al.: PD-Loss: Proxy-Decidability for Efficient Metric Learning, 2025",
 )
-def pd_loss(
-    z: Tensor,
-    code: Tensor,
-    proxies: Tensor,
-    *,
-    gap_floor: float = 0.05,
-    variance_floor: float = 1e-6,
-) -> Tensor:
+def pd_loss(pairs: Pairs, *, gap_floor: float = 0.05, variance_floor: float = 1e-6) -> Tensor:
     """Proxy-decidability loss: `-log(mu_gen - mu_imp) + log(var_gen + var_imp) / 2` on cosine scores.
 
     Genuine scores are those of each item with its own class's proxy, impostor scores those with all other proxies;
     variances are population variances. This is the published form (repository of the paper), minus the logarithm of
     decidability d' up to a constant. A temperature on the scores would cancel, so there is none.
 
-    Paper settings: random proxies, 512 dimensions, ResNet-50, batches of 32.
-    Cost: O((n + c) d^2): the sum of all scores is a product of two mean vectors, their centred squares one of two
-    covariances, and the impostor part is what remains after the genuine part; no [n c] matrix exists.
+    The sum of all scores is a product of two mean vectors, their centred squares one of two covariances, and the
+    impostor part is what remains after the genuine part. Proxies are normalised in chunks, forward and backward.
+
+    Paper settings: not known beyond the form; `proxy_init="class_mean"` in the repository, random in the paper.
+    Cost: O((n + c) d^2) time; memory O(n d + d^2) beside the proxies and their gradient.
 
     Args:
-        z: embeddings [n d].
-        code: class of each item [n].
-        proxies: one embedding per class [c d].
+        pairs: items against proxies.
         gap_floor: below this gap of the means the logarithm goes on as its tangent, so that a gap of 0 or less still
             has a gradient.
         variance_floor: added to the summed variances; 0 lets the loss fall without bound as both spreads vanish.
 
     Returns:
-        The loss, a scalar; 0 for an empty batch.
+        The loss, a scalar.
     """
-    if len(z) == 0:
-        return z.sum() + proxies.sum() * 0
-    items, keys = F.normalize(z, dim=1), F.normalize(proxies, dim=1)
-    genuine = (items * keys[code]).sum(1).double()
-    n, c = len(items), len(keys)
-    mean_item, mean_key = items.mean(0), keys.mean(0)
-    items, keys = items - mean_item, keys - mean_key
-    mean = (mean_item * mean_key).sum().double()
-    spread = (
-        (items @ mean_key).square().mean().double()
-        + (keys @ mean_item).square().mean().double()
-        + ((items.T @ items / n) * (keys.T @ keys / c)).sum().double()
-    )
-    impostors = n * (c - 1)
-    genuine_mean = genuine.mean()
-    impostor_mean = (n * c * mean - genuine.sum()) / impostors
-    around = n * c * (spread + (mean - impostor_mean).square()) - (genuine - impostor_mean).square().sum()
-    return decidability(
-        genuine_mean - impostor_mean,
-        (genuine - genuine_mean).square().mean() + (around / impostors).clamp_min(0),
-        gap_floor,
-        variance_floor,
-    ).to(z.dtype)
+    genuine, impostor = score_moments(pairs) if _read_scores(pairs) else _proxy_moments(pairs)
+    loss = decidability(genuine[1] - impostor[1], genuine[2] + impostor[2], gap_floor, variance_floor)
+    return loss.to(pairs.q.z.dtype)
 
 
 def decidability(gap: Tensor, variance: Tensor, gap_floor: float, variance_floor: float) -> Tensor:
@@ -77,8 +66,263 @@ def decidability(gap: Tensor, variance: Tensor, gap_floor: float, variance_floor
     return (gap_floor - gap).clamp_min(0) / gap_floor - above + (variance + variance_floor).log() / 2
 
 
-def pd_loss_plain(x: Tensor, y: Tensor, *, gap_floor: float = 0.05, variance_floor: float = 1e-6) -> Tensor:
-    """`pd_loss` from the scores x [n c] and label distances y [n c] themselves: the reference for the fast form."""
-    genuine, impostor = x[y == 0], x[y != 0]
-    spread = genuine.var(correction=0) + impostor.var(correction=0)
-    return decidability(genuine.mean() - impostor.mean(), spread, gap_floor, variance_floor)
+@register_loss(
+    "d_loss",
+    reads="same",
+    x="similarity",
+    geometry="cosine",
+    form="pairs",
+    paper="Silva et al.: A Decidability-Based Loss Function, IJCNN 2022",
+)
+def d_loss(
+    pairs: Pairs,
+    *,
+    form: Literal["neg_log", "inverse", "neg"] = "neg_log",
+    gap_floor: float = 0.05,
+    variance_floor: float = 1e-4,
+    warn_below: int = 0,
+) -> Tensor:
+    """Decidability loss: genuine and impostor scores of the block apart, in units of their spread.
+
+    `d' = (mu_gen - mu_imp) / sqrt((var_gen + var_imp) / 2 + variance_floor)` over all pairs of the same and of
+    different classes, population variances. The loss is `-log d'`, `1 / d'` or `-d'`: all fall as d' grows. Which of
+    them the paper takes is not known here (no code of the authors was found). d' is signed; the authors of the measure
+    take the absolute gap, which would train a wrong sign to become more wrong.
+
+    With few genuine pairs d' is a noisy estimate (5 pairs: about 10 % of it, and biased), so draw several items of
+    each class: `sampling.py` has samplers of classes times items.
+
+    With target `classes` the pairs are never listed: sums over all pairs come from mean vectors and covariances,
+    genuine pairs from each class, and pairs of equal ids are taken off. Other targets and miners walk the block.
+
+    Paper settings: not known.
+    Cost: O(n d^2) time and O(n d + d^2) memory for classes; O(n^2 d) time, memory of a tile, otherwise.
+
+    Args:
+        pairs: the block of pairs.
+        form: what is made of d'.
+        gap_floor: below this gap of the means `-log` and `1 / gap` go on as their tangents.
+        variance_floor: added to the mean of the variances; 0 lets the loss fall without bound as both spreads vanish.
+        warn_below: warn if there are fewer genuine pairs than this; 30 is a good number. 0: never, because small
+            batches can be meant (and a warning costs a wait for the accelerator).
+
+    Returns:
+        The loss, a scalar; 0 if there is no genuine or no impostor pair.
+    """
+    genuine, impostor = score_moments(pairs) if _read_scores(pairs) else _class_moments(pairs)
+    if warn_below and not torch.compiler.is_compiling() and genuine[0] < warn_below:
+        warnings.warn(
+            f"d_loss estimates variances from {int(genuine[0])} genuine pairs, fewer than {warn_below}; draw batches "
+            "of classes times items so that each class comes several times",
+            stacklevel=2,
+        )
+    some = (genuine[0] > 0) & (impostor[0] > 0)
+    gap = genuine[1] - impostor[1]
+    variance = torch.where(some, (genuine[2] + impostor[2]) / 2, 1)
+    if form == "neg_log":
+        loss = decidability(gap, variance, gap_floor, variance_floor)
+    else:
+        spread = (variance + variance_floor).sqrt()
+        below = (gap_floor - gap).clamp_min(0) / gap_floor**2
+        loss = spread * (1 / gap.clamp_min(gap_floor) + below) if form == "inverse" else -gap / spread
+    return torch.where(some, loss, 0).to(pairs.q.z.dtype)
+
+
+def _read_scores(pairs: Pairs) -> bool:
+    """Whether the scores must be formed: the plain form is wanted, or they are no inner products by classes."""
+    if pairs.plain or pairs.block.miner is not None or not isinstance(pairs.block.target, Classes):
+        return True
+    return pairs.block.geometry not in (create_geometry("cosine"), create_geometry("dot"))
+
+
+def score_moments(pairs: Pairs) -> tuple[Moments, Moments]:
+    """Moments of genuine and of impostor scores by forming them, in two passes: the reference for the fast forms."""
+
+    def sums(x: Tensor, y: Tensor, valid: Tensor) -> Tensor:
+        return torch.stack([t for mask in split(y, valid) for t in (mask.sum(1).to(x.dtype), masked_sum(x, mask))], 1)
+
+    def squares(x: Tensor, y: Tensor, valid: Tensor, means: Tensor) -> Tensor:
+        masks = split(y, valid)
+        return torch.stack([masked_sum((x - m).square(), mask) for m, mask in zip(means, masks, strict=True)], 1)
+
+    total = pairs.reduce(sums).double().sum(0)
+    number = total[::2]
+    means = total[1::2] / number.clamp_min(1)
+    spread = pairs.reduce(squares, shared=(means.to(pairs.q.z.dtype),)).double().sum(0) / number.clamp_min(1)
+    return (number[0], means[0], spread[0]), (number[1], means[1], spread[1])
+
+
+def _proxy_moments(pairs: Pairs) -> tuple[Moments, Moments]:
+    """Moments of the scores of items with their own and with all other proxies."""
+    normalize = pairs.block.geometry == create_geometry("cosine")
+    z = pairs.block.geometry.prepare(pairs.q.z)
+    mean_key, cov_key, own = _KeyMoments.apply(pairs.k.z, pairs.q.code, normalize)
+    n, c = len(z), len(pairs.k)
+    genuine = (z * own).sum(1).double()
+    mean, variance = _all_scores(*_centred(z)[1:], mean_key, cov_key)
+    impostors = n * (c - 1)
+    genuine_mean = genuine.mean()
+    impostor_mean = (n * c * mean - genuine.sum()) / impostors
+    around = n * c * (variance + (mean - impostor_mean).square()) - (genuine - impostor_mean).square().sum()
+    spread = (genuine - genuine_mean).square().mean(), (around / impostors).clamp_min(0)
+    return (genuine.new_tensor(n), genuine_mean, spread[0]), (genuine.new_tensor(impostors), impostor_mean, spread[1])
+
+
+def _centred(z: Tensor) -> Moments:
+    """Points about their mean [n d], the mean [d] and the covariance [d d], the last two in float64."""
+    mean = z.double().mean(0) if z.dtype == torch.float32 else z.mean(0)
+    away = z - mean.to(z.dtype)
+    return away, mean, (away.T @ away).double() / len(z)
+
+
+def _all_scores(mean_q: Tensor, cov_q: Tensor, mean_k: Tensor, cov_k: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and variance of all inner products between two sets of points, from the sets' means and covariances."""
+    variance = mean_k @ cov_q @ mean_k + mean_q @ cov_k @ mean_q + (cov_q * cov_k).sum()
+    return mean_q @ mean_k, variance
+
+
+class _KeyMoments(torch.autograd.Function):
+    """Mean [d], covariance [d d] (float64) of all keys and the keys [n d] of some rows; normalised in chunks."""
+
+    @staticmethod
+    def forward(ctx: Any, z: Tensor, rows: Tensor, normalize: bool) -> Moments:
+        rank, d = max(1, CHUNK // z.shape[1]), z.shape[1]
+        second = torch.zeros(d, d, dtype=torch.float64, device=z.device)
+        means, sizes = [], []
+        for part in z.split(rank):
+            keys = F.normalize(part, dim=1) if normalize else part
+            centre = keys.mean(0)
+            keys = keys - centre
+            second += keys.T @ keys
+            means.append(centre.double() + keys.mean(0))
+            sizes.append(len(part))
+        size = torch.tensor(sizes, dtype=torch.float64, device=z.device)[:, None] / len(z)
+        of_parts = torch.stack(means)
+        mean = (size * of_parts).sum(0)
+        cov = second / len(z) + (size * (of_parts - mean)).T @ (of_parts - mean)
+        own = F.normalize(z[rows], dim=1) if normalize else z[rows]
+        ctx.save_for_backward(z, rows, mean)
+        ctx.normalize, ctx.rank = normalize, rank
+        return mean, cov, own
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
+        z, rows, mean = ctx.saved_tensors
+        if torch.is_grad_enabled():
+            return _differentiate_keys(z, rows, ctx.normalize, grads), None, None
+        grad_mean, grad_cov, grad_own = grads
+        turn = ((grad_cov + grad_cov.T) / len(z)).to(z.dtype)
+        push, mean = (grad_mean / len(z)).to(z.dtype), mean.to(z.dtype)
+        grad = torch.empty_like(z)
+        for part, out in zip(z.split(ctx.rank), grad.split(ctx.rank), strict=True):
+            _pull_keys(part, mean, turn, push, ctx.normalize, out)
+        _add_rows(grad, z, rows, grad_own, ctx.normalize)
+        return grad, None, None
+
+
+def _pull_keys(z: Tensor, mean: Tensor, turn: Tensor, push: Tensor, normalize: bool, out: Tensor) -> None:
+    """Gradient of some keys from those of mean and covariance, written to `out`."""
+    if not normalize:
+        torch.addmm(push, z - mean, turn, out=out)
+        return
+    length = torch.linalg.vector_norm(z, dim=1, keepdim=True)
+    tiny = length < EPS
+    keys = z / length.clamp_min(EPS)
+    torch.addmm(push, keys - mean, turn, out=out)
+    along = torch.linalg.vecdot(keys, out)[:, None].masked_fill_(tiny, 0)
+    out.sub_(keys.mul_(along)).div_(length.clamp_min_(EPS))
+
+
+EPS = 1e-12  # of torch.nn.functional.normalize
+
+
+def _add_rows(grad: Tensor, z: Tensor, rows: Tensor, grad_own: Tensor, normalize: bool) -> None:
+    """Add the gradient of the keys of some rows."""
+    if normalize:
+        with torch.enable_grad():
+            leaf = z[rows].requires_grad_()
+            (grad_own,) = torch.autograd.grad(F.normalize(leaf, dim=1), leaf, grad_own)
+    grad.index_add_(0, rows, grad_own)
+
+
+def _differentiate_keys(z: Tensor, rows: Tensor, normalize: bool, grads: Sequence[Tensor]) -> Tensor:
+    """The gradient with a graph of its own, for higher derivatives."""
+    z = z.view_as(z)
+    keys = F.normalize(z, dim=1) if normalize else z
+    (grad,) = torch.autograd.grad((*_centred(keys)[1:], keys[rows]), z, grads, create_graph=True)
+    return grad
+
+
+def _class_moments(pairs: Pairs) -> tuple[Moments, Moments]:
+    """Moments of the scores of the same and of different classes, pairs of equal ids left out."""
+    q, k = pairs.prepared()
+    away_q, mean_q, cov_q = _centred(q)
+    away_k, mean_k, cov_k = (away_q, mean_q, cov_q) if k is q else _centred(k)
+    centre, variance = _all_scores(mean_q, cov_q, mean_k, cov_k)
+    shift_q, shift_k = away_q @ mean_k.to(q.dtype), away_k @ mean_q.to(q.dtype)
+    number, mean, spread = _genuine(pairs, away_q, away_k, shift_q, shift_k)
+    row, column = equal_ids(pairs.q.id, pairs.k.id)
+    # scores less the mean of all scores, each from centred points: nearly equal scores keep their digits
+    at_q, at_k = away_q, away_k
+    if k is not q or len(row) != len(q):  # else each item is the same as itself alone
+        at_q, at_k, shift_q, shift_k = away_q[row], away_k[column], shift_q[row], shift_k[column]
+    same_thing = (torch.linalg.vecdot(at_q, at_k) + shift_q + shift_k).double()
+    genuine = number.sum()
+    genuine_mean = (number * mean).sum() / genuine.clamp_min(1)
+    genuine_variance = (spread + number * (mean - genuine_mean).square()).sum() / genuine.clamp_min(1)
+    everything = len(q) * len(k)
+    impostors = everything - len(row) - genuine
+    impostor_mean = -((number * mean).sum() + same_thing.sum()) / impostors.clamp_min(1)
+    around = everything * (variance + impostor_mean.square()) - (same_thing - impostor_mean).square().sum()
+    around = around - (spread + number * (mean - impostor_mean).square()).sum()
+    impostor_variance = (around / impostors.clamp_min(1)).clamp_min(0)
+    return (genuine, centre + genuine_mean, genuine_variance), (impostors, centre + impostor_mean, impostor_variance)
+
+
+def _genuine(pairs: Pairs, q: Tensor, k: Tensor, shift_q: Tensor, shift_k: Tensor) -> Moments:
+    """Number of genuine pairs of each class, mean of their scores, and centred squares, [c] each, float64."""
+    order_q, order_k, runs = common_classes(pairs.q.code, pairs.k.code)
+    sides = [
+        [t.index_select(0, order).split(parts) for t in points]
+        for order, points, parts in (
+            (order_q, (q, shift_q, pairs.q.id), [g * m for g, m, _ in runs]),
+            (order_k, (k, shift_k, pairs.k.id), [g * n for g, _, n in runs]),
+        )
+    ]
+    found = [torch.zeros(3, 0, dtype=torch.float64, device=q.device)]
+    for run, (g, m, n) in enumerate(runs):
+        points = [t[run].unflatten(0, (g, -1)) for side in sides for t in side]
+        found.append((_by_gram if min(m, n) <= q.shape[1] else _by_covariance)(*points))
+    number, mean, spread = torch.cat(found, 1)
+    return number, mean, spread
+
+
+def _by_gram(q: Tensor, shift_q: Tensor, id_q: Tensor, k: Tensor, shift_k: Tensor, id_k: Tensor) -> Tensor:
+    """Number, mean and centred squares [3 g] for g classes of [g m d] and [g n d] points, by their scores [g m n]."""
+    counts = id_q[:, :, None] != id_k[:, None, :]
+    number = counts.sum((1, 2))
+    at = shift_q.mean(1) + shift_k.mean(1)
+    scores = torch.baddbmm((shift_q - at[:, None])[:, :, None] + shift_k[:, None, :], q, k.mT)
+    mean = torch.where(counts, scores, 0).sum((1, 2)) / number.clamp_min(1)
+    spread = torch.where(counts, scores - mean[:, None, None], 0).square().sum((1, 2))
+    return torch.stack([number.double(), mean.double() + at, spread.double()])
+
+
+def _by_covariance(q: Tensor, shift_q: Tensor, id_q: Tensor, k: Tensor, shift_k: Tensor, id_k: Tensor) -> Tensor:
+    """As `_by_gram`, for classes larger than the points are wide: by covariances [g d d], equal ids taken off."""
+    columns = []
+    for a, s, ids_a, b, t, ids_b in zip(q, shift_q, id_q, k, shift_k, id_k, strict=True):
+        away_a, mean_a, cov_a = _centred(a)
+        away_b, mean_b, cov_b = (away_a, mean_a, cov_a) if b is a else _centred(b)
+        by_a, by_b = away_a @ mean_b.to(a.dtype) + s - s.mean(), away_b @ mean_a.to(a.dtype) + t - t.mean()
+        # a score less its class's mean is by_a + by_b + away_a away_b, and those three are uncorrelated
+        number = len(a) * len(b)
+        spread = number * (by_a.square().mean().double() + by_b.square().mean().double() + (cov_a * cov_b).sum())
+        row, column = equal_ids(ids_a, ids_b)
+        off = (torch.linalg.vecdot(away_a[row], away_b[column]) + by_a[row] + by_b[column]).double()
+        left = max(number - len(row), 1)
+        moved = -off.sum() / left
+        spread = spread - off.square().sum() - left * moved.square()
+        mean = mean_a @ mean_b + s.mean().double() + t.mean().double() + moved
+        columns.append(torch.stack([mean.new_tensor(number - len(row)), mean, spread.clamp_min(0)]))
+    return torch.stack(columns, 1)

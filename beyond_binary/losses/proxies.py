@@ -5,13 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from . import Rows, register_loss
+from . import Rows, in_place, register_loss
 from .common import any_in_row, log1p_sumexp, split
-from .tuples import softmax_over_keys, softmax_over_keys_in_place
-
-
-def _normalized_softmax_in_place(x: Tensor, y: Tensor, valid: Tensor, *, temperature: float = 0.05) -> Rows:
-    return softmax_over_keys_in_place(x, y, valid, temperature)
+from .tuples import softmax_over_keys
 
 
 @register_loss(
@@ -21,7 +17,7 @@ def _normalized_softmax_in_place(x: Tensor, y: Tensor, valid: Tensor, *, tempera
     geometry="cosine",
     keys="proxy",
     paper="Zhai, Wu: Classification is a Strong Baseline for Deep Metric Learning, BMVC 2019",
-    in_place=_normalized_softmax_in_place,
+    in_place=in_place.supcon,
 )
 def normalized_softmax(x: Tensor, y: Tensor, valid: Tensor, *, temperature: float = 0.05) -> Rows:
     """Cross-entropy on cosine similarities to the proxies (equation 2 of the paper).

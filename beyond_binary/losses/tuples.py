@@ -2,24 +2,19 @@
 
 from __future__ import annotations
 
+import functools
+import math
+from typing import TYPE_CHECKING, Literal
+
 import torch
 from torch import Tensor
 
-from . import Rows, register_loss
-from .common import any_in_row, as_number, log1p_sumexp, masked_logsumexp, masked_softmax, masked_sum, softplus, split
+from ..geometry import safe_sqrt
+from . import Rows, in_place, register_loss
+from .common import any_in_row, as_number, log1p_sumexp, masked_logsumexp, masked_sum, softplus, split
 
-
-def _multi_similarity_in_place(
-    x: Tensor, y: Tensor, valid: Tensor, *, alpha: float = 2.0, beta: float = 50.0, base: float = 0.5
-) -> Rows:
-    value, grads = x.new_zeros(len(x)), []
-    for mask, scale in zip(split(y, valid), (-alpha, beta), strict=True):
-        total, softmax = masked_softmax(scale * (x - base), mask)
-        some = any_in_row(mask)
-        value += torch.where(some, softplus(total), 0) / abs(scale)
-        grads.append(softmax.mul_(torch.where(some, total.sigmoid(), 0)[:, None]))
-    torch.sub(grads[1], grads[0], out=x)
-    return value, any_in_row(valid)
+if TYPE_CHECKING:
+    from ..blocks import Pairs
 
 
 @register_loss(
@@ -27,7 +22,7 @@ def _multi_similarity_in_place(
     reads="same",
     x="similarity",
     geometry="cosine",
-    in_place=_multi_similarity_in_place,
+    in_place=in_place.multi_similarity,
     paper="Wang et al.: Multi-Similarity Loss with General Pair Weighting for Deep Metric Learning, CVPR 2019",
 )
 def multi_similarity(
@@ -69,33 +64,13 @@ def softmax_over_keys(x: Tensor, y: Tensor, valid: Tensor, temperature: float) -
     return torch.where(some, masked_logsumexp(logits, valid) - mean, 0), some
 
 
-def softmax_over_keys_in_place(x: Tensor, y: Tensor, valid: Tensor, temperature: float) -> Rows:
-    """`softmax_over_keys` that overwrites `x` with the gradient of the summed values."""
-    positive, _ = split(y, valid)
-    weight = as_number(positive, x)
-    count = weight.sum(1)
-    some = count > 0
-    weight.div_((temperature * count.clamp_min(1))[:, None])
-    mean = torch.linalg.vecdot(x, weight)
-    x.masked_fill_(~valid, -torch.inf).div_(temperature)
-    top = x.amax(1, keepdim=True).clamp_min_(torch.finfo(x.dtype).min)
-    total = x.sub_(top).exp_().sum(1, keepdim=True)
-    value = torch.where(some, (total.log() + top)[:, 0] - mean, 0)
-    x.mul_(torch.where(some[:, None], 1 / (temperature * total), 0)).sub_(weight)
-    return value, some
-
-
-def _supcon_in_place(x: Tensor, y: Tensor, valid: Tensor, *, temperature: float = 0.1) -> Rows:
-    return softmax_over_keys_in_place(x, y, valid, temperature)
-
-
 @register_loss(
     "supcon",
     reads="same",
     x="similarity",
     geometry="cosine",
     paper="Khosla et al.: Supervised Contrastive Learning, NeurIPS 2020",
-    in_place=_supcon_in_place,
+    in_place=in_place.supcon,
 )
 def supcon(x: Tensor, y: Tensor, valid: Tensor, *, temperature: float = 0.1) -> Rows:
     """Supervised contrastive loss, the sum outside the logarithm (equation 2 of the paper).
@@ -116,3 +91,209 @@ def supcon(x: Tensor, y: Tensor, valid: Tensor, *, temperature: float = 0.1) -> 
         value and count [q].
     """
     return softmax_over_keys(x, y, valid, temperature)
+
+
+@register_loss(
+    "nt_xent",
+    reads="same",
+    in_place=in_place.nt_xent,
+    x="similarity",
+    geometry="cosine",
+    paper="Chen, Kornblith, Norouzi, Hinton: A Simple Framework for Contrastive Learning of Visual Representations, ICML 2020",
+)
+def nt_xent(
+    x: Tensor,
+    y: Tensor,
+    valid: Tensor,
+    *,
+    temperature: float = 0.1,
+    positives: Literal["separate", "together"] = "together",
+) -> Rows:
+    """NT-Xent, the normalised and tempered cross entropy of SimCLR (equation 1 of the paper), also InfoNCE.
+
+    The mean over positive pairs of `-log( exp(s_p / t) / sum_k exp(s_k / t) )`. The sum runs over all valid keys as in
+    the paper, where each row has one positive; `positives="separate"` takes this positive and the negatives alone, as
+    InfoNCE and pytorch-metric-learning do. With one positive a row both are the same, and the same as `supcon`.
+    pytorch-metric-learning adds a tiny number inside its logarithm, so that hard pairs get no gradient at very low
+    temperatures; here they do.
+
+    Paper settings: temperature 0.1 on ImageNet, 0.5 on CIFAR-10; pytorch-metric-learning has 0.07.
+    Cost: O(q k) time and memory of a tile.
+
+    Args:
+        x: similarities [q k].
+        y: label distances [q k].
+        valid: pairs that count [q k].
+        temperature: t.
+        positives: whether a row's other positives stand in the denominator.
+
+    Returns:
+        value [q], summed over the row's positives, and their number [q].
+    """
+    if positives not in ("separate", "together"):
+        raise ValueError(f"nt_xent: unknown positives={positives!r}")
+    positive, negative = split(y, valid)
+    logits = x / temperature
+    number = as_number(positive, x).sum(1)
+    if positives == "together":
+        return number * masked_logsumexp(logits, valid) - masked_sum(logits, positive), number
+    cost = softplus(masked_logsumexp(logits, negative)[:, None] - logits)
+    return torch.where(any_in_row(negative), masked_sum(cost, positive), 0), number
+
+
+@register_loss(
+    "circle",
+    reads="same",
+    in_place=in_place.circle,
+    x="similarity",
+    geometry="cosine",
+    paper="Sun et al.: Circle Loss: A Unified Perspective of Pair Similarity Optimization, CVPR 2020",
+)
+def circle(
+    x: Tensor, y: Tensor, valid: Tensor, *, margin: float = 0.25, scale: float = 256.0, detach: bool = True
+) -> Rows:
+    """Circle loss (equations 6 and 8 of the paper).
+
+    Per row `log(1 + sum_n exp(g [s_n + m]_+ (s_n - m)) * sum_p exp(-g [1 + m - s_p]_+ (s_p - 1 + m)))` with margin m
+    and scale g. The brackets are weights: how far a similarity is from its optimum, without gradient. The mean is over
+    rows that have a positive and a negative, as in pytorch-metric-learning (which leaves out rows of loss 0 besides).
+    One known reimplementation takes a single log-sum-exp over all pairs of the batch instead.
+
+    Paper settings: margin 0.25, scale 256 for faces; 0.25 and 128 for re-identification; 0.4 and 80 for fine-grained
+    retrieval, which are the defaults of pytorch-metric-learning.
+    Cost: O(q k) time and memory of a tile.
+
+    Args:
+        x: similarities [q k].
+        y: label distances [q k].
+        valid: pairs that count [q k].
+        margin: m, the relaxation; positives aim at 1 - m and negatives at m.
+        scale: g.
+        detach: whether the weights are constants to the gradient, as in the paper.
+
+    Returns:
+        value and count [q].
+    """
+    positive, negative = split(y, valid)
+    some = any_in_row(positive) & any_in_row(negative)
+    weigher = x.detach() if detach else x
+    pull = -scale * (1 + margin - weigher).relu() * (x - (1 - margin))
+    push = scale * (weigher + margin).relu() * (x - margin)
+    logit = masked_logsumexp(pull, positive) + masked_logsumexp(push, negative)
+    return torch.where(some, softplus(logit), 0), some
+
+
+@register_loss(
+    "generalized_lifted_structure",
+    reads="same",
+    in_place=in_place.generalized_lifted_structure,
+    x="distance",
+    geometry="euclidean",
+    scale_free=False,
+    paper="Hermans, Beyer, Leibe: In Defense of the Triplet Loss for Person Re-Identification, 2017",
+)
+def generalized_lifted_structure(x: Tensor, y: Tensor, valid: Tensor, *, margin: float = 1.0) -> Rows:
+    """Lifted structure loss with all positives of an anchor in one log-sum-exp (section 2 of the paper, L_LG).
+
+    Per row `[ log sum_p exp(d_p) + log sum_n exp(m - d_n) ]_+`, the mean over rows with a positive and a negative. The
+    paper does not normalise embeddings and sums over rows; pytorch-metric-learning normalises (here
+    `geometry="euclidean(normalize=True)"`) and lets a row that lacks one side pay for the other alone.
+
+    Paper settings: margins from 0.1 to 1.
+    Cost: O(q k) time and memory of a tile.
+
+    Args:
+        x: distances [q k].
+        y: label distances [q k].
+        valid: pairs that count [q k].
+        margin: m, in the unit of x.
+
+    Returns:
+        value and count [q].
+    """
+    positive, negative = split(y, valid)
+    some = any_in_row(positive) & any_in_row(negative)
+    cost = masked_logsumexp(x, positive) + masked_logsumexp(margin - x, negative)
+    return torch.where(some, cost.relu(), 0), some
+
+
+@register_loss(
+    "tuplet_margin",
+    reads="same",
+    x="similarity",
+    geometry="cosine",
+    form="pairs",
+    paper="Yu, Tao: Deep Metric Learning with Tuplet Margin Loss, ICCV 2019",
+)
+def tuplet_margin(
+    pairs: Pairs,
+    *,
+    margin: float = 0.1,
+    scale: float = 64.0,
+    variance_weight: float = 0.5,
+    variance_slack: float = 0.01,
+) -> Tensor:
+    """Tuplet margin loss (equation 5 of the paper) and intra-pair variance loss (equation 8).
+
+    The mean over positive pairs of `log(1 + sum_n exp(scale (cos t_n - cos(t_p - margin))))`, where t are angles and n
+    runs over all negatives of the anchor; plus variance_weight times the mean over positive pairs of
+    `[(1 - slack) mean_p - cos t_p]_+^2` and over negative pairs of `[cos t_n - (1 + slack) mean_n]_+^2`, with the means
+    of the whole batch. pytorch-metric-learning has the two as separate losses and the margin in degrees (5.73); its
+    arc cosine gives NaN where a positive pair coincides. A positive pair nearer than the margin is pushed back to it.
+
+    Paper settings: margin 0.1 radians, scale 64, variance_weight 0.5, variance_slack 0.01.
+    Cost: O(q k) time, memory of a tile; one more walk through the pairs for the means, without a gradient.
+
+    Args:
+        pairs: the pairs, with cosine similarities.
+        margin: how much smaller the angle of a positive is made, in radians.
+        scale: sharpness.
+        variance_weight: weight of the intra-pair variances; 0 leaves them out.
+        variance_slack: how far from their mean pairs may be, as a part of it.
+
+    Returns:
+        A scalar.
+    """
+    aims = torch.zeros_like(pairs.q.z[0, :1]).expand(2)
+    if variance_weight != 0:
+        with torch.no_grad():
+            aims = _aims(pairs.reduce(_means).sum(0), variance_slack)
+    total = pairs.reduce(functools.partial(_tuplets, margin=margin, scale=scale, aims=aims)).sum(0)
+    (value, tuples), means, spread = total[:2], total[2:6], total[6:]
+    loss = value / tuples.clamp_min(1)
+    if variance_weight == 0:
+        return loss
+    late, early = _aims(means, variance_slack) - aims  # 0, but their gradient is not
+    squares = spread[2] + 2 * late * spread[1] + late.square() * spread[0]
+    loss = loss + variance_weight * squares / means[1].clamp_min(1)
+    squares = spread[5] - 2 * early * spread[4] + early.square() * spread[3]
+    return loss + variance_weight * squares / means[3].clamp_min(1)
+
+
+def _aims(means: Tensor, slack: float) -> Tensor:
+    """What positives should not be below, and negatives not above [2], from the sums of `_means` [4]."""
+    near, positives, far, negatives = means.unbind()
+    return torch.stack([(1 - slack) * near / positives.clamp_min(1), (1 + slack) * far / negatives.clamp_min(1)])
+
+
+def _means(x: Tensor, y: Tensor, valid: Tensor) -> Tensor:
+    """Rows' sums of the positive and of the negative similarities, each with their number [q 4]."""
+    masks = split(y, valid)
+    return torch.stack([s for mask in masks for s in (masked_sum(x, mask), as_number(mask, x).sum(1))], dim=1)
+
+
+def _tuplets(x: Tensor, y: Tensor, valid: Tensor, *, margin: float, scale: float, aims: Tensor) -> Tensor:
+    """Rows' sums of tuplet costs and their number; `_means`; `_beyond` of the positives and of the negatives [q 12]."""
+    positive, negative = split(y, valid)
+    turned = math.cos(margin) * x + math.sin(margin) * safe_sqrt((1 - x) * (1 + x))
+    cost = softplus(masked_logsumexp(scale * x, negative)[:, None] - scale * turned)
+    use = positive & any_in_row(negative)[:, None]
+    tuplets = torch.stack([masked_sum(cost, use), as_number(use, x).sum(1)], dim=1)
+    spread = _beyond(aims[0] - x, positive), _beyond(x - aims[1], negative)
+    return torch.cat([tuplets, _means(x, y, valid), *spread], dim=1)
+
+
+def _beyond(gap: Tensor, mask: Tensor) -> Tensor:
+    """The number of a row's positive gaps, their sum and their sum of squares [q 3]."""
+    use = mask & (gap > 0)
+    return torch.stack([as_number(use, gap).sum(1), masked_sum(gap, use), masked_sum(gap.square(), use)], dim=1)

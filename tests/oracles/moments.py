@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from .common import Batch, Case, cosine, mean
+from .common import Batch, Case, cosine, mean, others
 
 
 def pd_loss(q: Batch, k: Batch, gap_floor: float = 0.05, variance_floor: float = 1e-6) -> float:
@@ -21,8 +21,37 @@ def pd_loss(q: Batch, k: Batch, gap_floor: float = 0.05, variance_floor: float =
     return -reach + math.log(spread + variance_floor) / 2
 
 
-ORACLES = [pd_loss]
+def d_loss(
+    q: Batch,
+    k: Batch,
+    form: str = "neg_log",
+    gap_floor: float = 0.05,
+    variance_floor: float = 1e-4,
+    warn_below: int = 0,
+) -> float:
+    """Daugman's d' of all pairs, made into a loss; -log and 1 / gap go on as lines below the floor."""
+    genuine, impostor = [], []
+    for i in range(len(q)):
+        for same, part in ((True, genuine), (False, impostor)):
+            part += [cosine(q.z[i], k.z[j]) for j in others(q, i, k, same)]
+    if not genuine or not impostor:
+        return 0.0
+    gap = mean(genuine) - mean(impostor)
+    variance = sum(mean([(s - mean(part)) ** 2 for s in part]) for part in (genuine, impostor)) / 2 + variance_floor
+    if form == "neg":
+        return -gap / math.sqrt(variance)
+    f = gap_floor
+    if form == "inverse":
+        return math.sqrt(variance) * (1 / gap if gap > f else 1 / f + (f - gap) / f**2)
+    return math.log(variance) / 2 - (math.log(gap) if gap > f else math.log(f) + (gap - f) / f)
+
+
+ORACLES = [pd_loss, d_loss]
 CASES: list[Case] = [
     Case("pd_loss"),
     Case("pd_loss", {"gap_floor": 3.0, "variance_floor": 1e-3}),
+    Case("d_loss"),
+    Case("d_loss", {"form": "inverse", "gap_floor": 0.3, "variance_floor": 1e-2}),
+    Case("d_loss", {"form": "neg", "variance_floor": 1e-2}),
+    Case("d_loss", {"gap_floor": 3.0}),
 ]

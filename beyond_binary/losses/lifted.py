@@ -1,0 +1,207 @@
+"""Losses of positive pairs against the negatives of both sides: lifted structure, N-pairs and angular."""
+
+from __future__ import annotations
+
+import functools
+import math
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from . import register_loss
+from .common import any_in_row, as_number, log1p_sumexp, masked_logsumexp, masked_sum, softplus, split
+
+if TYPE_CHECKING:
+    from ..blocks import Pairs
+    from ..geometry import Geometry
+
+
+@register_loss(
+    "lifted_structure",
+    reads="same",
+    x="distance",
+    geometry="euclidean",
+    form="pairs",
+    scale_free=False,
+    paper="Song, Xiang, Jegelka, Savarese: Deep Metric Learning via Lifted Structured Feature Embedding, CVPR 2016",
+)
+def lifted_structure(pairs: Pairs, *, margin: float = 1.0) -> Tensor:
+    """Lifted structure loss (equation 4 of the paper).
+
+    Over positive pairs (i, j) half the mean of `[J_ij]_+^2`, with
+    `J_ij = log( sum over negatives n of i of exp(m - d_in) + sum over negatives n of j of exp(m - d_jn) ) + d_ij`.
+    Against references, the negatives of a key are queries. The paper and its code do not normalise embeddings (some
+    reimplementations then add a small penalty on their length); pytorch-metric-learning does, which here is
+    `geometry="euclidean(normalize=True)"`. Positive pairs without any negative are left out.
+
+    Paper settings: margin 1.
+    Cost: O(q k) time, memory of a tile; the distances are computed twice (three times against references).
+
+    Args:
+        pairs: the pairs, with distances.
+        margin: m, in the unit of the distances.
+
+    Returns:
+        A scalar.
+    """
+    push = functools.partial(_push, margin=margin)
+    own = pairs.reduce(push)
+    other = own if pairs.k is pairs.q else pairs.swapped().reduce(push)
+    pull = _pull if pairs.plain else _pull_sparse
+    value, number = pairs.reduce(pull, rows=(own,), shared=(other,)).sum(0).unbind()
+    return value / (2 * number.clamp_min(1))
+
+
+def _push(x: Tensor, y: Tensor, valid: Tensor, margin: float) -> Tensor:
+    """Log-sum-exp over a row's negatives of how much nearer than the margin they are; `_none` for a row without."""
+    _, negative = split(y, valid)
+    return torch.where(any_in_row(negative), masked_logsumexp(margin - x, negative), _none(x))
+
+
+def _none(x: Tensor) -> float:
+    """In place of the logarithm of 0; sums of two are finite still."""
+    return torch.finfo(x.dtype).min / 4
+
+
+def _lifted(d: Tensor, own: Tensor, other: Tensor) -> tuple[Tensor, Tensor]:
+    """[J]_+^2 and whether there is a negative."""
+    top = torch.maximum(own, other).detach()
+    both = top + ((own - top).exp() + (other - top).exp()).log()
+    return (both + d).relu().square(), top > _none(d)
+
+
+def _pull(x: Tensor, y: Tensor, valid: Tensor, own: Tensor, other: Tensor) -> Tensor:
+    """Rows' sums of `_lifted` over their positives, and the number of these [q 2]."""
+    positive, _ = split(y, valid)
+    value, some = _lifted(x, own[:, None], other[None, :])
+    return torch.stack([masked_sum(value, positive), as_number(positive & some, x).sum(1)], dim=1)
+
+
+def _pull_sparse(x: Tensor, y: Tensor, valid: Tensor, own: Tensor, other: Tensor) -> Tensor:
+    """`_pull` that looks at positives alone."""
+    i, j = split(y, valid)[0].nonzero(as_tuple=True)
+    value, some = _lifted(x[i, j], own[i], other[j])
+    return x.new_zeros(len(x), 2).index_add(0, i, torch.stack([value, some.to(x.dtype)], dim=1))
+
+
+@register_loss(
+    "n_pairs",
+    reads="same",
+    x="similarity",
+    geometry="dot",
+    form="pairs",
+    scale_free=False,
+    paper="Sohn: Improved Deep Metric Learning with Multi-class N-pair Loss Objective, NeurIPS 2016",
+)
+def n_pairs(pairs: Pairs, *, l2: float = 0.0) -> Tensor:
+    """Multi-class N-pair loss (equation 7 of the paper).
+
+    One pair per class, its anchor a and its positive p: the mean over classes c of
+    `log(1 + sum over other classes c' of exp(a_c . p_c' - a_c . p_c))`. As in pytorch-metric-learning the pair is the
+    first two items of the class in the order of the batch (against references, its first query and first key), and a
+    class of one item is left out; the paper samples batches of exactly two a class. pytorch-metric-learning normalises
+    embeddings unless told otherwise, here `geometry="cosine"`. The paper keeps embeddings short by a penalty on their
+    length of unsaid weight, in known code l2 = 0.002 or 0.005; it is off by default.
+
+    Paper settings: none given.
+    Cost: O(q k) time, memory of a tile; the similarities are computed twice.
+
+    Args:
+        pairs: the pairs, with similarities.
+        l2: weight of a quarter of the mean squared lengths of anchors plus that of positives.
+
+    Returns:
+        A scalar; it depends on the order of the batch where a class has items to choose from.
+    """
+    anchor, chosen = _first_pairs(pairs)
+    cost = pairs.reduce(functools.partial(_n_pair, chosen=chosen > 0))
+    number = anchor.sum().clamp_min(1)
+    lengths = (z.square().sum(1) for z in (pairs.q.z, pairs.k.z))
+    long = sum(torch.dot(each, weight) for each, weight in zip(lengths, (anchor, chosen), strict=True))
+    return (torch.dot(cost, anchor) + l2 / 4 * long) / number
+
+
+def _n_pair(x: Tensor, y: Tensor, valid: Tensor, chosen: Tensor) -> Tensor:
+    """Rows' costs of their first positives against the chosen negatives."""
+    positive, negative = split(y, valid)
+    first = x.gather(1, positive.byte().argmax(1, keepdim=True))
+    return torch.where(any_in_row(positive), log1p_sumexp(x - first, negative & chosen), 0)
+
+
+@torch.no_grad()
+def _first_pairs(pairs: Pairs) -> tuple[Tensor, Tensor]:
+    """1 for each query that is an anchor [q], and for each key the number of anchors whose positive it is [k]."""
+    positive, label, some = pairs.reduce(_first).unbind(1)
+    place = torch.arange(len(label), device=label.device)
+    earliest = torch.full_like(pairs.k.id, len(label))
+    earliest = earliest.scatter_reduce(0, label, torch.where(some > 0, place, len(label)), "amin")
+    anchor = (some * (earliest[label] == place)).to(pairs.q.z.dtype)
+    return anchor, torch.zeros_like(pairs.k.z[:, 0]).index_add(0, positive, anchor)
+
+
+def _first(x: Tensor, y: Tensor, valid: Tensor) -> Tensor:
+    """Rows' first positive, first key of the same class (may be the row itself), and whether there is a positive."""
+    positive, _ = split(y, valid)
+    same, _ = split(y, torch.ones_like(valid))
+    places = (mask.byte().argmax(1) for mask in (positive, same))
+    return torch.stack([*places, any_in_row(positive).long()], dim=1)
+
+
+@register_loss(
+    "angular",
+    reads="same",
+    x="similarity",
+    geometry="cosine",
+    form="pairs",
+    paper="Wang, Zhou, Wen, Liu, Lin: Deep Metric Learning with Angular Loss, ICCV 2017",
+)
+def angular(pairs: Pairs, *, alpha: float = 45.0) -> Tensor:
+    """Angular loss in its smooth form (equation 8 of the paper).
+
+    The mean over positive pairs (a, p) of `log(1 + sum_n exp(4 t (x_a + x_p) . x_n - 2 (1 + t) x_a . x_p))` with
+    t = tan(alpha)^2, over the negatives n of a. The paper has one pair per class in a batch and adds this loss to the
+    N-pair loss; here it stands alone and takes all positive pairs, as in pytorch-metric-learning, which forgets to
+    normalise the negatives. Pairs without a negative are left out.
+
+    The sum is a matrix product: with E the exponentials of 4 t s, each row divided by its largest, and those of
+    queries masked, it is `(E_q E_k^T)_ap exp(-2 (1 + t) s_ap)`. In single precision it holds up to 65 degrees whatever
+    the embeddings, and beyond unless they are far apart.
+
+    Paper settings: alpha 36 to 55 degrees; 45 in later code, 40 in pytorch-metric-learning.
+    Cost: O(q k^2) time; memory of a tile and O(p k) for the p keys that are positives in it.
+
+    Args:
+        pairs: the pairs, with cosine similarities.
+        alpha: the angle at a negative that is aimed at, in degrees, between 0 and 90.
+
+    Returns:
+        A scalar.
+    """
+    if not 0 < alpha < 90:
+        raise ValueError(f"angular: alpha must be between 0 and 90 degrees, got {alpha}")
+    t = math.tan(math.radians(alpha)) ** 2
+    angles = functools.partial(_angles, t=t, geometry=pairs.block.geometry, plain=pairs.plain)
+    value, number = pairs.reduce(angles, shared=(pairs.k.z,)).sum(0).unbind()
+    return value / number.clamp_min(1)
+
+
+def _angles(x: Tensor, y: Tensor, valid: Tensor, keys: Tensor, *, t: float, geometry: Geometry, plain: bool) -> Tensor:
+    """Rows' sums of costs over their positives, and the number of these [q 2]; plain: for all keys as positives."""
+    positive, negative = split(y, valid)
+    keys = geometry.prepare(keys)
+    some = torch.arange(len(keys), device=x.device) if plain else positive.any(0).nonzero()[:, 0]
+    e, top = _exponentials(4 * t * x, negative)
+    other = 4 * t * geometry.pairs(keys[some], keys)
+    e_other, top_other = _exponentials(other, torch.ones_like(other, dtype=torch.bool))
+    total = (e @ e_other.T).clamp_min(torch.finfo(x.dtype).tiny).log() + top[:, None] + top_other[None, :]
+    use = positive[:, some] & any_in_row(negative)[:, None]
+    cost = masked_sum(softplus(total - 2 * (1 + t) * x[:, some]), use)
+    return torch.stack([cost, as_number(use, x).sum(1)], dim=1)
+
+
+def _exponentials(x: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+    """exp(x - top) within the mask and 0 outside, where top [q] is the row's largest entry there (0 without one)."""
+    top = torch.where(mask, x, -torch.inf).amax(1).detach()
+    top = torch.where(any_in_row(mask), top, 0)
+    return torch.where(mask, x - top[:, None], -torch.inf).exp(), top

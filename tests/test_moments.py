@@ -1,0 +1,130 @@
+"""Decidability losses: from moments as from the scores themselves, where floating point makes it hard too."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.func import functional_call
+
+import beyond_binary as bb
+from beyond_binary.losses import moments
+
+close = functools.partial(torch.testing.assert_close, rtol=1e-9, atol=1e-11)
+
+
+def outcome(loss: str, block: int | None, z: Tensor, labels: Tensor, proxies: Tensor | None, **options: Any) -> Any:
+    """Value and gradients, in float64, of a loss by moments (block=1024) or from scores (block=None)."""
+    leaves = [t.clone().requires_grad_() for t in (z, proxies) if t is not None]
+    extra = {} if proxies is None else {"num_classes": len(proxies), "dim": proxies.shape[1]}
+    objective = bb.create_objective(loss, block=block, **extra, **options)
+    own = {} if proxies is None else {"proxies.weight": leaves[1]}
+    value = functional_call(objective, own, (leaves[0], labels))
+    return [t.detach().double() for t in (value, *torch.autograd.grad(value, leaves))]
+
+
+def golden() -> tuple[Tensor, Tensor, Tensor]:
+    i, j, c = (torch.arange(float(n), dtype=torch.float64) for n in (8, 4, 5))
+    e = torch.sin(1 + 3 * i[:, None] + 7 * j + 0.1 * i[:, None] * j)
+    w = torch.cos(0.5 + 2 * c[:, None] + 5 * j + 0.3 * c[:, None] * j)
+    return e, w, torch.tensor([0, 0, 1, 1, 2, 3, 3, 3])
+
+
+@pytest.mark.parametrize("block", [1024, None])
+def test_pd_loss_gives_the_published_forms_number(block: int | None) -> None:
+    """The published form takes the absolute gap; turning the embeddings round makes this gap positive."""
+    e, w, labels = golden()
+    value, *grads = outcome("pd_loss", block, -e, labels, w, variance_floor=0.0)
+    assert value.item() == pytest.approx(1.7388359478727327, rel=1e-12)
+    assert [float(g.norm()) for g in grads] == pytest.approx([2.4744491129, 0.785281434], rel=1e-9)
+
+
+@pytest.mark.parametrize("block", [1024, None])
+def test_d_loss_of_the_golden_batch(block: int | None) -> None:
+    e, _, labels = golden()
+    value, _ = outcome("d_loss", block, e, labels, None, form="neg", variance_floor=0.0)
+    assert value.item() == pytest.approx(0.6747366573636868, rel=1e-12)
+
+
+def as_good_as_scores(run: Callable[[int | None, torch.dtype], Any], rounding: float, dtype: torch.dtype) -> None:
+    """The fast form strays from the double result no further than the scores themselves in that precision."""
+    expected, plain, fast = run(None, torch.float64), run(None, dtype), run(1024, dtype)
+    for e, p, f in zip(expected, plain, fast, strict=True):
+        assert (f - e).norm() < 3 * (p - e).norm() + rounding * e.norm()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("spread", [1.0, 1e-1, 1e-2])
+def test_nearly_equal_scores(dtype: torch.dtype, spread: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The variances are centred, not differences of squares; also with proxies in several chunks."""
+    monkeypatch.setattr(moments, "CHUNK", 48)
+    labels = torch.randint(6, (40,))
+    proxies = (torch.ones(7, 16) + spread * torch.randn(7, 16)).to(dtype)
+    z = (proxies[labels] + spread * torch.randn(40, 16)).to(dtype)
+    rounding = (1e-6 if dtype == torch.float32 else 1e-12) / spread
+    as_good_as_scores(
+        lambda block, d: outcome("pd_loss", block, z.to(d), labels, proxies.to(d), variance_floor=0.0), rounding, dtype
+    )
+    for classes in (labels, labels.clamp_max(1), torch.arange(40) // 2):
+        as_good_as_scores(
+            lambda block, d, c=classes: outcome("d_loss", block, z.to(d), c, None, variance_floor=0.0), rounding, dtype
+        )
+
+
+@pytest.mark.parametrize("form", ["neg_log", "inverse", "neg"])
+def test_d_loss_of_classes_larger_than_the_width(form: str) -> None:
+    """Width 3: classes of 1, 2, 9 and 20 items take both ways to count genuine pairs; ids repeat, across classes too."""
+    labels = torch.tensor([0] * 20 + [1] * 9 + [2] * 9 + [3] * 2 + [4])
+    z = torch.randn(41, 3, dtype=torch.float64) + 2 * torch.nn.functional.one_hot(labels % 3, 3)
+    ids = torch.arange(41)
+    ids[1], ids[30], ids[39] = 0, 2, 5
+    refs, ref_labels = torch.randn(50, 3, dtype=torch.float64), torch.randint(1, 7, (50,))
+    for extra in ((), (refs, ref_labels)):
+        given: dict[str, Tensor] = {"ids": ids, **({"ref_ids": torch.arange(50) // 2 + 20} if extra else {})}
+        got = []
+        for block in (1024, None):
+            leaf = z.clone().requires_grad_()
+            value = bb.create_objective("d_loss", form=form, block=block)(leaf, labels, *extra, **given)
+            got.append([value.detach(), *torch.autograd.grad(value, leaf)])
+        close(got[0], got[1])
+
+
+def test_proxies_of_no_length_and_without_items_get_finite_gradients() -> None:
+    proxies = torch.randn(9, 4)
+    proxies[3] = proxies[0] = 0
+    labels = torch.tensor([0, 1, 1, 2])
+    z = torch.randn(4, 4)
+    fast, plain = (outcome("pd_loss", block, z, labels, proxies) for block in (1024, None))
+    torch.testing.assert_close(fast, plain, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("block", [1024, None])
+def test_pd_loss_still_pulls_where_impostors_are_nearer(block: int | None) -> None:
+    proxies = torch.eye(3, 4, dtype=torch.float64)
+    z = torch.tensor([[0.1, 1.0, 0.0, 0.2], [1.0, 0.2, 0.1, 0.0]], dtype=torch.float64)
+    value, grad, _ = outcome("pd_loss", block, z, torch.tensor([0, 1]), proxies)
+    before, after = (torch.nn.functional.normalize(at)[[0, 1], [0, 1]].mean() for at in (z, z - 1e-3 * grad))
+    assert after > before
+    assert value.item() > 2
+
+
+def test_few_genuine_pairs_can_warn() -> None:
+    z, labels = torch.randn(6, 3), torch.tensor([0, 0, 1, 2, 3, 4])
+    with pytest.warns(UserWarning, match="2 genuine pairs, fewer than 30"):
+        bb.create_objective("d_loss", warn_below=30)(z, labels)
+
+
+def test_other_targets_are_walked_in_tiles() -> None:
+    z, labels = torch.randn(30, 3, dtype=torch.float64), torch.rand(30, 2)
+    near = (torch.cdist(labels, labels) <= 0.4)[~torch.eye(30, dtype=torch.bool)]
+    unit = torch.nn.functional.normalize(z)
+    scores = (unit @ unit.T)[~torch.eye(30, dtype=torch.bool)]
+    genuine, impostor = scores[near], scores[~near]
+    spread = (genuine.var(correction=0) + impostor.var(correction=0)) / 2 + 1e-4
+    for block in (4, None):
+        objective = bb.create_objective("d_loss", target="within('euclidean', radius=0.4)", form="neg", block=block)
+        close(objective(z, labels), (impostor.mean() - genuine.mean()) / spread.sqrt())
