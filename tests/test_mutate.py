@@ -62,9 +62,9 @@ def test_every_registered_loss_is_found_and_its_changes_can_be_compiled() -> Non
     for name, (path, function) in there.items():
         found = mutate.mutants(name, path, function, own)
         assert any(m.judged for m in found), name
-        for mutant in found:
+        for mutant in mutate.chosen(found, 8, seed=0):
             changed = mutant.applied(path.read_bytes())
-            assert ast.unparse(ast.parse(changed)) != ast.unparse(ast.parse(path.read_bytes())), mutant
+            assert ast.dump(ast.parse(changed)) != ast.dump(ast.parse(path.read_bytes())), mutant
 
 
 def test_what_is_said_to_change_nothing_still_exists(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -104,6 +104,7 @@ def snr_contrastive(
         negative_margin: distance beyond which a negative stops costing.
         average: `pairs`: mean over all valid pairs. `active`: positives and negatives each averaged over those that
             cost something, then added.
+        regularizer: weight of the mean |sum of coordinates| (the paper's lambda).
 
     Returns:
         value and count, [q] or (for `active`) [q 2].
