@@ -18,25 +18,32 @@ class Proxies(nn.Module):
         dim: width of the embeddings.
         init: `random` (standard normal; only the direction counts for cosine losses) or `class_mean`, which also
             starts random until `start_at_means` is called with embeddings of the training set.
+        centers: embeddings of each class; those of one class are neighbours in `weight` [num_classes * centers, dim].
     """
 
-    def __init__(self, num_classes: int, dim: int, init: Literal["random", "class_mean"] = "random") -> None:
+    def __init__(
+        self, num_classes: int, dim: int, init: Literal["random", "class_mean"] = "random", centers: int = 1
+    ) -> None:
         super().__init__()
         if num_classes < 2 or dim < 1:
             raise ValueError(f"proxies need at least 2 classes and 1 dimension, got {num_classes} and {dim}")
         if init not in ("random", "class_mean"):
             raise ValueError(f"proxy_init must be 'random' or 'class_mean', got {init!r}")
-        self.init = init
-        self.weight = nn.Parameter(torch.randn(num_classes, dim))
+        if centers < 1:
+            raise ValueError(f"a class needs at least 1 center, got {centers}")
+        self.init, self.num_classes, self.centers = init, num_classes, centers
+        self.weight = nn.Parameter(torch.randn(num_classes * centers, dim))
 
     def points(self) -> Points:
         """All proxies: z [c d] with gradient, code = class number, ids below zero."""
         number = torch.arange(len(self.weight), device=self.weight.device)
-        return Points(self.weight, number, -1 - number)
+        return Points(self.weight, number // self.centers, -1 - number)
 
     @torch.no_grad()
     def start_at_means(self, z: Tensor, classes: Tensor) -> None:
         """Set each proxy to the mean of its class's L2-normalised embeddings (classes without any stay random).
+
+        Several centres of a class start there with a random step of length 0.1 each, or they would stay together.
 
         Args:
             z: embeddings [n d].
@@ -44,10 +51,13 @@ class Proxies(nn.Module):
         """
         z = nn.functional.normalize(z.to(self.weight), dim=1)
         classes = classes.to(self.weight.device)
-        check_classes(classes, len(self.weight), "proxies")
-        total = torch.zeros_like(self.weight).index_add_(0, classes, z)
-        count = torch.bincount(classes, minlength=len(self.weight))[:, None]
-        self.weight.copy_(torch.where(count > 0, total / count.clamp_min(1), self.weight))
+        check_classes(classes, self.num_classes, "proxies")
+        total = torch.zeros_like(self.weight[: self.num_classes]).index_add_(0, classes, z)
+        count = torch.bincount(classes, minlength=self.num_classes)[:, None].repeat_interleave(self.centers, 0)
+        start = (total.repeat_interleave(self.centers, 0) / count.clamp_min(1)).to(self.weight)
+        if self.centers > 1:
+            start += 0.1 * nn.functional.normalize(self.weight, dim=1)
+        self.weight.copy_(torch.where(count > 0, start, self.weight))
 
     def check(self, points: Points) -> None:
         """Raise a ValueError if a label has no proxy or the widths differ."""
@@ -56,7 +66,7 @@ class Proxies(nn.Module):
                 f"the proxies have {self.weight.shape[1]} dimensions but the embeddings {points.z.shape[1]}; "
                 "create the objective with dim= of the embedder"
             )
-        check_classes(points.code, len(self.weight), "proxies")
+        check_classes(points.code, self.num_classes, "proxies")
 
 
 class Boundary(nn.Module):

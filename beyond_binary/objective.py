@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from . import distributed
+from . import distributed, softmax
 from .blocks import Block, Pairs, dense, tiled
 from .geometry import Geometry, create_geometry
 from .keys import Boundary, Memory, Proxies
@@ -56,6 +56,10 @@ class Objective(nn.Module):
             _bind(self.facts.in_place, {**options_of(entry.build), **options}) if self.facts.in_place else None
         )
         self._penalty = _bind(self.facts.penalty, options) if self.facts.penalty else None
+        self._by_proxy = _bind(self.facts.by_proxy, options) if self.facts.by_proxy else None
+        self._merge = _bind(self.facts.merge, options) if self.facts.merge else None
+        if "step" in options_of(entry.build):
+            self.register_buffer("step", torch.zeros((), dtype=torch.int64))
         self._miner = None
         if mining is not None:
             name, positional, keywords = parse_spec(mining)
@@ -140,7 +144,8 @@ class Objective(nn.Module):
         together = self.gather and keys is None and distributed.world_size() > 1
         counts = distributed.sizes(len(queries), queries.z.device) if together else []
         batch_keys = self.facts.keys == "item"
-        whole = together and (batch_keys or self.facts.form != "rows" or self.memory is not None)
+        whole = together and (batch_keys or self.facts.form not in ("rows", "softmax") or self.memory is not None)
+        whole = whole or (together and self._penalty is not None)
         everything = distributed.gather(queries, counts) if whole else queries
         share = distributed.world_size() if together else 1
         keys = self._keys(everything) if keys is None else keys
@@ -152,16 +157,20 @@ class Objective(nn.Module):
             assert proxies is not None
             z, weight = _alike(everything.z, proxies.z)
             loss: Tensor = self._function(z, everything.code, weight)
+        elif self.facts.form == "softmax":
+            loss = self._softmax(queries, share)
         elif self.facts.form == "pairs":
             loss = self._pairs(everything, keys if proxies is None else proxies)
         elif self.facts.rows == "proxy":
             assert proxies is not None
-            loss = self._rows(proxies[distributed.share(len(proxies))] if together else proxies, keys, share)
+            loss = self._of_proxies(proxies, keys, share)
         else:
             loss = self._rows(queries, keys if proxies is None else proxies, share)
         if self._penalty is not None:
-            z = self.geometry.prepare(everything.z) if self.proxies is None else everything.z
-            loss = loss + self._penalty(z, None if proxies is None else proxies.z)
+            if proxies is None:
+                loss = loss + self._penalty(self.geometry.prepare(everything.z), None)
+            else:
+                loss = loss + self._penalty(*_alike(everything.z, proxies.z))
         if self.memory is not None and self.training:
             self.memory.push(everything)
         return loss
@@ -188,6 +197,36 @@ class Objective(nn.Module):
             return zq.sum() * 0 + zk.sum() * 0
         loss: Tensor = self._function(Pairs.of(q, k, self.geometry, self.target, self._miner, self._tile(len(k))))
         return torch.where(zq.isnan().any() | zk.isnan().any(), torch.nan, loss)
+
+    def _softmax(self, queries: Points, share: int) -> Tensor:
+        assert self.proxies is not None
+        function = self._function
+        if hasattr(self, "step"):
+            if self.training:
+                self.step += 1
+            function = functools.partial(function, step=self.step.clone())
+        loss = softmax.Softmax(
+            function, self._merge, self.proxies.centers, self.facts.others_only, self.facts.per_row == "norm", share
+        )
+        z, w = _alike(queries.z, self.proxies.weight)
+        if self.block is None or torch.compiler.is_compiling() or self.geometry not in softmax.TILED:
+            return softmax.dense(loss, self.geometry, z, w, queries.code)
+        rows = max(1, min(2 * self.block, len(z)))
+        return softmax.tiled(loss, self.geometry, z, w, queries.code, rows, max(1, TILE // rows // loss.centers))
+
+    def _of_proxies(self, proxies: Points, items: Points, share: int) -> Tensor:
+        """A loss whose rows are proxies; each process walks some of them."""
+        mine = distributed.share(len(proxies)) if share > 1 else slice(0, len(proxies))
+
+        def plain(z: Tensor, w: Tensor) -> Tensor:
+            rows, keys = Points(w, proxies.code, proxies.id), Points(z, items.code, items.id)
+            return self._rows(rows[mine] if share > 1 else rows, keys, share)
+
+        z, w = _alike(items.z, proxies.z)
+        classes = self._tile(len(z))
+        if self._by_proxy is None or classes is None or self.geometry not in softmax.TILED:
+            return plain(z, w)
+        return softmax.by_proxies(self._by_proxy, plain, self.geometry, z, w, items.code, mine, classes, share)
 
     def _rows(self, queries: Points, keys: Points, share: int) -> Tensor:
         block = Block(
@@ -298,7 +337,7 @@ def create_objective(
             num_classes or dim. The message names the way out.
     """
     facts: LossFacts = LOSSES[loss].info["facts"]
-    fixed = ("x", "y", "valid", "row", "pairs", "z", "code", "proxies", "num_classes")
+    fixed = ("x", "y", "valid", "row", "pairs", "z", "code", "proxies", "num_classes", "s", "step")
     LOSSES.check_options(loss, options, fixed=fixed)
     LOSSES.check_values(loss, options)
     made = create_target(target)
@@ -317,7 +356,8 @@ def create_objective(
             raise ValueError(f"{loss} learns one proxy per class and takes target 'classes' alone, got {target!r}")
         if num_classes is None or dim is None:
             raise ValueError(f"{loss} learns one proxy per class: give num_classes= and dim= (the embedder's width)")
-        proxies = Proxies(num_classes, dim, proxy_init)  # type: ignore[arg-type]
+        centers = options_of(facts.merge).get("centers", 1) if facts.merge else 1
+        proxies = Proxies(num_classes, dim, proxy_init, options.get("centers", centers))  # type: ignore[arg-type]
     boundary = None
     if facts.per_row == "beta":
         own = {name: value for name, value in options.items() if name in options_of(Boundary)}

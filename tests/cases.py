@@ -15,6 +15,7 @@ from torch.func import functional_call
 
 from beyond_binary import Objective, create_objective
 from beyond_binary.losses import LOSSES, LossFacts
+from beyond_binary.registry import options_of
 
 CLASSES, DIM = 5, 4
 
@@ -31,6 +32,12 @@ DERIVED = [case for case in CASES if case.loss != "circle" or case.options.get("
 OF_ITEMS = [case for case in CASES if not facts_of(case).needs_proxies]
 
 
+def centers_of(case: Case) -> int:
+    """How many proxies a class has."""
+    merge = facts_of(case).merge
+    return case.options.get("centers", options_of(merge)["centers"] if merge else 1)
+
+
 def build(case: Case, **options: Any) -> Objective:
     """The objective of a case, with proxies if it needs them."""
     if facts_of(case).needs_proxies:
@@ -42,7 +49,8 @@ def inputs(case: Case, n: int = 9, dtype: torch.dtype = torch.float64) -> tuple[
     """Embeddings [n DIM], labels, and a list of the proxies if there are any; all leaves of a graph."""
     draw = torch.Generator().manual_seed(n)
     z = torch.randn(n, DIM, dtype=torch.float64, generator=draw)
-    proxies = [torch.randn(CLASSES, DIM, dtype=torch.float64, generator=draw)] if facts_of(case).needs_proxies else []
+    count = CLASSES * centers_of(case) if facts_of(case).needs_proxies else 0
+    proxies = [torch.randn(count, DIM, dtype=torch.float64, generator=draw)] if count else []
     return z.to(dtype).requires_grad_(), case.labels(n), [p.to(dtype).requires_grad_() for p in proxies]
 
 
@@ -64,7 +72,8 @@ def value_and_grads(
 def oracle(case: Case, z: Tensor, labels: Tensor, proxies: list[Tensor], ids: Tensor | None = None) -> float:
     """The oracle's value for a batch against itself or against the proxies."""
     items = batch(z, labels, torch.arange(len(z)) if ids is None else ids)
-    keys = batch(proxies[0], torch.arange(CLASSES), -1 - torch.arange(CLASSES)) if proxies else items
+    of_proxies = torch.arange(CLASSES).repeat_interleave(centers_of(case))
+    keys = batch(proxies[0], of_proxies, -1 - torch.arange(len(of_proxies))) if proxies else items
     return oracles.ORACLES[case.loss](items, keys, **case.options)
 
 

@@ -27,7 +27,7 @@ from torch import Tensor
 
 import beyond_binary as bb
 from beyond_binary.losses import LOSSES
-from beyond_binary.losses.continuous import log_ratio
+from beyond_binary.losses.continuous import log_ratio, soft_contrastive
 from beyond_binary.losses.in_place import Places, Tile
 from beyond_binary.losses.triplets import triplet
 from beyond_binary.registry import options_of
@@ -226,7 +226,7 @@ def test_coincident_points_have_finite_gradients(case: Case, block: int | None, 
         assert_finite(*value_and_grads(build(case, block=block), points.requires_grad_(), labels, proxies))
     if proxies:
         with torch.no_grad():
-            proxies[0].copy_(collapsed[:CLASSES])
+            proxies[0].copy_(collapsed[:1].expand_as(proxies[0]))
         assert_finite(*value_and_grads(build(case, block=block), collapsed, labels, proxies))
 
 
@@ -316,8 +316,9 @@ def test_labels_are_never_rounded_to_single_precision(case: Case) -> None:
     if case.target == "classes":
         assert build(case)(z, labels + 2**24).equal(build(case)(z, labels))
     elif "label_floor" not in case.options:
-        expected = build(case)(z, labels)  # label distances enter as ratios, so their unit does not matter
-        torch.testing.assert_close(build(case)(z, 1000 + 1e-9 * labels), expected, rtol=1e-3, atol=0)
+        expected = build(case)(z, labels)  # label distances enter as ratios or ranks: their unit does not matter
+        unit = {"sigma": 1e-18 * case.options.get("sigma", 1.0)} if case.loss == "soft_contrastive" else {}
+        torch.testing.assert_close(build(case, **unit)(z, 1000 + 1e-9 * labels), expected, rtol=1e-3, atol=0)
 
 
 def golden_inputs() -> tuple[Tensor, Tensor, Tensor]:
@@ -368,3 +369,23 @@ def test_wrong_option_values_are_refused() -> None:
         case = next(c for c in FIRST if c.loss == loss)
         with pytest.raises(ValueError, match=next(iter(options.values()))):
             build(case, **options)(z, case.labels(6))
+
+
+def test_rank_n_contrast_gives_the_official_codes_number() -> None:
+    e, _, _ = golden_inputs()
+    value = bb.create_objective("rank_n_contrast", target="euclidean")(
+        e, torch.tensor([0.0, 0, 1, 1, 1, 1, 3, 3]).double()[:, None]
+    )
+    assert value.item() == pytest.approx(1.6261583569844478, rel=1e-12)
+    (grad,) = torch.autograd.grad(value, e)
+    assert float(grad.norm()) == pytest.approx(0.1326071276, rel=1e-6)
+
+
+def test_soft_contrastive_without_gradient_of_the_mean() -> None:
+    x, y = torch.rand(3, 5, dtype=torch.float64, requires_grad=True), torch.rand(3, 5, dtype=torch.float64)
+    valid = torch.ones(3, 5, dtype=torch.bool)
+    value, _ = soft_contrastive(x, y, valid, mean_gradient=False)
+    (grad,) = torch.autograd.grad(value.sum(), x)
+    ratio, same, mean = x.detach() / x.detach().mean(1, keepdim=True), (-y.square()).exp(), x.detach().mean(1)[:, None]
+    close(grad, (2 * same * ratio - 2 * (1 - same) * (1 - ratio).relu()) / mean)
+    close(value, soft_contrastive(x, y, valid)[0])

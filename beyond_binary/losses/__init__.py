@@ -10,6 +10,9 @@ With a count of 1 for each defined row this is the mean over defined rows; a cou
 over those. Because numerator and denominator add up over rows, so do blocks of rows and processes. Rows that are not
 defined have value 0 and count 0.
 
+A softmax loss over learned classes has the form `softmax`: `(s [q], **options) -> (own [q], factor)`, from the score of
+a row's own class to that class's logit, and what turns the scores of the other classes into logits (see `softmax`).
+
 A loss that is no sum over rows has the form `pairs`: `(pairs, **options) -> loss`, on a `blocks.Pairs`.
 """
 
@@ -43,7 +46,8 @@ class LossFacts:
         geometry: the geometry (spec) of its paper.
         rows: what a row is: an item of the batch, or a `proxy`.
         keys: what the columns are: the batch (or references), or one `proxy` per class.
-        form: `rows` for a row loss, `pairs` for a loss of a whole block, `moments` for one of means and covariances.
+        form: `rows` for a row loss, `pairs` for a loss of a whole block, `moments` for one of means and covariances,
+            `softmax` for cross-entropy over the proxies.
         paper: where it comes from.
         per_row: what a row loss gets as fourth argument [q], with gradient: the `norm` of the embedding before it is
             normalised, or the learned `beta` of its class.
@@ -52,6 +56,13 @@ class LossFacts:
         scale_free: whether the loss does not change when all embeddings are scaled.
         in_place: optional faster form of a row loss of one term: `(tile, **options) -> (value, count)` without a graph,
             which overwrites `tile.x` with the gradient of `value.sum()`; None where it declines, `tile.x` untouched.
+        by_proxy: optional faster form of a row loss whose rows are proxies, of two terms, without a graph:
+            `(s [c n], row, column, weights, **options) -> values`, from the scores of some proxies and the places of the
+            pairs that are the same to the terms' numerators [2]; `s` is overwritten with the gradient of their sum
+            weighted by `weights`. The first term's denominator is the number of classes present, the second's that of
+            proxies.
+        merge: for a softmax loss with several centres a class, `(s [q c * centers], *, centers, ...) -> [q c]`.
+        others_only: whether a softmax loss leaves the own class out of its sum.
     """
 
     reads: Gives
@@ -60,16 +71,22 @@ class LossFacts:
     paper: str
     rows: Literal["item", "proxy"] = "item"
     keys: Literal["item", "proxy"] = "item"
-    form: Literal["rows", "pairs", "moments"] = "rows"
+    form: Literal["rows", "pairs", "moments", "softmax"] = "rows"
     in_place: Callable[..., Rows | None] | None = None
     per_row: Literal["norm", "beta"] | None = None
     penalty: Callable[..., Tensor] | None = None
     scale_free: bool = True
+    by_proxy: Callable[..., Tensor] | None = None
+    merge: Callable[..., Tensor] | None = None
+    others_only: bool = False
 
     @property
     def parts(self) -> tuple[Callable[..., Any], ...]:
         """What has options of its own beside the loss function."""
-        return (*([Boundary] if self.per_row == "beta" else []), *([self.penalty] if self.penalty else []))
+        return (
+            *([Boundary] if self.per_row == "beta" else []),
+            *(part for part in (self.penalty, self.merge) if part is not None),
+        )
 
     @property
     def needs_proxies(self) -> bool:

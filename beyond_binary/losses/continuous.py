@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from . import Rows, register_loss
-from .common import any_in_row, as_number
+from .common import any_in_row, as_number, masked_sum
 
 
 @register_loss(
@@ -109,3 +109,100 @@ def _within_ties(u: Tensor, y: Tensor, use: Tensor) -> tuple[Tensor, Tensor]:
     mean = torch.zeros_like(u).scatter_add(1, group, u) / size.clamp_min(1)
     spread = use * (u - mean.gather(1, group)).square()
     return (size.gather(1, group) * spread).sum(1), (size * (size - 1) / 2).sum(1)
+
+
+@register_loss(
+    "rank_n_contrast",
+    reads="order",
+    x="distance",
+    geometry="euclidean",
+    scale_free=False,
+    paper="Zha et al.: Rank-N-Contrast: Learning Continuous Representations for Regression, NeurIPS 2023",
+)
+def rank_n_contrast(x: Tensor, y: Tensor, valid: Tensor, *, temperature: float = 2.0) -> Rows:
+    """Rank-N-Contrast (equations 1 and 2 of the paper).
+
+    The mean over all pairs (i, j) of `-log( exp(-d_ij / t) / sum over k with y_ik >= y_ij of exp(-d_ik / t) )`: key j
+    competes with itself and with all keys whose labels are at least as far from the anchor. Keys sorted by falling y
+    turn these sums into running ones; keys of equal y share the sum at the end of their group.
+
+    Embeddings are not normalised, so the loss depends on their scale. The authors' code loops over keys and exponentiates
+    before it sums, which gives infinity at distances of some hundreds in single precision; running log-sum-exps do not.
+
+    Paper settings: temperature 2, two augmented views of each item in the batch, absolute difference of labels.
+    Cost: O(k log k) a row, O(k) memory.
+
+    Args:
+        x: distances [q k].
+        y: label distances [q k].
+        valid: pairs that count [q k].
+        temperature: t, 2 in the paper.
+
+    Returns:
+        value and count [q]; count is the number of the row's valid keys.
+    """
+    real = as_number(valid, x)
+    logits = x * (-real / temperature)  # what is not valid comes last below, where nothing reads it
+    nearness = torch.where(valid, -y.to(x.dtype), torch.inf)
+    order = _argsort(nearness)
+    running = logits.gather(1, order).logcumsumexp(1)
+    ends = _ends_of_ties(nearness.gather(1, order))
+    total = masked_sum(running.gather(1, ends), valid.gather(1, order))
+    return total - logits.sum(1), real.sum(1)
+
+
+def _ends_of_ties(ordered: Tensor) -> Tensor:
+    """For each entry of sorted rows [q k], the column of the last entry that is equal to it."""
+    column = torch.arange(ordered.shape[1], device=ordered.device).expand_as(ordered)
+    goes_on = torch.nn.functional.pad(ordered[:, 1:] == ordered[:, :-1], (0, 1))
+    return torch.where(goes_on, ordered.shape[1], column).flip(1).cummin(1).values.flip(1)
+
+
+@register_loss(
+    "soft_contrastive",
+    reads="magnitude",
+    x="distance",
+    geometry="euclidean",
+    paper="Kim et al.: Embedding Transfer with Label Relaxation for Improved Metric Learning, CVPR 2021",
+)
+def soft_contrastive(
+    x: Tensor,
+    y: Tensor,
+    valid: Tensor,
+    *,
+    sigma: float = 1.0,
+    delta: float = 1.0,
+    mean_gradient: bool = True,
+    count_self: bool = False,
+) -> Rows:
+    """Relaxed contrastive loss (equation 4 of the paper) with label distances in the place of a teacher's distances.
+
+    Per row the sum over keys of `w (d / mu)^2 + (1 - w) [delta - d / mu]_+^2`, where `w = exp(-y^2 / sigma)` says how
+    much a pair is the same and mu is the row's mean distance, which makes the loss free of scale.
+
+    The sum grows with the number of keys, as in the paper. The authors' code equals `count_self=True`, but leaves out
+    pairs at embedding distance 0, which cost a constant here. A row of distance 0 throughout has mu = 1.
+
+    Paper settings: sigma 1, delta 1, label distances that are those of L2-normalised teacher embeddings; give y in a
+    unit in which sigma is right.
+    Cost: O(k) a row.
+
+    Args:
+        x: distances [q k].
+        y: label distances [q k].
+        valid: pairs that count [q k].
+        sigma: squared label distance at which a pair is 37 % the same.
+        delta: margin, in mean distances of the row.
+        mean_gradient: whether gradients also flow through mu (as in the authors' code).
+        count_self: whether mu also averages over the anchor's distance 0 to itself (as in the authors' code).
+
+    Returns:
+        value and count [q].
+    """
+    real = as_number(valid, x)
+    keys = real.sum(1).clamp_min(1) + count_self
+    mean = torch.linalg.vecdot(x if mean_gradient else x.detach(), real) / keys
+    ratio = x / torch.where(mean > 0, mean, 1)[:, None]
+    same = torch.where(valid, (y.to(x.dtype).square() / -sigma).exp(), 0)
+    cost = same * ratio.square() + (real - same) * (delta - ratio).relu().square()
+    return cost.sum(1), any_in_row(valid)

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     paper="Song, Xiang, Jegelka, Savarese: Deep Metric Learning via Lifted Structured Feature Embedding, CVPR 2016",
 )
 def lifted_structure(pairs: Pairs, *, margin: float = 1.0) -> Tensor:
-    """Lifted structure loss (equation 4 of the paper).
+    """Lifted structure loss, the smooth form of the paper.
 
     Over positive pairs (i, j) half the mean of `[J_ij]_+^2`, with
     `J_ij = log( sum over negatives n of i of exp(m - d_in) + sum over negatives n of j of exp(m - d_jn) ) + d_ij`.
@@ -95,14 +95,14 @@ def _pull_sparse(x: Tensor, y: Tensor, valid: Tensor, own: Tensor, other: Tensor
     paper="Sohn: Improved Deep Metric Learning with Multi-class N-pair Loss Objective, NeurIPS 2016",
 )
 def n_pairs(pairs: Pairs, *, l2: float = 0.0) -> Tensor:
-    """Multi-class N-pair loss (equation 7 of the paper).
+    """Multi-class N-pair loss (N-pair-mc of the paper).
 
     One pair per class, its anchor a and its positive p: the mean over classes c of
     `log(1 + sum over other classes c' of exp(a_c . p_c' - a_c . p_c))`. As in pytorch-metric-learning the pair is the
     first two items of the class in the order of the batch (against references, its first query and first key), and a
     class of one item is left out; the paper samples batches of exactly two a class. pytorch-metric-learning normalises
     embeddings unless told otherwise, here `geometry="cosine"`. The paper keeps embeddings short by a penalty on their
-    length of unsaid weight, in known code l2 = 0.002 or 0.005; it is off by default.
+    length of unsaid weight, 0.005 in later code; it is off by default.
 
     Paper settings: none given.
     Cost: O(q k) time, memory of a tile; the similarities are computed twice.
@@ -157,7 +157,7 @@ def _first(x: Tensor, y: Tensor, valid: Tensor) -> Tensor:
     paper="Wang, Zhou, Wen, Liu, Lin: Deep Metric Learning with Angular Loss, ICCV 2017",
 )
 def angular(pairs: Pairs, *, alpha: float = 45.0) -> Tensor:
-    """Angular loss in its smooth form (equation 8 of the paper).
+    """Angular loss, the smooth form of the paper for a whole batch.
 
     The mean over positive pairs (a, p) of `log(1 + sum_n exp(4 t (x_a + x_p) . x_n - 2 (1 + t) x_a . x_p))` with
     t = tan(alpha)^2, over the negatives n of a. The paper has one pair per class in a batch and adds this loss to the

@@ -170,9 +170,9 @@ def _proxy_moments(pairs: Pairs) -> tuple[Moments, Moments]:
 
 def _centred(z: Tensor) -> Moments:
     """Points about their mean [n d], the mean [d] and the covariance [d d], the last two in float64."""
-    mean = z.double().mean(0) if z.dtype == torch.float32 else z.mean(0)
-    away = z - mean.to(z.dtype)
-    return away, mean, (away.T @ away).double() / len(z)
+    mean = z.mean(0)
+    away = z - mean
+    return away, mean.double(), (away.T @ away).double() / len(z)
 
 
 def _all_scores(mean_q: Tensor, cov_q: Tensor, mean_k: Tensor, cov_k: Tensor) -> tuple[Tensor, Tensor]:

@@ -1,3 +1,129 @@
 """Losses of ranks and histograms."""
 
 from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+from . import Rows, register_loss
+from .common import any_in_row, as_number, masked_sum, split
+
+CHUNK = 1 << 20  # comparisons of two keys that `smooth_ap` holds at a time
+
+
+@register_loss(
+    "fastap",
+    reads="same",
+    x="distance",
+    geometry="squared_euclidean(normalize=True)",
+    paper="Cakir et al.: Deep Metric Learning to Rank, CVPR 2019",
+)
+def fastap(x: Tensor, y: Tensor, valid: Tensor, *, bins: int = 10) -> Rows:
+    """FastAP: average precision of each row's ranking, with distances sorted into soft bins.
+
+    Squared distances of unit vectors lie in [0, 4], which `bins + 1` centres cut into equal steps. Each pair is shared
+    by the two centres around it, in proportion to its nearness. With h+ and h the histograms of positives and of all
+    pairs, and H+ and H their running sums, the loss of a row is `1 - sum_l h+_l H+_l / H_l / number of positives`.
+
+    A pair touches two bins, so two scatters replace the product of all pairs with all bins in the authors' code and in
+    pytorch-metric-learning, with the same result. Rows without a positive are undefined. Distances outside [0, 4] (by
+    rounding, or in another geometry) count at the end and get no gradient.
+
+    Paper settings: 10 bins in code, few more or fewer in the paper's ablation; large batches of few classes.
+    Cost: O(k + bins) a row.
+
+    Args:
+        x: squared distances [q k], in [0, 4].
+        y: label distances [q k].
+        valid: pairs that count [q k].
+        bins: number of steps between 0 and 4.
+
+    Returns:
+        value and count [q].
+    """
+    positive, negative = split(y, valid)
+    place = x.clamp(0, 4) * (bins / 4)
+    low = place.detach().floor().clamp_max(bins - 1)
+    high_part = (place - low) * as_number(valid, x)
+    low_part = as_number(valid, x) - high_part
+    index = (
+        low.long().clamp(0, bins - 1) + (bins + 1) * negative
+    )  # the positives' histogram and the negatives' in one row
+    both = x.new_zeros(len(x), 2 * (bins + 1))
+    both = both.scatter_add(1, index, low_part).scatter_add(1, index + 1, high_part)
+    hits, misses = both.unflatten(1, (2, bins + 1)).unbind(1)
+    all_hits, everything = hits.cumsum(1), (hits + misses).cumsum(1)
+    precision = hits * all_hits / torch.where(everything > 0, everything, 1)
+    number, some = positive.sum(1).clamp_min(1), any_in_row(positive)
+    return torch.where(some, 1 - precision.sum(1) / number, 0), some
+
+
+@register_loss(
+    "smooth_ap",
+    reads="same",
+    x="similarity",
+    geometry="cosine",
+    paper="Brown et al.: Smooth-AP: Smoothing the Path Towards Large-Scale Image Retrieval, ECCV 2020",
+)
+def smooth_ap(x: Tensor, y: Tensor, valid: Tensor, *, temperature: float = 0.01, with_query: bool = False) -> Rows:
+    """Smooth-AP: 1 minus the average precision of each row's ranking, with sigmoids for the steps of a rank.
+
+    A row's AP is the mean over its positives i of `R+(i) / R(i)`, where `R(i) = 1 + sum over keys j of
+    sigmoid((s_j - s_i) / t)` is the smoothed rank of i among all keys, and R+ its rank among the positives.
+
+    Only ranks of positives are formed, some at a time, and again for the gradient; the authors' code and
+    pytorch-metric-learning hold the ranks of all keys in all rows, and ask for classes of equal size. Both also count
+    the query as a positive of its own row, which `with_query=True` reproduces. Rows without a positive are undefined.
+
+    Paper settings: temperature 0.01, cosine similarity, batches of 4 to 16 images of each class.
+    Cost: O(m k) a row of m positives; memory of a few times `CHUNK` beside the block.
+
+    Args:
+        x: similarities [q k].
+        y: label distances [q k].
+        valid: pairs that count [q k].
+        temperature: t, 0.01 in the paper.
+        with_query: whether the query is a positive in its own row, at similarity 1.
+
+    Returns:
+        value and count [q].
+    """
+    positive, _ = split(y, valid)
+    some, number = any_in_row(positive), positive.sum(1)
+    q, k = x.shape
+    masks = torch.stack([as_number(positive, x), as_number(valid, x)], 2)
+    if torch.compiler.is_compiling():
+        row, column = torch.arange(q, device=x.device).repeat_interleave(k), torch.arange(k, device=x.device).repeat(q)
+        hits = masked_sum(_precision(x, masks, row, column, temperature, with_query).view(q, k), positive)
+    else:
+        hits = x.sum(1) * 0
+        for part in positive.nonzero().split(max(1, CHUNK // max(k, 1))):
+            row, column = part.unbind(1)
+            precision = checkpoint(
+                _precision,
+                x,
+                masks,
+                row,
+                column,
+                temperature,
+                with_query,
+                use_reentrant=False,
+                preserve_rng_state=False,
+            )
+            hits = hits.index_add(0, row, precision)
+    if with_query:
+        above = ((x - 1) / temperature).sigmoid()[:, :, None]
+        ranks = 1 + (above * masks).sum(1)
+        hits, number = hits + ranks[:, 0] / ranks[:, 1], number + 1
+    return torch.where(some, 1 - hits / number.clamp_min(1), 0), some
+
+
+def _precision(x: Tensor, masks: Tensor, row: Tensor, column: Tensor, temperature: float, with_query: bool) -> Tensor:
+    """Rank among the positives over rank among all keys, of given pairs [p]; `masks` [q k 2] say who these are."""
+    own = x[row, column][:, None]
+    above = ((x[row] - own) / temperature).sigmoid()
+    ranks = 0.5 + (above[:, None, :] @ masks[row])[:, 0]  # a key is 0.5 above itself
+    if with_query:
+        ranks = ranks + ((1 - own) / temperature).sigmoid()
+    return ranks[:, 0] / ranks[:, 1]

@@ -152,7 +152,7 @@ def nt_xent(
 def circle(
     x: Tensor, y: Tensor, valid: Tensor, *, margin: float = 0.25, scale: float = 256.0, detach: bool = True
 ) -> Rows:
-    """Circle loss (equations 6 and 8 of the paper).
+    """Circle loss (equations 5 and 6 of the paper, with its single margin).
 
     Per row `log(1 + sum_n exp(g [s_n + m]_+ (s_n - m)) * sum_p exp(-g [1 + m - s_p]_+ (s_p - 1 + m)))` with margin m
     and scale g. The brackets are weights: how far a similarity is from its optimum, without gradient. The mean is over
@@ -193,13 +193,13 @@ def circle(
     paper="Hermans, Beyer, Leibe: In Defense of the Triplet Loss for Person Re-Identification, 2017",
 )
 def generalized_lifted_structure(x: Tensor, y: Tensor, valid: Tensor, *, margin: float = 1.0) -> Rows:
-    """Lifted structure loss with all positives of an anchor in one log-sum-exp (section 2 of the paper, L_LG).
+    """Lifted structure loss with all positives of an anchor in one log-sum-exp (L_LG of the paper).
 
     Per row `[ log sum_p exp(d_p) + log sum_n exp(m - d_n) ]_+`, the mean over rows with a positive and a negative. The
     paper does not normalise embeddings and sums over rows; pytorch-metric-learning normalises (here
     `geometry="euclidean(normalize=True)"`) and lets a row that lacks one side pay for the other alone.
 
-    Paper settings: margins from 0.1 to 1.
+    Paper settings: several margins were tried; 1 is the default of pytorch-metric-learning.
     Cost: O(q k) time and memory of a tile.
 
     Args:
@@ -233,7 +233,7 @@ def tuplet_margin(
     variance_weight: float = 0.5,
     variance_slack: float = 0.01,
 ) -> Tensor:
-    """Tuplet margin loss (equation 5 of the paper) and intra-pair variance loss (equation 8).
+    """Tuplet margin loss and intra-pair variance loss, the two parts of the paper's objective.
 
     The mean over positive pairs of `log(1 + sum_n exp(scale (cos t_n - cos(t_p - margin))))`, where t are angles and n
     runs over all negatives of the anchor; plus variance_weight times the mean over positive pairs of

@@ -37,14 +37,56 @@ def log_ratio(
     return mean(rows)
 
 
-def graded(**options: Any) -> Case:
-    return Case("log_ratio", options, "euclidean", grades)
+def label_gap(a: Any, b: Any) -> float:
+    """Distance of two labels: 0 or 1 for classes."""
+    return euclid(a, b) if isinstance(a, list) else float(a != b)
 
 
-ORACLES = [log_ratio]
+def rank_n_contrast(q: Batch, k: Batch, temperature: float = 2.0) -> float:
+    """Zha et al. 2023, equations 1 and 2: key j against all keys whose labels are at least as far."""
+    terms = []
+    for i in range(len(q)):
+        gap = {j: label_gap(q.label[i], k.label[j]) for j in range(len(k)) if k.id[j] != q.id[i]}
+        near = {j: math.exp(-euclid(q.z[i], k.z[j]) / temperature) for j in gap}
+        terms += [-math.log(near[j] / sum(near[m] for m in gap if gap[m] >= gap[j])) for j in gap]
+    return mean(terms)
+
+
+def soft_contrastive(
+    q: Batch,
+    k: Batch,
+    sigma: float = 1.0,
+    delta: float = 1.0,
+    mean_gradient: bool = True,
+    count_self: bool = False,
+) -> float:
+    """Kim et al. 2021, equation 4, distances of labels for the teacher's."""
+    rows = []
+    for i in range(len(q)):
+        far = {j: euclid(q.z[i], k.z[j]) for j in range(len(k)) if k.id[j] != q.id[i]}
+        mu = mean([*far.values(), *([0.0] if count_self else [])]) or 1.0
+        cost = 0.0
+        for j, d in far.items():
+            same = math.exp(-(euclid(q.label[i], k.label[j]) ** 2) / sigma)
+            cost += same * (d / mu) ** 2 + (1 - same) * max(delta - d / mu, 0.0) ** 2
+        if far:
+            rows.append(cost)
+    return mean(rows)
+
+
+def graded(loss: str = "log_ratio", **options: Any) -> Case:
+    return Case(loss, options, "euclidean", grades)
+
+
+ORACLES = [log_ratio, rank_n_contrast, soft_contrastive]
 CASES: list[Case] = [
     Case("log_ratio", {}, "euclidean", vectors),
     graded(),
     graded(ties="include", zero_labels="floor", label_floor=0.1, eps=1e-3),
     graded(embedding_power=2.0, label_power=0.5),
+    Case("rank_n_contrast", {}, "euclidean", vectors),
+    graded("rank_n_contrast", temperature=0.5),
+    Case("rank_n_contrast"),
+    Case("soft_contrastive", {}, "euclidean", vectors),
+    graded("soft_contrastive", sigma=2.0, delta=1.5, count_self=True),
 ]

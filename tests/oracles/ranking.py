@@ -2,7 +2,59 @@
 
 from __future__ import annotations
 
-from .common import Case
+import math
 
-ORACLES = []
-CASES: list[Case] = []
+from .common import Batch, Case, chord, cosine, mean, others
+
+
+def fastap(q: Batch, k: Batch, bins: int = 10) -> float:
+    """Cakir et al. 2019: triangular pulses around bins + 1 centres on [0, 4]."""
+    rows = []
+    for i in range(len(q)):
+        positive, negative = others(q, i, k, same=True), others(q, i, k, same=False)
+        if not positive:
+            continue
+        step, precision = 4 / bins, 0.0
+        hits_so_far = all_so_far = 0.0
+        for centre in range(bins + 1):
+            pulse = {
+                j: max(0.0, 1 - abs(chord(q.z[i], k.z[j]) ** 2 - centre * step) / step) for j in positive + negative
+            }
+            hits = sum(pulse[j] for j in positive)
+            hits_so_far += hits
+            all_so_far += sum(pulse.values())
+            precision += hits * hits_so_far / all_so_far if all_so_far else 0.0
+        rows.append(1 - precision / len(positive))
+    return mean(rows)
+
+
+def step(gap: float) -> float:
+    return 1 / (1 + math.exp(-gap)) if gap > -700 else 0.0
+
+
+def smooth_ap(q: Batch, k: Batch, temperature: float = 0.01, with_query: bool = False) -> float:
+    """Brown et al. 2020: sigmoids in the place of the indicator in each positive's rank."""
+    rows = []
+    for i in range(len(q)):
+        near = {j: cosine(q.z[i], k.z[j]) for j in range(len(k)) if k.id[j] != q.id[i]}
+        positive = others(q, i, k, same=True)
+        if not positive:
+            continue
+        if with_query:
+            near[-1] = 1.0
+            positive.append(-1)
+        precision = []
+        for a in positive:
+            rank = {j: step((near[j] - near[a]) / temperature) for j in near if j != a}
+            precision.append((1 + sum(rank[j] for j in positive if j != a)) / (1 + sum(rank.values())))
+        rows.append(1 - mean(precision))
+    return mean(rows)
+
+
+ORACLES = [fastap, smooth_ap]
+CASES: list[Case] = [
+    Case("fastap"),
+    Case("fastap", {"bins": 3}),
+    Case("smooth_ap"),
+    Case("smooth_ap", {"temperature": 0.2, "with_query": True}),
+]

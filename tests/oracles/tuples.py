@@ -44,7 +44,7 @@ def nt_xent(q: Batch, k: Batch, temperature: float = 0.1, positives: str = "toge
 
 
 def circle(q: Batch, k: Batch, margin: float = 0.25, scale: float = 256.0, detach: bool = True) -> float:
-    """Sun et al. 2020, equations 5, 6 and 8, over the anchors that have a positive and a negative."""
+    """Sun et al. 2020, equations 5 and 6, over the anchors that have a positive and a negative."""
     rows = []
     for i in range(len(q)):
         positive, negative = others(q, i, k, same=True), others(q, i, k, same=False)
@@ -80,7 +80,7 @@ def tuplet_margin(
     variance_weight: float = 0.5,
     variance_slack: float = 0.01,
 ) -> float:
-    """Yu and Tao 2019, equations 5 and 8."""
+    """Yu and Tao 2019, tuplet margin and intra-pair variance."""
     costs, near, far = [], [], []
     for i in range(len(q)):
         positive, negative = others(q, i, k, same=True), others(q, i, k, same=False)
@@ -95,7 +95,7 @@ def tuplet_margin(
 
 
 def lifted_structure(q: Batch, k: Batch, margin: float = 1.0) -> float:
-    """Song et al. 2016, equation 4; the negatives of a key are queries."""
+    """Song et al. 2016, the smooth form; the negatives of a key are queries."""
     costs = []
     for i in range(len(q)):
         for j in others(q, i, k, same=True):
@@ -111,7 +111,7 @@ def dot(a: Sequence[float], b: Sequence[float]) -> float:
 
 
 def n_pairs(q: Batch, k: Batch, l2: float = 0.0) -> float:
-    """Sohn 2016, equation 7, on the first pair of each class."""
+    """Sohn 2016, N-pair-mc, on the first pair of each class."""
     pairs = {}
     for i in range(len(q)):
         if q.label[i] not in pairs and (positive := others(q, i, k, same=True)):
@@ -124,7 +124,7 @@ def n_pairs(q: Batch, k: Batch, l2: float = 0.0) -> float:
 
 
 def angular(q: Batch, k: Batch, alpha: float = 45.0) -> float:
-    """Wang et al. 2017, equation 8, over all positive pairs."""
+    """Wang et al. 2017, the smooth form, over all positive pairs."""
     t, costs = math.tan(math.radians(alpha)) ** 2, []
     for i in range(len(q)):
         for j in others(q, i, k, same=True):
