@@ -93,7 +93,7 @@ class _Tiled(torch.autograd.Function):
         return loss
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
         z, w = ctx.saved_tensors
         if torch.is_grad_enabled():  # higher-order gradients were asked for: differentiate the plain formula
             softmax, geometry, code, *_ = ctx.plan
@@ -274,15 +274,16 @@ class _ByProxies(torch.autograd.Function):
     def forward(ctx: Any, loss: ByProxy, plain: Callable[[Tensor, Tensor], Tensor], *args: Any) -> Tensor:
         *plan, wanted, z, w = args
         ctx.plain, ctx.again = plain, (loss, *plan)
-        value, ctx.grads = _walk_proxies(*ctx.again, wanted, z, w)
+        again: Any = ctx.again
+        value, ctx.grads = _walk_proxies(*again, wanted, z, w)
         ctx.save_for_backward(z, w)
         return value
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
         z, w = ctx.saved_tensors
         if torch.is_grad_enabled():
-            grads = torch.autograd.grad(ctx.plain(z, w), (z, w), grad, create_graph=True)
+            grads: Any = torch.autograd.grad(ctx.plain(z, w), (z, w), grad, create_graph=True)
             return *[None] * 8, *grads
         grads = ctx.grads or _walk_proxies(*ctx.again, True, z, w)[1]
         ctx.grads = None

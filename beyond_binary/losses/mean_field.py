@@ -73,7 +73,8 @@ def mean_field_contrastive(
     to the authors' code, values and gradients; theirs holds a [c c] matrix.
 
     Paper settings: margins 0.02 and 0.3, regularizer 0 in all published commands; the learning rate of the mean fields
-    is 2000 times that of the network. Cost: O(n c d), the regulariser O(c^2 d); memory of a tile.
+    is 2000 times that of the network.
+    Cost: O(n c d), the regulariser O(c^2 d); memory of a tile.
 
     Args:
         x: cosine similarities of items to mean fields [q k].

@@ -33,6 +33,9 @@ def contrastive(
 
     `[d - m_pos]_+^p / p` for the same, `[m_neg - d]_+^p / p` for the different, with p = `power`.
 
+    Paper settings: margin chosen by data set and power 2, plain (not squared) distances; here margin 1 on the sphere.
+    Cost: O(k) time and memory a row.
+
     Args:
         x: distances [q k].
         y: label distances [q k].
@@ -101,6 +104,7 @@ def snr_contrastive(
         negative_margin: distance beyond which a negative stops costing.
         average: `pairs`: mean over all valid pairs. `active`: positives and negatives each averaged over those that
             cost something, then added.
+        regularizer: weight of the mean |sum of coordinates| (the paper's lambda).
 
     Returns:
         value and count, [q] or (for `active`) [q 2].
