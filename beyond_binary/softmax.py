@@ -85,10 +85,8 @@ def tiled(softmax: Softmax, geometry: Geometry, z: Tensor, w: Tensor, code: Tens
 class _Tiled(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, *args: Any) -> Tensor:
-        plan: Any = args[:-3]
-        wanted, z, w = args[-3:]
-        ctx.plan = plan
-        loss, ctx.grads = _walk(*plan, wanted, z, w)
+        *ctx.plan, wanted, z, w = args
+        loss, ctx.grads = _walk(ctx.plan, wanted, z, w)
         ctx.save_for_backward(z, w)
         return loss
 
@@ -99,7 +97,7 @@ class _Tiled(torch.autograd.Function):
             softmax, geometry, code, *_ = ctx.plan
             loss = dense(softmax, geometry, z, w, code)
             return *[None] * 6, *torch.autograd.grad(loss, (z, w), grad, create_graph=True)
-        grads = ctx.grads or _walk(*ctx.plan, True, z, w)[1]
+        grads = ctx.grads or _walk(ctx.plan, True, z, w)[1] or ()
         ctx.grads = None  # given away: a second backward computes them again
         return *[None] * 6, *(g.mul_(grad) for g in grads)
 
@@ -115,10 +113,9 @@ def _through_units(grad: Tensor, unit: Tensor, norm: Tensor) -> None:
     grad.addcmul_(torch.linalg.vecdot(grad, unit)[:, None], unit, value=-1).div_(norm)
 
 
-def _walk(
-    softmax: Softmax, geometry: Any, code: Tensor, rows: int, classes: int, wanted: bool, z: Tensor, w: Tensor
-) -> tuple[Tensor, tuple[Tensor, Tensor] | None]:
-    """The loss and the gradients of z and w."""
+def _walk(plan: Any, wanted: bool, z: Tensor, w: Tensor) -> tuple[Tensor, tuple[Tensor, Tensor] | None]:
+    """The loss and the gradients of z and w; the plan is what `tiled` got beside them."""
+    softmax, geometry, code, rows, classes = plan
     scale = softmax.scale(len(z), z.device)
     grads = (torch.zeros_like(z), torch.zeros_like(w)) if wanted else None
     value = z.new_zeros((), dtype=torch.float64)
@@ -178,8 +175,8 @@ class _Chunk:
                 self.leaves.append(self.norm[:, 0].clone().requires_grad_(wanted))
             self.own_logit, self.graph_factor = softmax.loss(*self.leaves)
         self.own = self.own_logit.detach()
-        varies = isinstance(self.graph_factor, Tensor)
-        self.factor: Any = self.graph_factor.detach()[:, None] if varies else self.graph_factor
+        factor: Any = self.graph_factor
+        self.factor: Any = factor.detach()[:, None] if isinstance(factor, Tensor) else factor
 
     def own_scores(self, code: Tensor) -> Tensor:
         """Score of each row's own class [q]."""
@@ -239,7 +236,7 @@ class _Chunk:
             _through_units(grad_x, self.x, self.norm)
         if spread is not None:
             share = torch.where(self.factor[:, 0] > 0, spread / self.factor[:, 0], 0)
-            (by_factor,) = torch.autograd.grad(self.graph_factor, self.leaves[1], share)
+            (by_factor,) = torch.autograd.grad(self.graph_factor, self.leaves[1], share)  # type: ignore[arg-type]
             pull = (by_norm[0] + by_factor)[:, None]
             grad_x.addcmul_(pull if self.unit else pull / self.norm, self.x)
 
@@ -274,8 +271,7 @@ class _ByProxies(torch.autograd.Function):
     def forward(ctx: Any, loss: ByProxy, plain: Callable[[Tensor, Tensor], Tensor], *args: Any) -> Tensor:
         *plan, wanted, z, w = args
         ctx.plain, ctx.again = plain, (loss, *plan)
-        again: Any = ctx.again
-        value, ctx.grads = _walk_proxies(*again, wanted, z, w)
+        value, ctx.grads = _walk_proxies(ctx.again, wanted, z, w)
         ctx.save_for_backward(z, w)
         return value
 
@@ -285,23 +281,14 @@ class _ByProxies(torch.autograd.Function):
         if torch.is_grad_enabled():
             grads: Any = torch.autograd.grad(ctx.plain(z, w), (z, w), grad, create_graph=True)
             return *[None] * 8, *grads
-        grads = ctx.grads or _walk_proxies(*ctx.again, True, z, w)[1]
+        grads = ctx.grads or _walk_proxies(ctx.again, True, z, w)[1] or ()
         ctx.grads = None
         return *[None] * 8, *(g.mul_(grad) for g in grads)
 
 
-def _walk_proxies(
-    loss: ByProxy,
-    geometry: Any,
-    code: Tensor,
-    mine: slice,
-    classes: int,
-    share: int,
-    wanted: bool,
-    z: Tensor,
-    w: Tensor,
-) -> tuple[Tensor, tuple[Tensor, Tensor] | None]:
-    """The loss and the gradients of z and w."""
+def _walk_proxies(plan: Any, wanted: bool, z: Tensor, w: Tensor) -> tuple[Tensor, tuple[Tensor, Tensor] | None]:
+    """The loss and the gradients of z and w; the plan is what `by_proxies` got beside them."""
+    loss, geometry, code, mine, classes, share = plan
     x, norm = _units(z, geometry.normalize)
     column, order = code.sort()
     edges = [*range(mine.start, mine.stop, classes), mine.stop]

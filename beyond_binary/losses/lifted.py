@@ -4,17 +4,14 @@ from __future__ import annotations
 
 import functools
 import math
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
+from ..blocks import Pairs
+from ..geometry import Geometry
 from . import register_loss
 from .common import any_in_row, as_number, log1p_sumexp, masked_logsumexp, masked_sum, softplus, split
-
-if TYPE_CHECKING:
-    from ..blocks import Pairs
-    from ..geometry import Geometry
 
 
 @register_loss(

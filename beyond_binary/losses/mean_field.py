@@ -4,21 +4,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from ..blocks import Pairs
+from ..points import Points
 from ..targets.vectors import Classes
 from . import Rows, register_loss
 from .common import any_in_row, masked_sum, softplus, split
 from .groups import LOW, by_class, equal_ids, log_sums, sizes, slot_log_sums
-
-if TYPE_CHECKING:
-    from ..blocks import Pairs
-    from ..points import Points
 
 TILE = 1 << 19  # pairs that are held at once
 MFT = "Furusawa: Mean Field Theory in Deep Metric Learning, ICLR 2024"

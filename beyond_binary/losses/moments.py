@@ -4,20 +4,18 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..blocks import Pairs
 from ..geometry import create_geometry
 from ..targets.vectors import Classes
 from . import register_loss
 from .common import masked_sum, split
 from .groups import common_classes, equal_ids
-
-if TYPE_CHECKING:
-    from ..blocks import Pairs
 
 CHUNK = 1 << 18  # numbers of the keys that are normalised at once: they stay in the cache
 Moments = tuple[Tensor, Tensor, Tensor]

@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import functools
 import math
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
 
+from ..blocks import Pairs
 from ..geometry import safe_sqrt
 from . import Rows, in_place, register_loss
 from .common import any_in_row, as_number, log1p_sumexp, masked_logsumexp, masked_sum, softplus, split
-
-if TYPE_CHECKING:
-    from ..blocks import Pairs
 
 
 @register_loss(
