@@ -155,12 +155,8 @@ class Objective(nn.Module):
             raise ValueError(f"queries have {queries.z.shape[1]} dimensions but references {keys.z.shape[1]}")
         proxies = None if self.proxies is None else self.proxies.points()
 
-        if self.facts.form == "moments":
-            assert proxies is not None
-            z, weight = _alike(everything.z, proxies.z)
-            loss: Tensor = self._function(z, everything.code, weight)
-        elif self.facts.form == "softmax":
-            loss = self._softmax(queries, share)
+        if self.facts.form == "softmax":
+            loss: Tensor = self._softmax(queries, share)
         elif self.facts.form == "pairs":
             loss = self._pairs(everything, keys if proxies is None else proxies)
         elif self.facts.rows == "proxy":
@@ -368,7 +364,7 @@ def create_objective(
         boundary = Boundary(num_classes=num_classes, **own)
     if memory and (facts.keys == "proxy" or memory < 0):
         raise ValueError(f"{loss} compares with proxies and takes no memory" if memory > 0 else "memory is negative")
-    if mining is not None and (facts.form == "moments" or facts.needs_proxies):
+    if mining is not None and facts.needs_proxies:
         raise ValueError(f"{loss} takes no mining: it compares with proxies")
     if block is not None and block < 1:
         raise ValueError(f"block must be at least 1 row (or None for the dense form), got {block}")

@@ -46,7 +46,7 @@ class LossFacts:
         geometry: the geometry (spec) of its paper.
         rows: what a row is: an item of the batch, or a `proxy`.
         keys: what the columns are: the batch (or references), or one `proxy` per class.
-        form: `rows` for a row loss, `pairs` for a loss of a whole block, `moments` for one of means and covariances,
+        form: `rows` for a row loss, `pairs` for a loss of a whole block,
             `softmax` for cross-entropy over the proxies.
         paper: where it comes from.
         per_row: what a row loss gets as fourth argument [q], with gradient: the `norm` of the embedding before it is
@@ -71,7 +71,7 @@ class LossFacts:
     paper: str
     rows: Literal["item", "proxy"] = "item"
     keys: Literal["item", "proxy"] = "item"
-    form: Literal["rows", "pairs", "moments", "softmax"] = "rows"
+    form: Literal["rows", "pairs", "softmax"] = "rows"
     in_place: Callable[..., Rows | None] | None = None
     per_row: Literal["norm", "beta"] | None = None
     penalty: Callable[..., Tensor] | None = None
