@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import functools
+from typing import TYPE_CHECKING
+
 import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from . import Rows, register_loss
 from .common import any_in_row, as_number, masked_sum, split
+
+if TYPE_CHECKING:
+    from ..blocks import Pairs
 
 CHUNK = 1 << 20  # comparisons of two keys that `smooth_ap` holds at a time
 
@@ -128,3 +134,50 @@ def _precision(x: Tensor, masks: Tensor, row: Tensor, column: Tensor, temperatur
     if with_query:
         ranks = ranks + ((1 - own) / temperature).sigmoid()
     return ranks[:, 0] / ranks[:, 1]
+
+
+@register_loss(
+    "histogram",
+    reads="same",
+    x="similarity",
+    geometry="cosine",
+    form="pairs",
+    paper="Ustinova, Lempitsky: Learning Deep Embeddings with Histogram Loss, NeurIPS 2016",
+)
+def histogram(pairs: Pairs, *, steps: int = 100) -> Tensor:
+    """Histogram loss: the chance that a pair of different items is more similar than a pair of the same (equation 4).
+
+    Similarities of all same and of all different pairs are sorted into two soft histograms on `steps + 1` nodes from
+    -1 to 1: a pair is shared by the two nodes around it, in proportion to its nearness, and each histogram is divided
+    by its number of pairs. The loss is `sum_r h-_r * (h+_0 + ... + h+_r)`; it is 0 where one of them is empty.
+
+    pytorch-metric-learning fails on a similarity of 1, and leaves out items that have no same or no different item.
+    Similarities outside [-1, 1] (by rounding, or in another geometry) count at the end and get no gradient.
+
+    Paper settings: the number of steps is the only one, and said to matter little; 100 is the default of
+    pytorch-metric-learning.
+    Cost: O(q k) time, memory of a tile and O(q steps).
+
+    Args:
+        pairs: the pairs, with similarities in [-1, 1].
+        steps: number of steps between -1 and 1.
+
+    Returns:
+        A scalar.
+    """
+    counts = pairs.reduce(functools.partial(_histograms, steps=steps)).sum(0)
+    same, different = counts.unflatten(0, (2, steps + 1)).unbind()
+    number = (same.sum() * different.sum()).detach()
+    return torch.dot(different, same.cumsum(0)) / torch.where(number > 0, number, 1)
+
+
+def _histograms(x: Tensor, y: Tensor, valid: Tensor, *, steps: int) -> Tensor:
+    """Rows' soft histograms of positives and, behind it, of negatives [q 2 * (steps + 1)]."""
+    _, negative = split(y, valid)
+    place = (x.clamp(-1, 1) + 1) * (steps / 2)
+    low = place.detach().floor().clamp_max(steps - 1)
+    high_part = (place - low) * as_number(valid, x)
+    low_part = as_number(valid, x) - high_part
+    index = low.long().clamp(0, steps - 1) + (steps + 1) * negative
+    empty = x.new_zeros(len(x), 2 * (steps + 1))
+    return empty.scatter_add(1, index, low_part).scatter_add(1, index + 1, high_part)

@@ -51,10 +51,28 @@ def smooth_ap(q: Batch, k: Batch, temperature: float = 0.01, with_query: bool = 
     return mean(rows)
 
 
-ORACLES = [fastap, smooth_ap]
+def histogram(q: Batch, k: Batch, steps: int = 100) -> float:
+    """Ustinova and Lempitsky 2016, equations 1 to 4: triangular kernels around steps + 1 nodes on [-1, 1]."""
+    near: dict[bool, list[float]] = {
+        same: [cosine(q.z[i], k.z[j]) for i in range(len(q)) for j in others(q, i, k, same)] for same in (True, False)
+    }
+    if not near[True] or not near[False]:
+        return 0.0
+    width, loss, so_far = 2 / steps, 0.0, 0.0
+    for r in range(steps + 1):
+        node = -1 + r * width
+        h = {same: mean([max(0.0, 1 - abs(s - node) / width) for s in near[same]]) for same in near}
+        so_far += h[True]
+        loss += h[False] * so_far
+    return loss
+
+
+ORACLES = [fastap, smooth_ap, histogram]
 CASES: list[Case] = [
     Case("fastap"),
     Case("fastap", {"bins": 3}),
     Case("smooth_ap"),
     Case("smooth_ap", {"temperature": 0.2, "with_query": True}),
+    Case("histogram"),
+    Case("histogram", {"steps": 7}),
 ]
