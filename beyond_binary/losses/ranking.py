@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from . import Rows, register_loss
-from .common import any_in_row, as_number, masked_sum, split
+from .common import any_in_row, as_number, log1p_sumexp, masked_sum, split
 
 if TYPE_CHECKING:
     from ..blocks import Pairs
@@ -181,3 +181,56 @@ def _histograms(x: Tensor, y: Tensor, valid: Tensor, *, steps: int) -> Tensor:
     index = low.long().clamp(0, steps - 1) + (steps + 1) * negative
     empty = x.new_zeros(len(x), 2 * (steps + 1))
     return empty.scatter_add(1, index, low_part).scatter_add(1, index + 1, high_part)
+
+
+@register_loss(
+    "cosent",
+    reads="order",
+    x="similarity",
+    geometry="cosine",
+    form="pairs",
+    paper="Su: CoSENT, a more efficient sentence vector scheme than Sentence-BERT, kexue.fm 2022",
+)
+def cosent(pairs: Pairs, *, scale: float = 20.0) -> Tensor:
+    """CoSENT: every pair of nearer labels should be more similar than every pair of farther labels.
+
+    `log(1 + sum of exp(scale (s_r - s_p)))` over all couples of pairs p, r with y_p < y_r, whichever items these are
+    of; y are label distances, and equal ones make no couple. For classes: same pairs against different pairs.
+
+    The author and sentence-transformers take a list of labelled pairs; here it is all pairs of the block. Two items
+    that are both among queries and keys are met in two orders and count once, from the side of the smaller id. The
+    loss grows with the logarithm of the number of couples, so values of different batch sizes do not compare.
+
+    Pairs are sorted by label distance and exponentials summed along, in double precision: exact while scale times the
+    range of similarities is below 700 (with cosines: scale up to 350).
+
+    Paper settings: scale 20.
+    Cost: O(n log n) time for n = q k pairs; memory O(n), the whole block, unlike other losses.
+
+    Args:
+        pairs: the pairs, with similarities.
+        scale: factor of the similarities, an inverse temperature.
+
+    Returns:
+        A scalar.
+    """
+    x, y, valid = pairs.dense()
+    keep = (valid & _once(pairs)).flatten()
+    level, order = torch.where(keep, y.flatten().to(x.dtype), -torch.inf).sort(descending=True)
+    keep, logit = keep[order], scale * x.flatten()[order].double()
+    logit = torch.where(keep, logit, 0)
+    top = torch.where(keep.any(), torch.where(keep, logit, -torch.inf).amax().detach(), 0)
+    above = torch.where(keep, logit - top, -torch.inf).exp().cumsum(0)
+    farther = torch.searchsorted(-level, -level)  # how many pairs have labels farther apart
+    use = keep & (farther > 0)
+    tiny = torch.finfo(above.dtype).tiny
+    sums = torch.where(use, above[(farther - 1).clamp_min(0)], 1).clamp_min(tiny).log() + top
+    cost = torch.where(use, sums - logit, 0)
+    return log1p_sumexp(cost[None], use[None])[0].to(x.dtype)
+
+
+def _once(pairs: Pairs) -> Tensor:
+    """Mask [q k] that leaves out one of two orders in which the block has the same two items."""
+    q, k = pairs.q.id, pairs.k.id
+    twice = torch.isin(q, k)[:, None] & torch.isin(k, q)[None, :]
+    return ~twice | (q[:, None] < k[None, :])
