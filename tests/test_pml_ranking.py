@@ -32,3 +32,17 @@ def test_smooth_ap(temperature: float, chunk: int, monkeypatch: pytest.MonkeyPat
     finally:
         torch.set_default_dtype(torch.float32)
     assert_same(ours, theirs, (z, z))
+
+
+@pytest.mark.filterwarnings("ignore:Using a non-tuple sequence")
+@pytest.mark.parametrize("steps", [100, 16])
+@pytest.mark.parametrize("block", [7, None])
+def test_histogram(block: int | None, steps: int, batch: tuple[Tensor, Tensor]) -> None:
+    z, labels = batch
+    ours = bb.create_objective("histogram", steps=steps, block=block)(z, labels)
+    torch.set_default_dtype(torch.float64)  # that of their nodes
+    try:
+        theirs = losses.HistogramLoss(n_bins=steps)(z, labels)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert_same(ours, theirs, (z, z))

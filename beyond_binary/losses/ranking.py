@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import functools
+from typing import TYPE_CHECKING
+
 import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from . import Rows, register_loss
-from .common import any_in_row, as_number, masked_sum, split
+from .common import any_in_row, as_number, log1p_sumexp, masked_sum, split
+
+if TYPE_CHECKING:
+    from ..blocks import Pairs
 
 CHUNK = 1 << 20  # comparisons of two keys that `smooth_ap` holds at a time
 
@@ -128,3 +134,103 @@ def _precision(x: Tensor, masks: Tensor, row: Tensor, column: Tensor, temperatur
     if with_query:
         ranks = ranks + ((1 - own) / temperature).sigmoid()
     return ranks[:, 0] / ranks[:, 1]
+
+
+@register_loss(
+    "histogram",
+    reads="same",
+    x="similarity",
+    geometry="cosine",
+    form="pairs",
+    paper="Ustinova, Lempitsky: Learning Deep Embeddings with Histogram Loss, NeurIPS 2016",
+)
+def histogram(pairs: Pairs, *, steps: int = 100) -> Tensor:
+    """Histogram loss: the chance that a pair of different items is more similar than a pair of the same (equation 4).
+
+    Similarities of all same and of all different pairs are sorted into two soft histograms on `steps + 1` nodes from
+    -1 to 1: a pair is shared by the two nodes around it, in proportion to its nearness, and each histogram is divided
+    by its number of pairs. The loss is `sum_r h-_r * (h+_0 + ... + h+_r)`; it is 0 where one of them is empty.
+
+    pytorch-metric-learning fails on a similarity of 1, and leaves out items that have no same or no different item.
+    Similarities outside [-1, 1] (by rounding, or in another geometry) count at the end and get no gradient.
+
+    Paper settings: the number of steps is the only one, and said to matter little; 100 is the default of
+    pytorch-metric-learning.
+    Cost: O(q k) time, memory of a tile and O(q steps).
+
+    Args:
+        pairs: the pairs, with similarities in [-1, 1].
+        steps: number of steps between -1 and 1.
+
+    Returns:
+        A scalar.
+    """
+    counts = pairs.reduce(functools.partial(_histograms, steps=steps)).sum(0)
+    same, different = counts.unflatten(0, (2, steps + 1)).unbind()
+    number = (same.sum() * different.sum()).detach()
+    return torch.dot(different, same.cumsum(0)) / torch.where(number > 0, number, 1)
+
+
+def _histograms(x: Tensor, y: Tensor, valid: Tensor, *, steps: int) -> Tensor:
+    """Rows' soft histograms of positives and, behind it, of negatives [q 2 * (steps + 1)]."""
+    _, negative = split(y, valid)
+    place = (x.clamp(-1, 1) + 1) * (steps / 2)
+    low = place.detach().floor().clamp_max(steps - 1)
+    high_part = (place - low) * as_number(valid, x)
+    low_part = as_number(valid, x) - high_part
+    index = low.long().clamp(0, steps - 1) + (steps + 1) * negative
+    empty = x.new_zeros(len(x), 2 * (steps + 1))
+    return empty.scatter_add(1, index, low_part).scatter_add(1, index + 1, high_part)
+
+
+@register_loss(
+    "cosent",
+    reads="order",
+    x="similarity",
+    geometry="cosine",
+    form="pairs",
+    paper="Su: CoSENT, a more efficient sentence vector scheme than Sentence-BERT, kexue.fm 2022",
+)
+def cosent(pairs: Pairs, *, scale: float = 20.0) -> Tensor:
+    """CoSENT: every pair of nearer labels should be more similar than every pair of farther labels.
+
+    `log(1 + sum of exp(scale (s_r - s_p)))` over all couples of pairs p, r with y_p < y_r, whichever items these are
+    of; y are label distances, and equal ones make no couple. For classes: same pairs against different pairs.
+
+    The author and sentence-transformers take a list of labelled pairs; here it is all pairs of the block. Two items
+    that are both among queries and keys are met in two orders and count once, from the side of the smaller id. The
+    loss grows with the logarithm of the number of couples, so values of different batch sizes do not compare.
+
+    Pairs are sorted by label distance and exponentials summed along, in double precision: exact while scale times the
+    range of similarities is below 700 (with cosines: scale up to 350).
+
+    Paper settings: scale 20.
+    Cost: O(n log n) time for n = q k pairs; memory O(n), the whole block, unlike other losses.
+
+    Args:
+        pairs: the pairs, with similarities.
+        scale: factor of the similarities, an inverse temperature.
+
+    Returns:
+        A scalar.
+    """
+    x, y, valid = pairs.dense()
+    keep = (valid & _once(pairs)).flatten()
+    level, order = torch.where(keep, y.flatten().to(x.dtype), -torch.inf).sort(descending=True)
+    keep, logit = keep[order], scale * x.flatten()[order].double()
+    logit = torch.where(keep, logit, 0)
+    top = torch.where(keep.any(), torch.where(keep, logit, -torch.inf).amax().detach(), 0)
+    above = torch.where(keep, logit - top, -torch.inf).exp().cumsum(0)
+    farther = torch.searchsorted(-level, -level)  # how many pairs have labels farther apart
+    use = keep & (farther > 0)
+    tiny = torch.finfo(above.dtype).tiny
+    sums = torch.where(use, above[(farther - 1).clamp_min(0)], 1).clamp_min(tiny).log() + top
+    cost = torch.where(use, sums - logit, 0)
+    return log1p_sumexp(cost[None], use[None])[0].to(x.dtype)
+
+
+def _once(pairs: Pairs) -> Tensor:
+    """Mask [q k] that leaves out one of two orders in which the block has the same two items."""
+    q, k = pairs.q.id, pairs.k.id
+    twice = torch.isin(q, k)[:, None] & torch.isin(k, q)[None, :]
+    return ~twice | (q[:, None] < k[None, :])
