@@ -20,6 +20,7 @@ from safetensors.torch import load_file
 
 from beyond_binary.config import Config, dump_config, field_names, parse_config
 from beyond_binary.embedder import Embedder
+from beyond_binary.losses import LOSSES, list_losses
 
 ROOT = Path(__file__).parent.parent
 TRAIN = ROOT / "recipes" / "train.py"
@@ -169,6 +170,20 @@ def test_accumulated_gradient_is_the_mean_over_batches(tmp_path: Path) -> None:
 def test_bf16_trains(tmp_path: Path) -> None:
     result = recipe.train(tiny(tmp_path / "run", "--precision", "bf16", "--optimizer.epochs", "1"))
     assert np.isfinite(result["table"]["after"]["map_at_r"])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("loss", list_losses())
+def test_every_loss_trains_two_steps(loss: str, tmp_path: Path) -> None:
+    target = "euclidean" if LOSSES[loss].info["facts"].reads == "magnitude" else "classes"
+    changes = ["--objective.loss", loss, "--objective.target", target, "--data.rows", "[32, 20]"]
+    setup, run, accelerator = recipe.start(tiny(tmp_path / "run", *changes, "--optimizer.epochs", "1"))
+    before = {name: p.detach().clone() for name, p in setup.objective.named_parameters()}
+    result = recipe.fit(tiny(tmp_path / "run", *changes, "--optimizer.epochs", "1"), setup, run, accelerator)
+    assert result["steps"] == 2
+    lines = [json.loads(line) for line in (run.folder / "log.jsonl").read_text().splitlines()]
+    assert all(np.isfinite(line["loss"]) for line in lines if "loss" in line)
+    assert all(not torch.equal(p, before[name]) for name, p in setup.objective.named_parameters())
 
 
 def test_class_mean_proxies_start_at_the_means(tmp_path: Path) -> None:
