@@ -145,6 +145,7 @@ def arcface(s: Tensor, *, margin: float = 0.5, scale: float = 64.0) -> Own:
         s: similarity of each item to the proxy of its class [q].
         margin: the angle in radians.
         scale: factor of the cosines.
+        centers: sub-centres of each class; the nearest one counts.
 
     Returns:
         Logit of the own class [q] and the factor of the other scores.
@@ -250,6 +251,9 @@ def soft_triple(s: Tensor, *, la: float = 20.0, margin: float = 0.01) -> Own:
         s: score of each item's class [q].
         la: factor of the scores.
         margin: what the own class must be ahead.
+        centers: embeddings of each class, K in the paper.
+        gamma: temperature of the softmax over the centres of a class.
+        tau: weight of the regulariser that merges centres of a class.
 
     Returns:
         Logit of the own class [q] and the factor of the other scores.

@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import functools
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from ..blocks import Pairs
 from . import Rows, register_loss
 from .common import any_in_row, as_number, log1p_sumexp, masked_sum, split
-
-if TYPE_CHECKING:
-    from ..blocks import Pairs
 
 CHUNK = 1 << 20  # comparisons of two keys that `smooth_ap` holds at a time
 

@@ -36,12 +36,30 @@ from beyond_binary.losses import LOSSES
 SAMPLES = 4  # of each class
 # our options that equal the peer, the peer's class, its arguments; a loss that is not listed has no peer
 PEERS: dict[str, tuple[dict[str, Any], str, dict[str, Any]]] = {
+    "arcface": ({}, "ArcFaceLoss", {"margin": math.degrees(0.5), "scale": 64}),
+    "circle": ({"margin": 0.4, "scale": 80.0}, "CircleLoss", {"m": 0.4, "gamma": 80}),
     "contrastive": ({"power": 1, "average": "active"}, "ContrastiveLoss", {}),
-    "triplet": ({}, "TripletMarginLoss", {"margin": 0.2}),
+    "cosface": ({}, "CosFaceLoss", {"margin": 0.35, "scale": 64}),
+    "fastap": ({}, "FastAPLoss", {"num_bins": 10}),
+    "generalized_lifted_structure": (
+        {"geometry": "euclidean(normalize=True)"},
+        "GeneralizedLiftedStructureLoss",
+        {"neg_margin": 1, "pos_margin": 0},
+    ),
+    "lifted_structure": ({"geometry": "euclidean(normalize=True)"}, "LiftedStructureLoss", {}),
     "multi_similarity": ({}, "MultiSimilarityLoss", {}),
-    "supcon": ({}, "SupConLoss", {"temperature": 0.1}),
     "normalized_softmax": ({}, "NormalizedSoftmaxLoss", {"temperature": 0.05}),
+    "nt_xent": ({"temperature": 0.07, "positives": "separate"}, "NTXentLoss", {"temperature": 0.07}),
     "proxy_anchor": ({}, "ProxyAnchorLoss", {}),
+    "proxy_nca_pp": ({}, "ProxyNCALoss", {"softmax_scale": 9}),
+    "soft_triple": ({"tau": 0.0}, "SoftTripleLoss", {"centers_per_class": 10, "la": 20, "gamma": 0.1, "margin": 0.01}),
+    "supcon": ({}, "SupConLoss", {"temperature": 0.1}),
+    "triplet": ({}, "TripletMarginLoss", {"margin": 0.2}),
+    "tuplet_margin": (
+        {"variance_weight": 0.0},
+        "TupletMarginLoss",
+        {"margin": math.degrees(0.1), "scale": 64},
+    ),
 }
 
 Step = Callable[[], float]  # one forward and backward; the loss
@@ -79,18 +97,21 @@ def make_step(who: str, name: str, n: int, dim: int, proxies: int) -> Step:
             return scores[0, 0]
 
     else:
-        labels = continuous if facts.reads == "magnitude" else classes
+        labels = classes if facts.reads == "same" else continuous
         loss: torch.nn.Module
         if who == "PML":
             from pytorch_metric_learning import losses
 
             loss = getattr(losses, peer)(**arguments)
         else:
-            target = "euclidean" if facts.reads == "magnitude" else "classes"
+            target = "classes" if facts.reads == "same" else "euclidean"
             form: dict[str, Any] = {"block": None} if who == "dense" else {}
             loss = bb.create_objective(name, target=target, **options, **form)
         for parameter in loss.parameters():  # the same proxies for both; the peer may hold them transposed
-            parameter.data.copy_(start if parameter.shape == start.shape else start.T)
+            if parameter.ndim == 2:
+                rows = parameter.numel() // dim
+                start = torch.randn(rows, dim, generator=torch.Generator().manual_seed(1))
+                parameter.data.copy_(start if parameter.shape == start.shape else start.T)
             learned.append(parameter)
 
         def run() -> Tensor:
