@@ -19,11 +19,10 @@ from torch import Tensor
 
 from . import distributed
 from .geometry import Geometry
-from .losses.common import split
-from .losses.in_place import Places, Tile
 from .points import Points
 from .targets import Target
 from .targets.vectors import Classes
+from .tiles import Places, Tile, split
 
 if TYPE_CHECKING:
     from .losses import RowLoss

@@ -12,7 +12,7 @@ import beyond_binary as bb
 from beyond_binary.blocks import Block, Pairs
 from beyond_binary.losses import LOSSES, register_loss
 from beyond_binary.losses.common import masked_logsumexp, split
-from beyond_binary.losses.in_place import Places
+from beyond_binary.tiles import Places
 
 FACTS = {"reads": "same", "x": "distance", "geometry": "euclidean(normalize=True)", "paper": "none"}
 

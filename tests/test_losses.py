@@ -28,9 +28,9 @@ from torch import Tensor
 import beyond_binary as bb
 from beyond_binary.losses import LOSSES
 from beyond_binary.losses.continuous import log_ratio, soft_contrastive
-from beyond_binary.losses.in_place import Places, Tile
 from beyond_binary.losses.triplets import triplet
 from beyond_binary.registry import options_of
+from beyond_binary.tiles import Places, Tile
 
 every_case = pytest.mark.parametrize("case", CASES, ids=str)
 every_loss = pytest.mark.parametrize("case", FIRST, ids=str)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import inspect
+import subprocess
+import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -210,3 +212,10 @@ NAMES = st.sampled_from(["a", "some_name", "name2", "Größe"])
 def test_specs_survive_writing_and_reading(name: str, positional: list[Any], keywords: dict[str, Any]) -> None:
     written = ", ".join([*map(repr, positional), *(f"{k}={v!r}" for k, v in keywords.items())])
     assert parse_spec(f"{name}({written})") == (name, tuple(positional), keywords)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("module", ["blocks", "softmax", "objective", "keys", "losses", "losses.in_place", "tiles"])
+def test_each_module_can_be_imported_first(module: str) -> None:
+    done = subprocess.run([sys.executable, "-c", f"import beyond_binary.{module}"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr

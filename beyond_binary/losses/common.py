@@ -10,11 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-
-def split(y: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
-    """Masks [q k] of the valid pairs that are the same, and of those that are different."""
-    same = ~y if y.dtype == torch.bool else y == 0
-    return valid & same, valid & ~same
+from ..tiles import split as split
 
 
 def any_in_row(mask: Tensor) -> Tensor:

@@ -6,102 +6,13 @@ whole, without masks. Each form is tested equal to the plain function it belongs
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
-from functools import cached_property
-
 import torch
 from torch import Tensor
 
+from ..tiles import Tile
 from .common import softplus
 
 Rows = tuple[Tensor, Tensor]
-
-
-@dataclass(frozen=True)
-class Places:
-    """Some entries of a tile: their rows and their positions in the flattened tile, int64, ordered by row."""
-
-    row: Tensor
-    flat: Tensor
-
-    @staticmethod
-    def of(mask: Tensor) -> Places:
-        """The entries of a mask [rows k]."""
-        flat = mask.flatten().nonzero()[:, 0]
-        return Places(flat // max(mask.shape[1], 1), flat)
-
-
-class Tile:
-    """What an in-place form gets: `x` [rows k] to overwrite, and where the same and the uncounted pairs are.
-
-    Args:
-        x: similarities or distances; the form leaves d(sum of values)/dx here.
-        places: gives `same` (valid pairs of the same) and `off` (pairs that do not count).
-    """
-
-    def __init__(self, x: Tensor, places: Callable[[], tuple[Places, Places]]) -> None:
-        self.x = x
-        self._places = places
-
-    @cached_property
-    def _both(self) -> tuple[Places, Places]:
-        return self._places()
-
-    @property
-    def same(self) -> Places:
-        """Valid pairs of the same."""
-        return self._both[0]
-
-    @property
-    def off(self) -> Places:
-        """Pairs that do not count."""
-        return self._both[1]
-
-    def take(self, places: Places) -> Tensor:
-        """Entries of x."""
-        return self.x.view(-1)[places.flat]
-
-    def put(self, places: Places, value: Tensor | float) -> None:
-        """Set entries of x."""
-        if isinstance(value, Tensor):
-            self.x.view(-1).scatter_(0, places.flat, value)
-        else:
-            self.x.view(-1).index_fill_(0, places.flat, value)
-
-    def sums(self, places: Places, value: Tensor | None = None) -> Tensor:
-        """Sums over each row's places of one value a place; without values their number [rows]."""
-        value = self.x.new_ones(len(places.row)) if value is None else value
-        return self.x.new_zeros(len(self.x)).index_add_(0, places.row, value)
-
-    def valid(self) -> Tensor:
-        """Number of each row's valid pairs [rows]."""
-        return self.x.shape[1] - self.sums(self.off)
-
-    def softmax_(self, logits: Tensor, extra: float | None = None) -> Tensor:
-        """Turn logits [rows k] in place into their softmax, and return their log-sum-exp [rows].
-
-        Entries at -inf are out of it, and get (as good as) 0; a row of nothing else gives 0 and some finite numbers.
-        `extra` is one more logit that every row has.
-        """
-        top = logits.amax(1, keepdim=True) if logits.shape[1] else logits.new_zeros(len(logits), 1)
-        top.clamp_min_(torch.finfo(logits.dtype).min / 4 if extra is None else extra)
-        floor = -80.0 if logits.dtype == torch.float32 else -700.0  # exp of less is slow, and lost in the sum
-        total = logits.sub_(top).clamp_min_(floor).exp_().sum(1, keepdim=True)
-        if extra is not None:
-            total += (extra - top).exp_()
-        logits.div_(total)
-        return (total.log_() + top)[:, 0]
-
-    def place_softmax(self, places: Places, logits: Tensor, extra: float | None = None) -> tuple[Tensor, Tensor]:
-        """Log-sum-exp [rows] of logits given at places, and their softmax there; -inf for a row without any."""
-        low = torch.finfo(logits.dtype).min / 4 if extra is None else extra
-        top = logits.new_full((len(self.x),), low).scatter_reduce_(0, places.row, logits, "amax")
-        power = (logits - top[places.row]).exp_()
-        total = self.sums(places, power)
-        if extra is not None:
-            total += (extra - top).exp_()
-        return total.log() + top, power / total[places.row]
 
 
 def multi_similarity(tile: Tile, *, alpha: float = 2.0, beta: float = 50.0, base: float = 0.5) -> Rows:
