@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import itertools
 import math
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import ot
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from scipy.spatial.distance import cdist
+from scipy.stats import wasserstein_distance
 from sklearn.metrics import jaccard_score
 from torch import Tensor
 
 import beyond_binary as bb
+from beyond_binary.targets.tables import PairScores, Precomputed
 
 FINITE = st.floats(-100, 100, allow_subnormal=False).map(lambda v: round(v, 6))
 Labels = st.SearchStrategy[np.ndarray]
@@ -26,6 +31,21 @@ def arrays(*shape: int, elements: st.SearchStrategy[Any] = FINITE, dtype: Any = 
 
 
 MAPS = arrays(4, 3, elements=st.integers(0, 4), dtype=np.int64)
+BITS = arrays(4, elements=st.integers(0, 1), dtype=np.int64)
+MASSES = arrays(5, elements=st.integers(0, 9).map(float)).map(lambda a: a + (a.sum(1, keepdims=True) == 0))
+PATHS = arrays(3, elements=st.integers(-1, 2), dtype=np.int64)
+ITEMS = arrays(elements=st.integers(0, 5), dtype=np.int64)
+TABLE = cdist(*2 * [np.random.default_rng(7).normal(size=(6, 3))])
+PAIRS = np.array([[i, j, TABLE[i, j]] for i in range(6) for j in range(i)])
+
+
+def covariances(n: int, m: int = 2) -> np.ndarray:
+    """Means beside random covariances [n m 1+m]."""
+    rng = np.random.default_rng(n)
+    half = rng.normal(size=(n, m, m))
+    return np.concatenate([rng.normal(size=(n, m, 1)), half @ half.transpose(0, 2, 1)], 2)
+
+
 CLASS_NUMBERS = arrays(elements=st.integers(-(2**60), 2**60) | st.integers(0, 2), dtype=np.int64)
 LABELS: dict[str, Labels] = {
     "classes": CLASS_NUMBERS,
@@ -35,16 +55,39 @@ LABELS: dict[str, Labels] = {
     "pose": arrays(4, 2) | arrays(8),
     "pose(reduce='sum', root=(1, 2))": arrays(4, 2),
     "pose(scale=True, dims=3)": arrays(4, 3) | arrays(12),
+    "pose(mirror=(1, 0, 3, 2))": arrays(4, 2),
     "layout": MAPS,
+    "layout(exchangeable=(1, 2, 4))": MAPS,
+    "multi_label": BITS,
+    "tree": PATHS,
+    "tree(lengths=(4.0, 2.0, 0.5))": PATHS,
+    "manhattan": arrays() | arrays(3),
+    "cosine": arrays(3).map(lambda a: a + (a == 0).all(1, keepdims=True)),
+    "histogram": MASSES,
+    "histogram(width=0.5, circular=True)": MASSES,
+    "gaussian": arrays(4).map(np.abs),
+    "gaussian(covariance='full')": st.integers(1, 5).map(covariances),
+    "precomputed": ITEMS,
+    "pair_scores": ITEMS,
+    "scaled('euclidean', factor=2.5)": arrays(2),
+    "scaled('classes', factor=2.5)": CLASS_NUMBERS,
+    "sum(('circular', 'classes'))": arrays(2, elements=st.integers(0, 3).map(float)),
+    "sum(('euclidean', 'pose'), columns=(1, 6))": arrays(7),
     "within('euclidean', radius=5.0)": arrays(2),
     "nearest('euclidean', k=2)": arrays(2),
     "nearest('classes', k=2)": CLASS_NUMBERS,
 }
+MADE = {"precomputed": Precomputed(TABLE), "pair_scores": PairScores(PAIRS)}
+NO_TRIANGLE = ("layout", "within", "nearest", "cosine")
 every_target = pytest.mark.parametrize("spec", LABELS)
 
 
-def distances(spec: str, labels: Any, other: Any = None, valid: Tensor | None = None) -> np.ndarray:
-    target = bb.create_target(spec)
+def create(spec: Any) -> Any:
+    return bb.create_target(MADE.get(spec, spec))
+
+
+def distances(spec: Any, labels: Any, other: Any = None, valid: Tensor | None = None) -> np.ndarray:
+    target = create(spec)
     code = target.encode(labels)
     y = target.distance(code, code if other is None else target.encode(other), valid)
     return y.double().numpy()
@@ -59,12 +102,12 @@ def test_every_registered_target_is_here() -> None:
 @given(data=st.data())
 def test_metric_axioms(spec: str, data: st.DataObject) -> None:
     y = distances(spec, data.draw(LABELS[spec]))
-    assert (y.diagonal() == 0).all()
+    assert (y.diagonal() <= (1e-12 if "full" in spec else 0)).all()
     assert (y >= 0).all()
     if spec.startswith("nearest"):
         return
     np.testing.assert_allclose(y, y.T, rtol=0, atol=1e-6 if spec == "layout" else 1e-10)
-    if not spec.startswith(("layout", "within")):
+    if not spec.startswith(NO_TRIANGLE):
         through = (y[:, :, None] + y[None, :, :]).min(1)
         assert (y <= through + 1e-9).all()
 
@@ -74,7 +117,7 @@ def test_metric_axioms(spec: str, data: st.DataObject) -> None:
 @given(data=st.data())
 def test_blocks_of_rows_equal_the_whole(spec: str, data: st.DataObject) -> None:
     labels = data.draw(LABELS[spec])
-    target = bb.create_target(spec)
+    target = create(spec)
     code = target.encode(labels)
     valid = ~torch.eye(len(code), dtype=torch.bool)
     rows = [target.distance(code[i : i + 2], code, valid[i : i + 2]) for i in range(0, len(code), 2)]
@@ -84,11 +127,20 @@ def test_blocks_of_rows_equal_the_whole(spec: str, data: st.DataObject) -> None:
 
 @every_target
 def test_forms_of_labels_and_empty_ones(spec: str) -> None:
-    shape = {"layout": (5, 4, 3), "pose": (5, 4, 2), "within": (5, 2), "euclidean": (5, 2)}
-    shape["nearest"] = (5,) if "classes" in spec else (5, 2)
-    numbers = np.random.default_rng(0).integers(0, 5, shape.get(spec.split("(")[0], (5,)))
-    labels = np.repeat(numbers[:, :, :1], 3, 2) if "dims=3" in spec else numbers
-    target = bb.create_target(spec)
+    shapes = {
+        "layout": (5, 4, 3), "pose": (5, 4, 2), "pose(scale=True, dims=3)": (5, 4, 3), "within": (5, 2),
+        "euclidean": (5, 2), "nearest('euclidean', k=2)": (5, 2), "multi_label": (5, 4), "tree": (5, 3), "cosine": (5, 2),
+        "histogram": (5, 3), "gaussian": (5, 4), "scaled('euclidean', factor=2.5)": (5, 2),
+        "sum(('circular', 'classes'))": (5, 2), "sum(('euclidean', 'pose'), columns=(1, 6))": (5, 7),
+    }  # fmt: skip
+    shape = shapes.get(spec, shapes.get(spec.split("(")[0], (5,)))
+    labels = np.random.default_rng(0).integers(0, 2 if spec == "multi_label" else 5, shape)
+    labels = labels + (spec.startswith(("histogram", "cosine")) and labels.sum(1, keepdims=True) == 0)
+    if "full" in spec:
+        labels = np.concatenate([labels[:, :2, None], np.repeat(np.eye(2, dtype=int)[None], 5, 0)], 2)
+    if "dims=3" in spec:
+        labels = np.repeat(labels[:, :, :1], 3, 2)
+    target = create(spec)
     code = target.encode(labels)
     for form in (labels.tolist(), torch.from_numpy(labels), labels.astype(np.int32)):
         assert target.encode(form).equal(code)
@@ -144,6 +196,145 @@ def test_layout_is_scikit_learns_jaccard(maps: np.ndarray) -> None:
             assert y[i, j] == pytest.approx(1 - score, abs=1e-6)
 
 
+def test_exchangeable_regions_are_matched_the_best_way() -> None:
+    rng = np.random.default_rng(5)
+    maps = rng.integers(0, 4, (5, 4, 4))
+    swapped = np.array([0, 2, 1, 3])[maps]
+    spec = "layout(regions=4, exchangeable=(1, 2))"
+    assert (distances("layout(regions=4)", maps, swapped).diagonal() > 0).all()
+    np.testing.assert_array_equal(distances(spec, maps, swapped).diagonal(), 0)
+    plain = [distances("layout(regions=4)", maps, other) for other in (maps, swapped)]
+    np.testing.assert_array_equal(distances(spec, maps), np.minimum(*plain))
+
+
+# ---- vectors, sets and distributions against SciPy and POT
+
+
+@given(arrays(3), arrays(3))
+def test_manhattan_and_cosine_are_scipys(a: np.ndarray, b: np.ndarray) -> None:
+    np.testing.assert_allclose(distances("manhattan", a, b), cdist(a, b, "cityblock"), rtol=1e-12, atol=1e-12)
+    a, b = a + (a == 0).all(1, keepdims=True), b + (b == 0).all(1, keepdims=True)
+    np.testing.assert_allclose(distances("cosine", a, b), cdist(a, b, "cosine"), rtol=1e-7, atol=1e-12)
+
+
+def test_cosine_keeps_the_digits_of_near_pairs() -> None:
+    y = distances("cosine", [[1.0, 0.0], [1.0, 1e-9]])
+    assert y[0, 1] == pytest.approx(5e-19, rel=1e-6)
+
+
+@given(BITS, BITS)
+def test_multi_label_is_scipys_jaccard(a: np.ndarray, b: np.ndarray) -> None:
+    np.testing.assert_allclose(
+        distances("multi_label", a, b), cdist(a.astype(bool), b.astype(bool), "jaccard"), atol=1e-12
+    )
+
+
+@given(PATHS)
+def test_tree_by_walking(paths: np.ndarray) -> None:
+    """Path length in the graph whose nodes are the prefixes of all paths."""
+    lengths = (4.0, 2.0, 0.5)
+
+    def walk(path: np.ndarray) -> list[tuple[int, ...]]:
+        whole = tuple(itertools.takewhile(lambda node: node >= 0, path.tolist()))
+        return [whole[: i + 1] for i in range(len(whole))]
+
+    y, plain = distances("tree(lengths=(4.0, 2.0, 0.5))", paths), distances("tree", paths)
+    for i, a in enumerate(paths):
+        for j, b in enumerate(paths):
+            edges = set(walk(a)) ^ set(walk(b))
+            assert plain[i, j] == len(edges)
+            assert y[i, j] == sum(lengths[len(edge) - 1] for edge in edges)
+
+
+@settings(max_examples=25)
+@given(MASSES, MASSES)
+def test_histograms_are_scipys_and_pots_wasserstein(a: np.ndarray, b: np.ndarray) -> None:
+    places = 0.5 * np.arange(5)
+    line, circle = distances("histogram(width=0.5)", a, b), distances("histogram(width=0.5, circular=True)", a, b)
+    for i, p in enumerate(a):
+        for j, q in enumerate(b):
+            assert line[i, j] == pytest.approx(wasserstein_distance(places, places, p, q), abs=1e-12)
+            gap = np.abs(places[:, None] - places)
+            around = ot.emd2(p / p.sum(), q / q.sum(), np.minimum(gap, 2.5 - gap))
+            assert circle[i, j] == pytest.approx(around, abs=1e-9)
+
+
+@pytest.mark.parametrize("m", [1, 2, 4])
+def test_gaussians_are_pots_bures_wasserstein(m: int) -> None:
+    labels = covariances(6, m)
+    y = distances("gaussian(covariance='full')", labels)
+    for i, j in itertools.product(range(6), repeat=2):
+        a, b = labels[i], labels[j]
+        expected = ot.gaussian.bures_wasserstein_distance(a[:, 0], b[:, 0], a[:, 1:], b[:, 1:]) if i != j else 0
+        assert y[i, j] == pytest.approx(float(expected), abs=1e-9)
+    std = np.sqrt(labels[:, range(m), range(1, m + 1)])
+    across = np.concatenate([labels[..., :1], std[:, :, None] ** 2 * np.eye(m)], 2)
+    plain = distances("gaussian", np.concatenate([labels[..., 0], std], 1))
+    np.testing.assert_allclose(distances("gaussian(covariance='full')", across), plain, atol=1e-9)
+
+
+# ---- tables
+
+
+def test_precomputed_reads_a_mapped_file_and_names_what_is_wrong(tmp_path: Path) -> None:
+    np.save(tmp_path / "table.npy", TABLE.astype(np.float32))
+    target = bb.create_target(f"precomputed({str(tmp_path / 'table.npy')!r})")
+    items = torch.tensor([4, 0, 4, 2])
+    y = target.distance(items, items[:3])
+    assert y.dtype == torch.float32
+    np.testing.assert_array_equal(y, TABLE.astype(np.float32)[items][:, items[:3]])
+    for i, j, value in ((5, 2, -1.0), (3, 3, 0.5), (4, 1, math.inf), (2, 0, 9.0)):
+        wrong = TABLE.copy()
+        wrong[i, j] = value
+        with pytest.raises(ValueError, match=f"\\[{i}, {j}\\] is {value}"):
+            Precomputed(wrong)
+        Precomputed(wrong, check=False)
+    unknown = TABLE.copy()
+    unknown[1, 2] = unknown[2, 1] = math.nan
+    assert np.isnan(distances(Precomputed(unknown), range(6))).sum() == 2
+    with pytest.raises(ValueError, match="square table"):
+        Precomputed(TABLE[:3])
+    with pytest.raises(ValueError, match="floating distances, got int64"):
+        Precomputed(np.zeros((2, 2), int))
+
+
+@pytest.mark.parametrize("form", ["array", "npy", "csv", "tsv"])
+def test_pairs_without_a_score_are_unknown(form: str, tmp_path: Path) -> None:
+    rows = np.array([[7, 2, 4.0], [2, 0, 5.0], [3, 7, 0.5]])
+    table: Any = rows
+    if form == "npy":
+        np.save(table := tmp_path / "t.npy", rows)
+    elif form != "array":
+        separator = {"csv": ",", "tsv": "\t"}[form]
+        table = tmp_path / f"t.{form}"
+        names = "" if form == "tsv" else "a,b,score\n"
+        table.write_text(names + "\n".join(separator.join(f"{v:g}" for v in row) for row in rows) + "\n")
+    spec = PairScores(table, highest=5.0) if form == "array" else f"pair_scores({str(table)!r}, highest=5.0)"
+    y = distances(spec, [7, 2, 0, 3, 99])
+    expected = np.full((5, 5), np.nan)
+    np.fill_diagonal(expected, 0)
+    expected[0, 1] = expected[1, 0] = 1
+    expected[1, 2] = expected[2, 1] = 0
+    expected[0, 3] = expected[3, 0] = 4.5
+    np.testing.assert_array_equal(y, expected)
+
+
+@pytest.mark.parametrize(
+    ("rows", "highest", "message"),
+    [
+        ([[0, 1, 2.0], [1, 0, 3.0]], None, "items 0 and 1 have more than one score"),
+        ([[0, 1, -2.0]], None, "row 0 is \\[0.0, 1.0, -2.0\\]; expected"),
+        ([[0, 1, 2.0], [0, 2, 6.0]], 5.0, "row 1 .*score of at most 5.0"),
+        ([[0, 1.5, 2.0]], None, "row 0"),
+        ([[0, -1, 2.0]], None, "row 0"),
+        ([[0, 1]], None, "\\[m 3\\], got \\[1, 2\\]"),
+    ],
+)
+def test_tables_of_scores_that_do_not_fit(rows: Any, highest: float | None, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        PairScores(np.array(rows), highest)
+
+
 # ---- pose
 
 
@@ -187,6 +378,19 @@ def test_pose_is_the_loops(root: tuple[int, ...] | None, scale: bool, reduce: st
     assert np.isnan(y).any() == (hidden != "none")
     if hidden != "none":
         assert np.isnan(y[7]).all()
+
+
+@pytest.mark.parametrize("root", [None, (0, 1)])
+def test_mirrored_poses_are_the_same_on_request(root: tuple[int, ...] | None) -> None:
+    rng = np.random.default_rng(6)
+    joints = rng.normal(size=(5, 5, 2))
+    mirror = (1, 0, 3, 2, 4)
+    image = joints[:, mirror] * [-1, 1]
+    plain, aware = f"pose(root={root})", f"pose(root={root}, mirror={mirror})"
+    assert (distances(plain, joints, image).diagonal() > 0.1).all()
+    np.testing.assert_allclose(distances(aware, joints, image).diagonal(), 0, atol=1e-12)
+    expected = np.minimum(distances(plain, joints), distances(plain, joints, image))
+    np.testing.assert_allclose(distances(aware, joints), expected, atol=1e-12)
 
 
 def test_pose_takes_out_translation_and_on_request_scale() -> None:
@@ -259,6 +463,26 @@ def test_nearest_counts_only_valid_keys() -> None:
     assert (target.distance(code, code) == 0).tolist() == torch.eye(3, dtype=torch.bool).tolist()
 
 
+def test_a_sum_reads_each_target_its_columns() -> None:
+    rng = np.random.default_rng(8)
+    angle, kind, joints = 360 * rng.random(6), rng.integers(0, 3, 6), rng.normal(size=(6, 8))
+    joints[2] = np.nan
+    labels = np.concatenate([angle[:, None], kind[:, None], joints], 1)
+    with pytest.raises(ValueError, match="finite labels, but row 2"):
+        bb.create_target("sum(('circular', 'classes', 'pose'), columns=(1, 1, 8))").encode(labels)
+    joints[2] = 0
+    labels[2, 2:] = 0
+    y = distances("sum(('circular', \"scaled('classes', factor=90.0)\", 'pose'), columns=(1, 1, 8))", labels)
+    expected = distances("circular", angle) + 90 * (kind[:, None] != kind) + distances("pose", joints)
+    np.testing.assert_allclose(y, expected, rtol=1e-12)
+
+
+def test_a_sum_with_an_unknown_pair_is_unknown() -> None:
+    labels = [[0.0, 0], [1.0, 1], [3.0, 2]]
+    y = distances(bb.targets.algebra.Sum(["euclidean", PairScores([[0, 1, 2.0]])]), labels)
+    np.testing.assert_array_equal(y, [[0, 3, np.nan], [3, 0, np.nan], [np.nan, np.nan, 0]])
+
+
 # ---- what is refused
 
 
@@ -290,6 +514,22 @@ def test_nearest_counts_only_valid_keys() -> None:
         ("layout", np.full((1, 2, 2), 5), "values in 0..4, got 5..5"),
         ("within('euclidean', radius=1)", [math.nan], "finite labels"),
         ("nearest('classes', k=1)", [0.5], "integer labels"),
+        ("multi_label", [[0, 2]], "needs 0 and 1 alone, got 0..2"),
+        ("multi_label", [0, 1], "integers \\[n l\\]"),
+        ("multi_label", [[0], [0, 1]], "all rows of one length"),
+        ("tree", [[0.5]], "integers \\[n levels\\]"),
+        ("tree(lengths=(1.0,))", [[0, 1]], "1 lengths but the labels 2 levels"),
+        ("cosine", [[1.0], [0.0]], "row 1 is zero"),
+        ("histogram", [[1.0, 2.0], [0.0, 0.0]], "positive sum, but row 1"),
+        ("histogram", [[1.0, -2.0]], "at least 0 with a positive sum, but row 0"),
+        ("histogram", [1.0, 2.0], "histograms \\[n bins\\]"),
+        ("gaussian", [[0.0, 1.0, 1.0]], "side by side \\[n 2m\\]"),
+        ("gaussian", [[0.0, 1.0], [0.0, -1.0]], "row 1 has a negative standard deviation"),
+        ("gaussian(covariance='full')", [[[0.0, -1.0]]], "row 0 is not symmetric and positive"),
+        ("gaussian(covariance='full')", [[0.0, 1.0]], "\\[n m 1\\+m\\]"),
+        ("sum(('circular', 'classes'))", [[0.0, 1.5]], "integer labels"),
+        ("sum(('circular', 'classes'))", [0.0], "labels of 2 columns"),
+        ("pose(mirror=(1, 0))", np.zeros((3, 4, 2)), "mirror names 2 joints, but there are 4"),
     ],
 )
 def test_labels_that_do_not_fit(spec: str, labels: Any, message: str) -> None:
@@ -320,6 +560,15 @@ def test_labels_that_do_not_fit(spec: str, labels: Any, message: str) -> None:
         ("within(3, radius=1.0)", "expected a target or a spec such as 'euclidean', got 3"),
         ("circular(period='a')", "target 'circular': period must be a float, got 'a'"),
         ("layout(regions='x')", "target 'layout': regions must be an int, got 'x'"),
+        ("layout(exchangeable=(1, 1))", "at most 5 different regions of 0..4"),
+        ("layout(exchangeable=(5,))", "at most 5 different regions of 0..4"),
+        ("pose(mirror=(1, 2, 0))", "be that one's partner"),
+        ("pose(mirror=(1, 0, 2), root=(0, 2))", "must be the root itself"),
+        ("histogram(width=0)", "width must be positive"),
+        ("tree(lengths=(1.0, -1.0))", "finite and at least 0"),
+        ("scaled('euclidean', factor=0)", "positive, finite factor"),
+        ("sum(('euclidean',), columns=(1, 2))", "a number of columns for each"),
+        ("sum(())", "sum needs targets"),
         ("layout(regions=300)", "regions must be 1 to 256, got 300"),
     ],
 )
@@ -360,12 +609,30 @@ def test_unknown_pairs_are_left_out_of_losses(loss: str, options: dict[str, Any]
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("spec", ["pose", "circular", "layout", "within('euclidean', radius=0.5)"])
+@pytest.mark.parametrize(
+    "spec",
+    [
+        "pose",
+        "circular",
+        "layout",
+        "within('euclidean', radius=0.5)",
+        "tree",
+        "multi_label",
+        "manhattan",
+        "cosine",
+        "histogram",
+    ],
+)
 def test_targets_compile_in_one_graph(spec: str) -> None:
     special = {
         "pose": torch.randn(6, 3, 2),
         "circular": 360 * torch.rand(6),
         "layout": torch.randint(5, (6, 3, 3)),
+    }
+    special |= {
+        "tree": torch.randint(3, (6, 3)),
+        "multi_label": torch.randint(2, (6, 5)),
+        "histogram": torch.rand(6, 4),
     }
     labels, z = special.get(spec, torch.rand(6, 2)), torch.randn(6, 4, requires_grad=True)
     objective = bb.create_objective("supcon" if spec.startswith("within") else "log_ratio", target=spec)

@@ -52,4 +52,4 @@ def list_targets() -> list[str]:
     return TARGETS.names()
 
 
-from . import algebra, layout, pose, vectors  # noqa: F401  (they register themselves)
+from . import algebra, distributions, layout, pose, sets, tables, vectors  # noqa: F401  (they register themselves)

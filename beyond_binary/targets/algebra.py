@@ -1,13 +1,16 @@
-"""Targets made from targets: classes out of distances, by a radius or by rank."""
+"""Targets made from targets: classes out of distances by a radius or by rank, distances scaled and added up."""
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterator, Sequence
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from . import TARGETS, Gives, Target, create_target
+from .vectors import as_floating
 
 
 @TARGETS.register("within")
@@ -68,6 +71,78 @@ class Nearest:
             reach = reach.topk(self.k, dim=1, largest=False).values.amax(1, keepdim=True)
             return torch.where(y.isnan(), y, (y > reach).to(y))
         return torch.where(y.isnan(), y, torch.zeros_like(y))
+
+
+@TARGETS.register("scaled")
+class Scaled:
+    """A target's distance times a factor, for another unit or for a weight in a `sum`.
+
+    Args:
+        target: the target (or its spec) that gives distances.
+        factor: what they are multiplied with, positive.
+    """
+
+    def __init__(self, target: str | Target, factor: float) -> None:
+        if not 0 < factor < math.inf:
+            raise ValueError(f"scaled needs a positive, finite factor, got {factor}")
+        self.target, self.factor = create_target(target), factor
+        self.gives: Gives = "magnitude" if self.target.gives == "same" else self.target.gives
+
+    def encode(self, labels: Any, z: Tensor | None = None) -> Tensor:
+        """The inner target's code."""
+        return self.target.encode(labels, z)
+
+    def distance(self, code_q: Tensor, code_k: Tensor, valid: Tensor | None = None) -> Tensor:
+        """The inner distances times the factor [q k]."""
+        return as_number(self.target.distance(code_q, code_k, valid)) * self.factor
+
+
+@TARGETS.register("sum")
+class Sum:
+    """The sum of several targets' distances, each read from its own columns of the label.
+
+    For example angle and object: `sum(('circular', "scaled('classes', factor=90.0)"))` on labels [n 2]. A pair that is
+    unknown to one target is unknown.
+
+    Labels: numbers [n m]; a class or an item's number is a whole number.
+
+    Args:
+        targets: the targets or their specs.
+        columns: how many columns of the label each target reads, in order; None: one each.
+    """
+
+    gives: ClassVar[Gives] = "magnitude"
+
+    def __init__(self, targets: Sequence[Any], columns: Sequence[int] | None = None) -> None:
+        self.targets = [create_target(target) for target in targets]
+        self.columns = [1] * len(self.targets) if columns is None else list(columns)
+        if not self.targets or len(self.columns) != len(self.targets) or min(self.columns) < 1:
+            raise ValueError(f"sum needs targets and a number of columns for each, got {targets!r} and {columns!r}")
+
+    def encode(self, labels: Any, z: Tensor | None = None) -> Tensor:
+        """The labels themselves [n m] float64, once each target has accepted its columns."""
+        code = as_floating(labels, "sum").double()
+        if code.ndim != 2 or code.shape[1] != sum(self.columns):
+            raise ValueError(
+                f"target 'sum' needs labels of {sum(self.columns)} columns [n {sum(self.columns)}], got {list(code.shape)}"
+            )
+        for _ in self._codes(code):
+            pass
+        return code
+
+    def _codes(self, code: Tensor) -> Iterator[Tensor]:
+        """Each target's own code of its columns."""
+        for target, part in zip(self.targets, code.split(self.columns, dim=1), strict=True):
+            whole = part.long()  # every target reads integers, some read nothing else
+            if (target.gives == "same") if torch.compiler.is_compiling() else bool((whole == part).all()):
+                part = whole
+            yield target.encode(part[:, 0] if part.shape[1] == 1 else part)
+
+    def distance(self, code_q: Tensor, code_k: Tensor, valid: Tensor | None = None) -> Tensor:
+        """Summed distances [q k], NaN where a target does not know the pair."""
+        parts = zip(self.targets, self._codes(code_q), self._codes(code_k), strict=True)
+        total = [as_number(target.distance(q, k, valid)).to(code_q.dtype) for target, q, k in parts]
+        return torch.stack(total).sum(0)
 
 
 def as_number(y: Tensor) -> Tensor:

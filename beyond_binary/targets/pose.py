@@ -28,12 +28,15 @@ class Pose:
         scale: also divide by the root-mean-square distance of the visible joints from the origin.
         reduce: `mean` or `sum` over the joints compared.
         dims: coordinates per joint, 2 or 3; needed to read flat labels and to recognise the visibility column.
+        mirror: for each joint the one that takes its place in a mirror image (left and right exchanged); a pose is then
+            as far from another as the nearer of it and its mirror image, first coordinate negated. None: not so.
     """
 
     root: Sequence[int] | None = None
     scale: bool = False
     reduce: Literal["mean", "sum"] = "mean"
     dims: int = 2
+    mirror: Sequence[int] | None = None
     gives: ClassVar[Gives] = "magnitude"
 
     def __post_init__(self) -> None:
@@ -41,6 +44,14 @@ class Pose:
             raise ValueError(f"pose: reduce must be 'mean' or 'sum', got {self.reduce!r}")
         if self.dims not in (2, 3):
             raise ValueError(f"pose: dims must be 2 or 3, got {self.dims}")
+        if self.mirror is not None:
+            partner = dict(enumerate(self.mirror))
+            if any(partner.get(other) != joint for joint, other in partner.items()):
+                raise ValueError(
+                    f"pose: mirror must name each joint's partner, and be that one's partner, got {list(self.mirror)}"
+                )
+            if self.root is not None and {partner.get(r) for r in self.root} != set(self.root):
+                raise ValueError(f"pose: the mirror image of root {tuple(self.root)} must be the root itself")
 
     def encode(self, labels: Any, z: Tensor | None = None) -> Tensor:
         """Centred joints with visibility 0/1 in the last column, [n j dims+1]."""
@@ -63,6 +74,8 @@ class Pose:
             )
         if self.root is not None and not all(0 <= r < joints.shape[1] for r in self.root):
             raise ValueError(f"pose: root {tuple(self.root)} names joints beyond the {joints.shape[1]} given")
+        if self.mirror is not None and len(self.mirror) != joints.shape[1]:
+            raise ValueError(f"pose: mirror names {len(self.mirror)} joints, but there are {joints.shape[1]}")
         seen = ~joints.isnan().any(2)
         if joints.shape[2] > self.dims:
             seen &= joints[..., -1] != 0
@@ -85,6 +98,13 @@ class Pose:
 
     def distance(self, code_q: Tensor, code_k: Tensor, valid: Tensor | None = None) -> Tensor:
         """Joint distances [q k], NaN where no joint is visible in both."""
+        y = self._distance(code_q, code_k)
+        if self.mirror is None:
+            return y
+        flip = code_k.new_tensor([-1.0] + [1.0] * self.dims)
+        return torch.fmin(y, self._distance(code_q, code_k[:, list(self.mirror)] * flip))
+
+    def _distance(self, code_q: Tensor, code_k: Tensor) -> Tensor:
         total = code_q.new_zeros(len(code_q), len(code_k))
         seen_q, seen_k = code_q[..., -1], code_k[..., -1]
         everything = not torch.compiler.is_compiling() and bool(seen_q.all()) and bool(seen_k.all())

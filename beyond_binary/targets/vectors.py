@@ -1,4 +1,4 @@
-"""Targets on plain labels: classes, vectors under the Euclidean distance, and angles on a circle."""
+"""Targets on plain labels: classes, vectors under three distances, and angles on a circle."""
 
 from __future__ import annotations
 
@@ -98,6 +98,50 @@ class Euclidean:
     def distance(self, code_q: Tensor, code_k: Tensor, valid: Tensor | None = None) -> Tensor:
         """Distances [q k] in the labels' unit."""
         return exact_cdist(code_q, code_k)
+
+
+@TARGETS.register("manhattan")
+@dataclass(frozen=True)
+class Manhattan:
+    """Vector labels under the Manhattan distance, the sum of absolute differences.
+
+    Labels: numbers [n] or [n m], kept in their own precision. The distance has the labels' unit.
+    """
+
+    gives: ClassVar[Gives] = "magnitude"
+
+    def encode(self, labels: Any, z: Tensor | None = None) -> Tensor:
+        """Vectors [n m]."""
+        return as_vectors(as_floating(labels, "manhattan"))
+
+    def distance(self, code_q: Tensor, code_k: Tensor, valid: Tensor | None = None) -> Tensor:
+        """Distances [q k] in the labels' unit."""
+        return torch.cdist(code_q, code_k, p=1)
+
+
+@TARGETS.register("cosine")
+@dataclass(frozen=True)
+class Cosine:
+    """Vector labels (word or sentence embeddings) under the cosine distance, 1 - cos, in [0, 2].
+
+    It is computed as half the squared distance of the unit vectors, which keeps the digits of near pairs. It does not
+    fulfil the triangle inequality. Labels: numbers [n m], no zero vectors.
+    """
+
+    gives: ClassVar[Gives] = "magnitude"
+
+    def encode(self, labels: Any, z: Tensor | None = None) -> Tensor:
+        """Unit vectors [n m]."""
+        code = as_vectors(as_floating(labels, "cosine"))
+        size = torch.linalg.vector_norm(code, dim=1, keepdim=True)
+        if not torch.compiler.is_compiling() and (size == 0).any():
+            row = int((size[:, 0] == 0).nonzero()[0])
+            raise ValueError(f"target 'cosine' needs vectors with a direction, but row {row} is zero")
+        return code / size
+
+    def distance(self, code_q: Tensor, code_k: Tensor, valid: Tensor | None = None) -> Tensor:
+        """Distances [q k] in [0, 2]."""
+        return exact_cdist(code_q, code_k).square_().div_(2)
 
 
 @TARGETS.register("circular")

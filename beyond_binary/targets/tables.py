@@ -1,0 +1,145 @@
+"""Targets whose distances are given: a table of annotated pairs, or all distances between numbered items."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from . import TARGETS, Gives
+from .sets import as_integers
+
+
+@TARGETS.register("pair_scores")
+class PairScores:
+    """Distances of annotated pairs of items; every other pair is unknown (NaN), and an item is 0 from itself.
+
+    Labels: the item's number, integers [n]. A pair counts both ways. `scores` are distances, unless `highest` says
+    that they are similarities (STS: 5), which become `highest - score`.
+
+    Args:
+        table: array [m 3] with two numbers and a score a row, or an `.npy` file or a `.csv` or `.tsv` file (with or
+            without a line of names) of such rows.
+        highest: the score of two items that are the same; None: scores are distances.
+    """
+
+    gives: ClassVar[Gives] = "magnitude"
+
+    def __init__(self, table: Any, highest: float | None = None) -> None:
+        rows = _rows(table) if isinstance(table, str | Path) else np.asarray(table, dtype=np.float64)
+        if rows.ndim != 2 or rows.shape[1] != 3 or not len(rows):
+            raise ValueError(f"pair_scores needs rows of two item numbers and a score [m 3], got {list(rows.shape)}")
+        items, scores = rows[:, :2].astype(np.int64), rows[:, 2]
+        distance = scores if highest is None else highest - scores
+        bad = ~np.isfinite(rows).all(1) | (items != rows[:, :2]).any(1) | (items < 0).any(1) | (distance < 0)
+        if bad.any():
+            raise ValueError(
+                f"pair_scores: row {np.flatnonzero(bad)[0]} is {rows[bad][0].tolist()}; expected two item numbers of at "
+                f"least 0 and a distance of at least 0{'' if highest is None else f' (score of at most {highest})'}"
+            )
+        self.highest = highest
+        self._width = int(items.max()) + 1
+        pair = np.concatenate([items @ [self._width, 1], items @ [1, self._width]])  # both ways
+        self._pairs, first, which = np.unique(pair, return_index=True, return_inverse=True)
+        self._distances = np.concatenate([distance, distance])[first]
+        if (clash := self._distances[which] != np.concatenate([distance, distance])).any():
+            a, b = sorted(divmod(int(pair[clash][0]), self._width))
+            raise ValueError(f"pair_scores: items {a} and {b} have more than one score")
+
+    def __repr__(self) -> str:
+        return f"PairScores({len(self._pairs)} pairs)"
+
+    def encode(self, labels: Any, z: Tensor | None = None) -> Tensor:
+        """Item numbers [n] int64."""
+        return as_integers(labels, "pair_scores", "[n] (the items' numbers)", 1)
+
+    def distance(self, code_q: Tensor, code_k: Tensor, valid: Tensor | None = None) -> Tensor:
+        """Distances [q k] float64, NaN for pairs that are not in the table."""
+        q, k = code_q.cpu().numpy(), code_k.cpu().numpy()
+        known = (q >= 0)[:, None] & (k < self._width)[None, :] & (k >= 0)[None, :]
+        pair = np.where(known, q[:, None] * self._width + k[None, :], -1)
+        place = np.minimum(np.searchsorted(self._pairs, pair), len(self._pairs) - 1)
+        y = np.where(self._pairs[place] == pair, self._distances[place], np.nan)
+        y[q[:, None] == k[None, :]] = 0
+        return torch.from_numpy(y).to(code_q.device)
+
+
+def _rows(path: str | Path) -> np.ndarray[Any, Any]:
+    """Numbers [m c] of an .npy, .csv or .tsv file."""
+    path = Path(path)
+    if path.suffix == ".npy":
+        return np.asarray(np.load(path, allow_pickle=False), dtype=np.float64)
+    if path.suffix not in (".csv", ".tsv"):
+        raise ValueError(f"expected an .npy, .csv or .tsv file, got {path}")
+    separator = "," if path.suffix == ".csv" else "\t"
+    with path.open() as lines:
+        first = next(lines, "")
+    try:
+        [float(word) for word in first.split(separator)]
+        named = 0
+    except ValueError:
+        named = 1
+    return np.loadtxt(path, delimiter=separator, skiprows=named, ndmin=2)
+
+
+@TARGETS.register("precomputed")
+class Precomputed:
+    """Distances that were computed before, looked up by the items' numbers.
+
+    Labels: the item's number, integers [n], a row of the table. NaN in the table is an unknown pair.
+
+    Args:
+        table: distances [items items] as an array, or an `.npy` file, which is mapped and not loaded.
+        check: read the whole table once, to see that it holds distances: nothing negative or infinite, 0 from each
+            item to itself, the same both ways.
+    """
+
+    gives: ClassVar[Gives] = "magnitude"
+
+    def __init__(self, table: Any, check: bool = True) -> None:
+        mapped = isinstance(table, str | Path)
+        self._table = np.load(table, mmap_mode="r", allow_pickle=False) if mapped else np.asarray(table)
+        if self._table.ndim != 2 or len(self._table) != self._table.shape[1]:
+            raise ValueError(f"precomputed needs a square table [items items], got {list(self._table.shape)}")
+        if self._table.dtype.kind != "f":
+            raise ValueError(f"precomputed needs floating distances, got {self._table.dtype}")
+        if check:
+            self._check()
+
+    def __repr__(self) -> str:
+        return f"Precomputed({len(self._table)} items)"
+
+    def _check(self, side: int = 1024) -> None:
+        n = len(self._table)
+        for i in range(0, n, side):
+            for j in range(0, i + 1, side):
+                here, there = self._table[i : i + side, j : j + side], self._table[j : j + side, i : i + side].T
+                same = (here == there) | (np.isnan(here) & np.isnan(there))
+                own = np.arange(i, i + here.shape[0])[:, None] == np.arange(j, j + here.shape[1])
+                bad = (here < 0) | np.isinf(here) | ~same | (own & (here != 0))
+                if bad.any():
+                    a, b = (int(p[0]) for p in np.nonzero(bad))
+                    raise ValueError(
+                        f"precomputed: expected finite distances of at least 0, equal both ways and 0 from an item to "
+                        f"itself, but [{i + a}, {j + b}] is {here[a, b]} and [{j + b}, {i + a}] is {there[a, b]}"
+                    )
+
+    def encode(self, labels: Any, z: Tensor | None = None) -> Tensor:
+        """Item numbers [n] int64."""
+        code = as_integers(labels, "precomputed", "[n] (the items' numbers)", 1)
+        bad = (code < 0) | (code >= len(self._table))
+        if not torch.compiler.is_compiling() and bad.any():
+            raise ValueError(f"precomputed: item {int(code[bad][0])} is not one of the table's {len(self._table)}")
+        return code
+
+    def distance(self, code_q: Tensor, code_k: Tensor, valid: Tensor | None = None) -> Tensor:
+        """Distances [q k] in the table's precision."""
+        q, k = code_q.cpu().numpy(), code_k.cpu().numpy()
+        order = np.argsort(q, kind="stable")  # rows of a mapped file in the order of the file
+        y = np.empty((len(q), len(k)), self._table.dtype)
+        for row in order:
+            y[row] = self._table[q[row]][k]
+        return torch.from_numpy(y).to(code_q.device)
