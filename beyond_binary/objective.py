@@ -338,7 +338,7 @@ def create_objective(
     fixed = ("x", "y", "valid", "row", "pairs", "z", "code", "proxies", "num_classes", "s", "step")
     LOSSES.check_options(loss, options, fixed=fixed)
     LOSSES.check_values(loss, options)
-    made = create_target(target)
+    made = create_target(target, num_classes=num_classes, dim=dim)
     spec = target if isinstance(target, str) else type(target).__name__
     check_fit(loss, facts.reads, spec, made.gives)
     if mining is not None:

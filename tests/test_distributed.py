@@ -22,6 +22,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 import beyond_binary as bb
 from beyond_binary import distributed
+from beyond_binary.targets.distributions import Estimated
 
 WORLD, IN = 2, 6
 Outcome = dict[str, Tensor]
@@ -136,6 +137,18 @@ def accumulated_alone(case: Case) -> Outcome:
     return {"value": loss.detach(), **grads(whole)}
 
 
+CLOUD = torch.randn(4, 2, generator=torch.Generator().manual_seed(5))
+KINDS = torch.tensor([0, 1, 1, 1])
+
+
+def estimated(z: Tensor, rank: int | None) -> tuple[Tensor, Tensor]:
+    """Codes of this process's part of a batch and the proxies behind them, after two batches."""
+    kinds = KINDS if rank is None else KINDS[:3] if rank == 0 else KINDS[3:]
+    target = Estimated(num_classes=3, dim=2)
+    target.encode(kinds, z)
+    return target.encode(kinds, z + 1), target.proxies
+
+
 def parts() -> Outcome:
     """The functions of the module by themselves."""
     rank = dist.get_rank()
@@ -148,6 +161,7 @@ def parts() -> Outcome:
     with distributed.disabled():
         switched_off = torch.tensor([distributed.world_size(), distributed.rank(), *distributed.sizes(3, x.device)])
     span = distributed.share(5)
+    code, proxies = estimated(CLOUD[:3] if rank == 0 else CLOUD[3:], rank)
     assert x.grad is not None
     return {
         "world": torch.tensor([distributed.world_size(), distributed.rank()]),
@@ -157,6 +171,7 @@ def parts() -> Outcome:
         "rows": distributed.all_rows(torch.full((2 - rank, 1), float(rank))),
         "off": switched_off,
         "share": torch.tensor([span.start, span.stop]),
+        "estimated": code, "proxies": proxies,
     }  # fmt: skip
 
 
@@ -251,6 +266,9 @@ def test_the_parts(outcomes: list[dict[str, Outcome]]) -> None:
         assert got["sum"].tolist() == [3]
         assert got["rows"].tolist() == [[0], [0], [1]]
         assert got["off"].tolist() == [1, 0, 3]
+        code, proxies = estimated(CLOUD, None)
+        torch.testing.assert_close(got["estimated"], code[:3] if rank == 0 else code[3:])
+        torch.testing.assert_close(got["proxies"], proxies)
         assert got["share"].tolist() == ([0, 3] if rank == 0 else [3, 5])
 
 

@@ -20,6 +20,7 @@ from sklearn.metrics import jaccard_score
 from torch import Tensor
 
 import beyond_binary as bb
+from beyond_binary.targets.distributions import Estimated
 from beyond_binary.targets.tables import PairScores, Precomputed
 
 FINITE = st.floats(-100, 100, allow_subnormal=False).map(lambda v: round(v, 6))
@@ -69,6 +70,7 @@ LABELS: dict[str, Labels] = {
     "gaussian(covariance='full')": st.integers(1, 5).map(covariances),
     "precomputed": ITEMS,
     "pair_scores": ITEMS,
+    "estimated": ITEMS,
     "scaled('euclidean', factor=2.5)": arrays(2),
     "scaled('classes', factor=2.5)": CLASS_NUMBERS,
     "sum(('circular', 'classes'))": arrays(2, elements=st.integers(0, 3).map(float)),
@@ -77,7 +79,11 @@ LABELS: dict[str, Labels] = {
     "nearest('euclidean', k=2)": arrays(2),
     "nearest('classes', k=2)": CLASS_NUMBERS,
 }
-MADE = {"precomputed": Precomputed(TABLE), "pair_scores": PairScores(PAIRS)}
+MADE = {
+    "estimated": Estimated(num_classes=6, dim=4),
+    "precomputed": Precomputed(TABLE),
+    "pair_scores": PairScores(PAIRS),
+}
 NO_TRIANGLE = ("layout", "within", "nearest", "cosine")
 every_target = pytest.mark.parametrize("spec", LABELS)
 
@@ -271,6 +277,65 @@ def test_gaussians_are_pots_bures_wasserstein(m: int) -> None:
     across = np.concatenate([labels[..., :1], std[:, :, None] ** 2 * np.eye(m)], 2)
     plain = distances("gaussian", np.concatenate([labels[..., 0], std], 1))
     np.testing.assert_allclose(distances("gaussian(covariance='full')", across), plain, atol=1e-9)
+
+
+def estimates_by_loops(
+    batches: list[tuple[np.ndarray, np.ndarray]], c: int, weight: float, t: float, keep: float
+) -> Any:
+    """Codes of the last of several training batches, with class means that follow from batch to batch."""
+    means: dict[int, np.ndarray] = {}
+    for z, labels in batches:
+        unit = [row / math.sqrt(row @ row) for row in z]
+        for k in sorted(set(labels.tolist())):
+            now = np.mean([u for u, label in zip(unit, labels, strict=True) if label == k], axis=0)
+            means[k] = keep * means[k] + (1 - keep) * now if k in means else now
+    codes = []
+    for u, label in zip(unit, labels, strict=True):
+        power = {k: math.exp(u @ m / math.sqrt(m @ m) / t) for k, m in means.items()}
+        share = [power.get(k, 0.0) / sum(power.values()) for k in range(c)]
+        codes.append([(1 - weight) * (k == label) + weight * share[k] for k in range(c)])
+    return np.array(codes)
+
+
+@pytest.mark.parametrize(("weight", "kind"), [(0.0, "hellinger"), (0.3, "hellinger"), (1.0, "euclidean")])
+def test_estimated_distributions_by_loops(weight: float, kind: str) -> None:
+    rng = np.random.default_rng(9)
+    batches = [(rng.normal(size=(8, 3)), rng.integers(0, 4, 8)) for _ in range(3)]
+    target = Estimated(weight, 0.2, 0.7, kind, num_classes=6, dim=3).double()  # type: ignore[arg-type]
+    for z, labels in batches:
+        leaf = torch.tensor(z, requires_grad=True)
+        code = target.encode(labels, leaf)
+    expected = estimates_by_loops(batches, 6, weight, 0.2, 0.7)
+    assert not code.requires_grad
+    np.testing.assert_allclose(code, expected, atol=1e-12)
+    y = target.distance(code, code)
+    for i, p in enumerate(expected):
+        for j, q in enumerate(expected):
+            gap = np.sqrt(p) - np.sqrt(q) if kind == "hellinger" else p - q
+            assert y[i, j] == pytest.approx(math.sqrt(gap @ gap / 2), abs=1e-7)
+    if weight == 0:
+        assert torch.equal(y, (torch.tensor(labels)[:, None] != torch.tensor(labels)).double())
+    before = target.proxies.clone()
+    target.eval().encode(labels, leaf)
+    assert torch.equal(target.proxies, before)
+
+
+def test_an_objective_fills_in_what_an_estimated_target_needs() -> None:
+    objective = bb.create_objective("log_ratio", target="estimated(weight=0.5)", num_classes=5, dim=4)
+    z = torch.randn(20, 4, requires_grad=True)
+    labels = torch.arange(20) % 5
+    objective(z, labels).backward()
+    assert z.grad is not None
+    assert z.grad.abs().sum() > 0
+    assert "target.proxies" in objective.state_dict()
+    with pytest.raises(
+        ValueError, match=r"give create_objective num_classes= and dim= .*evaluate with target 'classes'"
+    ):
+        bb.create_target("estimated")
+    with pytest.raises(ValueError, match=r"weight in 0\.\.1"):
+        Estimated(1.5, num_classes=5, dim=4)
+    with pytest.raises(ValueError, match="5"):
+        objective(z, labels + 1)
 
 
 # ---- tables

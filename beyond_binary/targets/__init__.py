@@ -10,7 +10,7 @@ from typing import Any, Literal, Protocol, runtime_checkable
 
 from torch import Tensor
 
-from ..registry import Registry
+from ..registry import Registry, options_of, parse_spec
 
 Gives = Literal["same", "order", "magnitude"]
 
@@ -32,8 +32,12 @@ class Target(Protocol):
         """Label distances [q k]: bool (True = different) or floating. `valid` [q k] marks the pairs that count."""
 
 
-def create_target(spec: str | Target) -> Target:
+def create_target(spec: str | Target, **known: Any) -> Target:
     """Build a target from a spec such as `classes`, `circular(period=360)` or `within('euclidean', radius=0.1)`.
+
+    Args:
+        spec: name or name(options), or a target, which is returned as it is.
+        **known: values for options that the spec leaves out, used where the target has them (None: unknown).
 
     Raises:
         ValueError: unknown name or option (near names are suggested), a value of the wrong type, or neither a spec
@@ -43,7 +47,10 @@ def create_target(spec: str | Target) -> Target:
         return spec
     if not isinstance(spec, str):
         raise ValueError(f"expected a target or a spec such as 'euclidean', got {spec!r}")
-    target: Target = TARGETS.create(spec)
+    name, _, options = parse_spec(spec)
+    own = options_of(TARGETS[name].build)
+    fill = {key: value for key, value in known.items() if key in own and key not in options and value is not None}
+    target: Target = TARGETS.create(spec, **fill)
     return target
 
 

@@ -1,15 +1,20 @@
-"""Targets on labels that are distributions: histograms and Gaussians under the Wasserstein distance."""
+"""Targets on distributions: histograms and Gaussians under the Wasserstein distance, classes that proxies estimate."""
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 import torch
-from torch import Tensor
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.functional import one_hot
 
+from .. import distributed
+from ..keys import check_classes
 from . import TARGETS, Gives
-from .vectors import as_floating, as_vectors, exact_cdist
+from .vectors import Classes, as_floating, as_vectors, exact_cdist
 
 
 @TARGETS.register("histogram")
@@ -114,3 +119,82 @@ class Gaussian:
             u, _, v = torch.linalg.svd(code_k[..., 1:].mT @ root)
             total[row] += (root - code_k[..., 1:] @ (u @ v)).square().sum((1, 2))
         return total.sqrt_()
+
+
+@TARGETS.register("estimated")
+class Estimated(nn.Module):
+    """Classes as distributions that proxies estimate: how alike two items are depends on where their embeddings lie.
+
+    The code of an item is `(1 - weight) one_hot(class) + weight softmax(cos(z, P) / temperature)`, without gradient; P
+    are the running means of each class's L2-normalised embeddings over the training batches (of all processes), and
+    classes not seen yet have no share. Weight 0 is `classes` (distance 0 or 1), weight 1 forgets the label. It is a
+    target for training: where there are no embeddings the code is the one-hot part alone, and other classes than those
+    trained on have no proxy, so evaluate with `classes`.
+
+    Labels: class numbers `0 .. num_classes - 1`, integers [n].
+
+    Args:
+        weight: share of the estimate, 0 to 1.
+        temperature: of the softmax.
+        momentum: share of the running mean that a batch leaves, 0 (this batch alone) to less than 1.
+        kind: `hellinger`, `|sqrt(p) - sqrt(q)| / sqrt(2)`, in [0, 1], or `euclidean`, `|p - q| / sqrt(2)`, in [0, 1].
+        num_classes: number of classes; `create_objective` fills it in.
+        dim: width of the embeddings; `create_objective` fills it in.
+    """
+
+    gives: ClassVar[Gives] = "magnitude"
+    proxies: Tensor
+
+    def __init__(
+        self,
+        weight: float = 0.5,
+        temperature: float = 0.1,
+        momentum: float = 0.9,
+        kind: Literal["hellinger", "euclidean"] = "hellinger",
+        num_classes: int | None = None,
+        dim: int | None = None,
+    ) -> None:
+        super().__init__()
+        if num_classes is None or dim is None:
+            raise ValueError(
+                "target 'estimated' estimates from one proxy per class: give create_objective num_classes= and dim= (the "
+                "embedder's width); evaluate with target 'classes'"
+            )
+        if not (0 <= weight <= 1 and temperature > 0 and 0 <= momentum < 1):
+            raise ValueError(
+                f"estimated needs weight in 0..1, a positive temperature and momentum in 0..1 (1 excluded), "
+                f"got {weight}, {temperature} and {momentum}"
+            )
+        self.weight, self.temperature, self.momentum, self.kind = weight, temperature, momentum, kind
+        self.register_buffer("proxies", torch.zeros(num_classes, dim))
+
+    def encode(self, labels: Any, z: Tensor | None = None) -> Tensor:
+        """Distributions [n num_classes]; in training mode the proxies move first."""
+        number = Classes().encode(labels)
+        if not torch.compiler.is_compiling():
+            check_classes(number, len(self.proxies), "proxies")
+        if z is None:
+            return one_hot(number, len(self.proxies)).to(self.proxies)
+        number, z = number.to(z.device), F.normalize(z.detach().to(torch.promote_types(z.dtype, torch.float32)), dim=1)
+        label = one_hot(number, len(self.proxies)).to(z)
+        if self.weight == 0:
+            return label
+        if self.training:
+            self._follow(z, label)
+        unseen = (self.proxies == 0).all(1)
+        score = z @ F.normalize(self.proxies.to(z), dim=1).T / self.temperature
+        estimate = score.masked_fill(unseen & ~unseen.all(), -torch.inf).softmax(1)
+        return (1 - self.weight) * label + self.weight * estimate
+
+    @torch.no_grad()
+    def _follow(self, z: Tensor, label: Tensor) -> None:
+        total = distributed.all_sum(torch.cat([label.T @ z, label.sum(0)[:, None]], 1))
+        mean, count = total[:, :-1] / total[:, -1:].clamp_min(1), total[:, -1:]
+        keep = self.momentum * (self.proxies != 0).any(1, keepdim=True).to(self.proxies)
+        self.proxies.copy_(torch.where(count > 0, keep * self.proxies + (1 - keep) * mean, self.proxies))
+
+    def distance(self, code_q: Tensor, code_k: Tensor, valid: Tensor | None = None) -> Tensor:
+        """Distances between distributions, [q k] in [0, 1]."""
+        if self.kind == "hellinger":
+            code_q, code_k = code_q.sqrt(), code_k.sqrt()
+        return exact_cdist(code_q, code_k) / math.sqrt(2)
