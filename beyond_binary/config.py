@@ -59,6 +59,7 @@ class ObjectiveConfig:
         target: What similar means, for example classes, euclidean, "pose(root=(2, 3))"; unset: the data set's own.
         geometry: How embeddings are compared; unset: the one of the loss's paper.
         mining: Miner, for example "multi_similarity(epsilon=0.1)"; unset: all pairs.
+        memory: How many embeddings of earlier batches join the batch as keys; 0: none.
         proxy_init: "random" or "class_mean" (one pass over the training set before the first step).
         block: Most rows in a tile of the block engine; unset: the plain dense form.
         options: The loss's own options, for example {temperature: 0.05}.
@@ -68,6 +69,7 @@ class ObjectiveConfig:
     target: str | None = None
     geometry: str | None = None
     mining: str | None = None
+    memory: int = 0
     proxy_init: Literal["random", "class_mean"] = "random"
     block: int | None = 1024
     options: dict[str, Any] = field(default_factory=dict)

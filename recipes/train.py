@@ -202,6 +202,7 @@ def make_objective(config: Config, target: str, train: Items, dim: int) -> tuple
         target=target,
         geometry=config.objective.geometry,
         mining=config.objective.mining,
+        memory=config.objective.memory,
         proxy_init=config.objective.proxy_init,
         block=config.objective.block,
         **options,
@@ -215,9 +216,10 @@ def try_out(objective: Objective, train: Items, dim: int) -> None:
     z = torch.randn(min(len(train), 16), dim, generator=torch.Generator().manual_seed(0))
     try:
         with distributed.disabled(), torch.no_grad():
-            loss = float(objective(z, train.labels[: len(z)], ids=train.ids[: len(z)]))
+            loss = float(objective.eval()(z, train.labels[: len(z)], ids=train.ids[: len(z)]))
     except TypeError as error:
         raise ValueError(f"objective.options do not fit: {error}") from error
+    objective.train()
     if not math.isfinite(loss):
         raise ValueError(f"the loss of random embeddings is {loss}; check objective.options {objective.options}")
 

@@ -186,6 +186,22 @@ def test_every_loss_trains_two_steps(loss: str, tmp_path: Path) -> None:
     assert all(not torch.equal(p, before[name]) for name, p in setup.objective.named_parameters())
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("loss", ["log_ratio", "soft_contrastive"])
+def test_estimated_distributions_train(loss: str, tmp_path: Path) -> None:
+    changes = ["--objective.loss", loss, "--objective.target", "estimated(weight=0.5)", "--optimizer.epochs", "1"]
+    result = recipe.train(tiny(tmp_path / "run", *changes))
+    assert np.isfinite(result["table"]["after"]["map_at_r"])
+
+
+def test_a_memory_of_earlier_batches_trains(tmp_path: Path) -> None:
+    config = tiny(tmp_path / "run", "--objective.loss", "supcon", "--objective.memory", "24", "--optimizer.epochs", "1")
+    setup, run, accelerator = recipe.start(config)
+    assert int(setup.objective.memory.seen) == 0  # trying the loss out leaves nothing there
+    result = recipe.fit(config, setup, run, accelerator)
+    assert int(setup.objective.memory.seen) == result["steps"] * config.sampler.batch_size
+
+
 def test_class_mean_proxies_start_at_the_means(tmp_path: Path) -> None:
     config = tiny(tmp_path / "run", "--objective.proxy_init", "class_mean", "--optimizer.epochs", "0")
     setup, run, accelerator = recipe.start(config)
