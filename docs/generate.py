@@ -1,7 +1,7 @@
-"""Write the pages of `docs/losses/` from what the losses say about themselves.
+"""Write the pages of `docs/losses/` and `docs/targets.md` from what losses and targets say about themselves.
 
-One page per registered loss (its facts, its docstring, an example that was run) and a README that leads from labels to
-losses. `python docs/generate.py` writes them, `python docs/generate.py --check` exits with 1 if they would change.
+One page per registered loss (its facts, its docstring, an example that was run), a README that leads from labels to
+losses, and one page of all targets. `python docs/generate.py` writes them, `python docs/generate.py --check` exits with 1 if they would change.
 """
 
 from __future__ import annotations
@@ -25,12 +25,19 @@ import torch
 from beyond_binary import create_objective
 from beyond_binary.losses import LOSSES, LossFacts
 from beyond_binary.targets import TARGETS
+from beyond_binary.targets.tables import PairScores, Precomputed
 
-FOLDER = ROOT / "docs" / "losses"
-MARK = "<!-- Written by docs/generate.py. Do not edit: change the loss's docstring or its facts and run it again. -->"
+FOLDER = ROOT / "docs"
+MARK = "<!-- Written by docs/generate.py. Do not edit: change the docstring or the registration and run it again. -->"
 LABELS = ("Paper settings", "Cost")
 CLASSES, DIM, ITEMS = 4, 8, 32
-WRAPPED = {"radius": 0.3, "k": 5}
+WRAPPED = {"radius": 0.3, "k": 5, "factor": 2.0}
+SPECS = {
+    "sum": "sum(('circular', \"scaled('classes', factor=90.0)\"))",
+    "precomputed": "precomputed('distances.npy')",
+    "pair_scores": "pair_scores('scores.csv')",
+}
+TABLES = {"precomputed": Precomputed([[0.0]]), "pair_scores": PairScores([[0, 1, 1.0]])}
 FIELDS = {
     "form": "form of the function",
     "in_place": "has an in-place form",
@@ -128,15 +135,15 @@ def describe(name: str) -> Loss:
 
 def target_specs() -> dict[str, str]:
     """A spec of each registered target; one that wraps another is put around `euclidean`."""
-    specs = {}
-    for name in TARGETS.names():
+    specs = dict(SPECS)
+    for name in sorted(set(TARGETS.names()) - set(SPECS)):
         required = [p.name for p in inspect.signature(TARGETS[name].build).parameters.values() if p.default is p.empty]
         values = ["'euclidean'" if p == "target" else f"{p}={WRAPPED.get(p, 1)}" for p in required]
         specs[name] = f"{name}({', '.join(values)})" if values else name
-    return specs
+    return dict(sorted(specs.items()))
 
 
-def arguments_for(name: str, target: str) -> dict[str, Any] | None:
+def arguments_for(name: str, target: Any) -> dict[str, Any] | None:
     """What `create_objective` needs for a loss to read a target; None if it refuses."""
     base = {} if target == "classes" else {"target": target}
     for more in ({}, {"num_classes": CLASSES, "dim": DIM}):
@@ -148,7 +155,7 @@ def arguments_for(name: str, target: str) -> dict[str, Any] | None:
 
 def fits(name: str) -> dict[str, dict[str, Any]]:
     """Target name to the arguments with which `create_objective` takes it, for all targets that the loss can read."""
-    found = {target: arguments_for(name, spec) for target, spec in target_specs().items()}
+    found = {target: arguments_for(name, TABLES.get(target, spec)) for target, spec in target_specs().items()}
     return {target: given for target, given in found.items() if given is not None}
 
 
@@ -202,14 +209,16 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def type_text(hint: Any) -> str:
-    """An annotation in words: `float`, `"all" or "semi_hard"`, `int or None`."""
+    """An annotation in words: `float`, `"all" or "semi_hard"`, `int or None`, `sequence of int`."""
     if hint is type(None):
         return "None"
     if get_origin(hint) is Literal:
         return " or ".join(f'"{v}"' if isinstance(v, str) else repr(v) for v in get_args(hint))
     if get_origin(hint) is None:
         return getattr(hint, "__name__", str(hint))
-    return " or ".join(map(type_text, get_args(hint))) if type(None) in get_args(hint) else str(hint)
+    if get_origin(hint) is Sequence:
+        return f"sequence of {type_text(get_args(hint)[0])}"
+    return " or ".join(map(type_text, get_args(hint)))
 
 
 def value_text(value: Any) -> str:
@@ -282,26 +291,23 @@ def labels_of(target: str) -> str:
     return found[1] if found else ""
 
 
+def first_sentence(target: str) -> str:
+    """What a target says first of itself."""
+    return " ".join(inspect.cleandoc(TARGETS[target].build.__doc__ or "").partition("\n\n")[0].split())
+
+
 def readme(losses: Sequence[Loss]) -> str:
     """The page that leads from labels to losses."""
-    readable = {loss.name: fits(loss.name) for loss in losses}
-    with_proxies = {n for n, given in readable.items() if any("num_classes" in g for g in given.values())}
+    with_proxies = {loss.name for loss in losses if loss.facts.needs_proxies}
     specs = target_specs()
-    wrappers = [t for t in specs if "target" in inspect.signature(TARGETS[t].build).parameters]
-
-    def names(target: str, proxies: bool) -> str:
-        some = [link(n) for n in readable if target in readable[n] and (n in with_proxies) is proxies]
-        return ", ".join(some) or "none"
-
-    ways = " or ".join(f"`{t}`" for t in wrappers)
-    direct = [
-        (cell(labels_of(t)), f"`{specs[t]}`", TARGETS[t].build.gives, names(t, False), names(t, True))
-        for t in specs if t not in wrappers
-    ]  # fmt: skip
-    wrapped = [
-        (cell(inspect.cleandoc(TARGETS[t].build.__doc__ or "").partition("\n\n")[0]), f"`{specs[t]}`",
-         TARGETS[t].build.gives, names(t, False), names(t, True))
-        for t in wrappers
+    readers: dict[tuple[str, ...], list[str]] = {}
+    for target in specs:
+        readers.setdefault(tuple(loss.name for loss in losses if target in fits(loss.name)), []).append(target)
+    kinds = [(f"`{specs[t]}`", TARGETS[t].build.gives, cell(labels_of(t) or first_sentence(t))) for t in specs]
+    groups = [
+        (", ".join(f"`{t}`" for t in targets), ", ".join(link(n) for n in names if n not in with_proxies),
+         ", ".join(link(n) for n in names if n in with_proxies) or "none")
+        for names, targets in readers.items()
     ]  # fmt: skip
     facts = [
         (link(x.name), x.facts.reads, x.facts.x, compared(x.facts),
@@ -314,10 +320,10 @@ def readme(losses: Sequence[Loss]) -> str:
         "A loss reads one of three things of the labels: whether two are the same, the order of their distances, or "
         "the value of the distances. A target says which of them it gives. `create_objective` refuses the rest, and "
         "the tables here hold what it accepts.",
-        table(("your labels", "target", "gives", "losses", "losses with proxies"), direct),
-        "Continuous labels also reach the losses that read same or different. "
-        f"{ways} makes same and different out of any target's distances:",
-        table(("what it does", "target", "gives", "losses", "losses with proxies"), wrapped),
+        table(("target", "gives", "your labels"), kinds),
+        "`within` and `nearest` make same and different out of any target's distances, so that continuous labels also "
+        "reach the losses that read same or different.",
+        table(("targets", "losses", "losses with proxies"), groups),
         "Losses with proxies learn one embedding per class. They need integer classes from 0 on, their number "
         "(`num_classes=`) and the width of the embeddings (`dim=`), and their proxies go to the optimizer.",
         "## What they need and what they cost",
@@ -329,10 +335,39 @@ def readme(losses: Sequence[Loss]) -> str:
     ]) + "\n"  # fmt: skip
 
 
+def targets_page() -> str:
+    """The page of all targets."""
+    parts = []
+    for name in TARGETS.names():
+        build = TARGETS[name].build
+        doc = sections(build.__doc__ or "")
+        meanings = arguments(doc.get("Args", ""))
+        parts += [f"## {name}", f"Gives: {build.gives}. " + prose(doc[""])]
+        if rows := [
+            (
+                f"`{p.name}`",
+                cell(type_text(evaluated(build, p.annotation))),
+                value_text(p.default),
+                cell(meanings[p.name]),
+            )
+            for p in inspect.signature(build).parameters.values()
+            if p.name in meanings
+        ]:
+            parts.append(table(("option", "type", "default", "meaning"), rows))
+    return "\n\n".join([
+        MARK,
+        "# Targets",
+        "A target says what similar means: it encodes the label of each item and gives the label distance of each pair. "
+        "Losses, miners, samplers, metrics and pictures take any of them; [which loss fits which](losses/README.md).",
+        *parts,
+    ]) + "\n"  # fmt: skip
+
+
 def pages() -> dict[str, str]:
-    """File name to contents, for everything that `docs/losses/` should hold."""
+    """Path below `docs/` to contents, for everything that is written here."""
     losses = [describe(name) for name in LOSSES.names()]
-    return {"README.md": readme(losses), **{f"{x.name}.md": page(x) for x in losses}}
+    files = {"losses/README.md": readme(losses), **{f"losses/{x.name}.md": page(x) for x in losses}}
+    return {"targets.md": targets_page(), **files}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -342,14 +377,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--folder", type=Path, default=FOLDER, help="where the pages are")
     given = parser.parse_args(argv)
     wanted = pages()
-    there = {path.name: path.read_text() for path in given.folder.glob("*.md")}
+    there = {path.relative_to(given.folder).as_posix(): path.read_text() for path in given.folder.rglob("*.md")}
     old = [name for name, text in there.items() if name not in wanted and text.startswith(MARK)]
     stale = sorted([name for name, text in wanted.items() if there.get(name) != text] + old)
     if given.check:
         if stale:
             print(f"not up to date: {', '.join(stale)}; run python docs/generate.py")
         return bool(stale)
-    given.folder.mkdir(parents=True, exist_ok=True)
+    (given.folder / "losses").mkdir(parents=True, exist_ok=True)
     for name in stale:
         if name in wanted:
             (given.folder / name).write_text(wanted[name])

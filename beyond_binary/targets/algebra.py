@@ -82,11 +82,14 @@ class Scaled:
         factor: what they are multiplied with, positive.
     """
 
+    gives: Gives = "magnitude"
+
     def __init__(self, target: str | Target, factor: float) -> None:
         if not 0 < factor < math.inf:
             raise ValueError(f"scaled needs a positive, finite factor, got {factor}")
         self.target, self.factor = create_target(target), factor
-        self.gives: Gives = "magnitude" if self.target.gives == "same" else self.target.gives
+        if self.target.gives == "order":
+            self.gives = "order"
 
     def encode(self, labels: Any, z: Tensor | None = None) -> Tensor:
         """The inner target's code."""
