@@ -44,7 +44,7 @@ def mine_offline(
     skip: int = 0,
     radius: float = 0.0,
     ids: Any = None,
-    k: int = 64,
+    k: int = 32,
     search: Literal["auto", "faiss", "torch"] = "auto",
 ) -> Tensor:
     """The nearest items of another label for each item (its hard negatives), or the farthest of its own label.
@@ -84,18 +84,20 @@ def mine_offline(
     space, meaning = create_geometry(geometry), create_target(target)
     check_mining(meaning, count, skip, radius, k)
     z = space.prepare(embeddings.to(torch.promote_types(embeddings.dtype, torch.float32)))
-    z = z - z.mean(0) if space.shift_invariant else z
+    if space.shift_invariant and len(z):
+        z = z - z[(z - z.mean(0)).square().sum(1).argmin()]  # sets far from 0 keep their precision, equals stay equal
     ids = torch.arange(len(z)) if ids is None else torch.as_tensor(ids)
     points = Points(z, meaning.encode(labels, embeddings).to(z.device), ids.to(z.device))
     miner = _Miner(points, space, meaning, find, count, skip, radius)
-    rows = torch.arange(len(z), device=z.device)[distributed.share(len(z))]
-    found = torch.full((len(rows), count), -1, device=z.device)
-    left = rows
-    if _by_faiss(miner, search):
-        left = miner.among_neighbours(rows, found, min(k + 1, len(z)))
-    for part in left.split(max(1, PAIRS_PER_TILE.get(z.device.type, 1 << 23) // max(len(z), 1))):
-        found[part - rows[0]] = miner.among_all(part)
-    return distributed.all_rows(found)
+    share = distributed.share(len(z))
+    left = torch.arange(len(z), device=z.device)[share]
+    found = torch.full((len(z), count), -1, device=z.device)
+    if _by_faiss(miner, search) and len(left):
+        left = miner.among_neighbours(left, found, min(k + 1, len(z)))
+    tile = max(1, PAIRS_PER_TILE.get(z.device.type, 1 << 23) // max(len(z), 1))
+    for rows in left.split(tile) if len(left) else ():
+        found[rows] = miner.among_all(rows)
+    return distributed.all_rows(found[share])
 
 
 def check_mining(target: Target, count: int, skip: int, radius: float, k: int) -> None:
@@ -114,7 +116,7 @@ def _by_faiss(miner: _Miner, search: str) -> bool:
         raise ModuleNotFoundError("search='faiss' needs faiss: pip install faiss-cpu")
     if search == "auto":
         fits &= z.device.type == "cpu" and z.dtype == torch.float32 and importlib.util.find_spec("faiss") is not None
-    return fits and search != "torch" and len(z) > 0
+    return fits and search != "torch"
 
 
 @dataclass(frozen=True)
@@ -167,7 +169,7 @@ class _Miner:
             last = torch.where(chosen.cpu(), reach, -torch.inf).amax(1)
             decided = (place[:, -1] >= self.skip + self.count).cpu() & ((last < reach[:, -1]) | (width == len(z)))
             decided = decided.to(rows.device)
-            found[part[decided] - rows[0]] = near[decided][chosen[decided]].view(-1, self.count)
+            found[part[decided]] = near[decided][chosen[decided]].view(-1, self.count)
             left.append(part[~decided])
         return torch.cat(left)
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from .geometry import Geometry
-from .offline import Snapshot, check_mining, mine_offline
+from .offline import Find, Snapshot, check_mining, mine_offline
 from .registry import Registry, options_of, parse_spec
 from .targets import Target, create_target
 
@@ -302,7 +302,7 @@ def offline_hard_batches(
     refresh: int = 1,
     skip: int = 0,
     radius: float = 0.0,
-    k: int = 64,
+    k: int = 32,
     batches_per_epoch: int | None = None,
 ) -> Plan:
     """Anchors, each with positives and the hardest negatives of the whole training set (see `mine_offline`).
@@ -348,7 +348,9 @@ def offline_hard_batches(
     if len(code) != items_count:
         raise ValueError(f"expected {items_count} labels, one per item, got {len(code)}")
     mine = partial(mine_offline, labels=labels, target=meaning, geometry=geometry, skip=skip, radius=radius, k=k)
-    finds = {"negatives": negatives} | ({"positives": positives} if hard_positives and positives else {})
+    finds: dict[Find, int] = {"negatives": negatives}
+    if hard_positives and positives:
+        finds["positives"] = positives
     snapshot = Snapshot(lambda z: {find: mine(z, find=find, count=count) for find, count in finds.items()}, refresh)
     length = _length(batches_per_epoch, default=max(1, items_count // batch_size))
 
