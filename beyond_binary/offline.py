@@ -146,7 +146,8 @@ class _Miner:
         if (self.geometry.kind == "similarity") == (self.find == "negatives"):
             x = x.neg_()
         depth = min(self.skip + self.count, len(z))
-        best = smallest(x, ~self.wanted(rows, slice(None)), depth)[0][:, self.skip :]
+        x.masked_fill_(~self.wanted(rows, slice(None)), torch.inf)
+        best = smallest(x, depth)[0][:, self.skip :]
         return torch.nn.functional.pad(best, (0, self.count - best.shape[1]), value=-1)
 
     def among_neighbours(self, rows: Tensor, found: Tensor, width: int) -> Tensor:
