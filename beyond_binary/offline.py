@@ -64,7 +64,7 @@ def mine_offline(
         find: "negatives", nearest first, or "positives", farthest first.
         count: how many for each item.
         skip: so many of the hardest are left out first (they may be mislabelled, or of the same kind after all).
-        radius: label distance up to which two items are the same; needs a target that gives distances.
+        radius: label distance up to which two items are the same, for targets that give distances (0: equal labels).
         ids: [n] integers; items with equal ids are one thing and no pair. Default: every item is its own thing.
         k: neighbours that faiss looks at, more than items of a class lie together; a matter of speed alone.
         search: "faiss" (float32, on the CPU), "torch", or "auto": faiss if it is installed, for embeddings in single

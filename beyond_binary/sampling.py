@@ -307,6 +307,7 @@ def offline_hard_batches(
 ) -> Plan:
     """Anchors, each with positives and the hardest negatives of the whole training set (see `mine_offline`).
 
+    What Schroff et al. (FaceNet, CVPR 2015, section 3.2) call generating triplets offline, over all items.
     The negatives are those nearest to the anchor in a snapshot of all embeddings, which the training loop takes every
     `refresh` epochs:
 
@@ -328,7 +329,7 @@ def offline_hard_batches(
         hard_positives: take the farthest of the snapshot instead of random ones (it costs a second search).
         refresh: epochs between two snapshots.
         skip: so many of the hardest are left out (on both sides), for labels that are not to be trusted.
-        radius: label distance up to which two items are the same, for targets that give distances.
+        radius: label distance up to which two items are the same, for targets that give distances (0: equal labels).
         k: neighbours that faiss looks at first; a matter of speed alone.
         batches_per_epoch: default n // batch_size, at least 1.
 
