@@ -245,6 +245,7 @@ def test_batches_hold_anchors_their_positives_and_the_hardest_negatives(data):
     assert len(batches) == len(sampler) == max(1, n // batch_size)
     for batch in batches:
         assert len(set(batch)) == len(batch) == batch_size
+        assert set(batch) <= set(range(n))
         anchor, seen = batch[0], set(batch)
         rest = [j for j in mined[anchor] if j >= 0]
         assert seen >= set(rest)
