@@ -80,7 +80,8 @@ class SamplerConfig:
     """How batches are made.
 
     Args:
-        name: "random", "classes(samples_per_class=4)" or "dense_triplet(anchors=8, k=5)", with options in it.
+        name: "random", "classes(samples_per_class=4)", "dense_triplet(anchors=8, k=5)" or
+            "offline_hard(negatives=4, refresh=1)" (hard negatives of the whole set), with options in it.
         batch_size: Items in a batch of all processes together.
     """
 

@@ -41,19 +41,28 @@ def label_neighbours(
     indices, distances = torch.empty(n, k, dtype=torch.int64), torch.empty(n, k, dtype=torch.float64)
     for rows in (slice(first, first + tile) for first in range(0, n, tile)):
         never = ids[rows, None] == ids
-        indices[rows], distances[rows] = _nearest(target.distance(code[rows], code), never, k)
+        distance = target.distance(code[rows], code)
+        distance = distance if distance.is_floating_point() else distance.float()
+        indices[rows], distances[rows] = smallest(distance.masked_fill(never, torch.inf), k)
     return indices, distances
 
 
-def _nearest(distance: Tensor, never: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """Where and what the `k` smallest of each row [q n] are, ties by index; -1 and NaN where none is left."""
-    distance = distance if distance.is_floating_point() else distance.float()
-    distance = distance.masked_fill(never | distance.isnan(), torch.inf)
-    last = distance.topk(k, largest=False).values.amax(1, keepdim=True)
-    nearer, level = distance < last, distance == last
-    # topk breaks ties as it likes; here the first of the level ones fill what the nearer ones leave
-    chosen = nearer | level & (level.cumsum(1) <= k - nearer.sum(1, keepdim=True))
-    indices = chosen.nonzero()[:, 1].view(-1, k)
+def smallest(distance: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """Where and what the `k` smallest of each row [q n] are, ties by index; -1 and NaN where no finite one is left."""
+    value, indices = distance.topk(min(k + 1, distance.shape[1]), largest=False)  # NaN counts as largest
+    indices = indices[:, :k].sort(1).values
+    level = (value[:, k - 1] == value[:, -1]) & value[:, -1].isfinite() & (value.shape[1] > k)
+    indices[level] = _first_of_level(distance[level], value[level, k - 1, None], k)
     nearest, order = distance.gather(1, indices).sort(stable=True, dim=1)
-    nothing = nearest.isinf()
+    nothing = ~nearest.isfinite()
     return indices.gather(1, order).masked_fill(nothing, -1), nearest.masked_fill(nothing, torch.nan)
+
+
+def _first_of_level(distance: Tensor, last: Tensor, k: int) -> Tensor:
+    """Indices of the `k` smallest of each row whose largest is `last`, where more than these are equal to it.
+
+    topk breaks ties as it likes; here the first of the level ones fill what the nearer ones leave.
+    """
+    nearer, level = distance < last, distance == last
+    chosen = nearer | level & (level.cumsum(1, dtype=torch.int32) <= k - nearer.sum(1, keepdim=True))
+    return chosen.nonzero()[:, 1].view(-1, k)

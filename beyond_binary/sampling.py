@@ -5,15 +5,21 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from typing import Any
 
 import numpy as np
+import torch
+from torch import Tensor
 
+from .geometry import Geometry
+from .offline import Find, Snapshot, check_mining, mine_offline
 from .registry import Registry, options_of, parse_spec
+from .targets import Target, create_target
 
 SAMPLERS = Registry("sampler")
-DATA = ("items_count", "classes", "neighbours")  # what a sampler may read of the data set
+DATA = ("items_count", "classes", "neighbours", "labels", "target", "geometry")  # what a sampler may read
 
 
 @dataclass(frozen=True)
@@ -21,12 +27,13 @@ class Plan:
     """The batches of any epoch: what a registered sampler function returns.
 
     `epoch(rng)` yields `length` index arrays of the global batch size; only without `drop_last` may the last
-    one be smaller.
+    one be smaller. With a `snapshot`, they also depend on what was mined last.
     """
 
     epoch: Callable[[np.random.Generator], Iterator[np.ndarray]]
     length: int
     drop_last: bool = True
+    snapshot: Snapshot | None = None
 
 
 class BatchSampler:
@@ -38,6 +45,8 @@ class BatchSampler:
     batches.)
 
     Goes to a `DataLoader` as `batch_sampler`; `batch_size` is the global one. `len` is that of a whole epoch.
+    A sampler that mines has a `snapshot`, which the training loop renews when it is due, and whose state it keeps in
+    its checkpoints; else `snapshot` is None.
     """
 
     def __init__(self, plan: Plan, *, batch_size: int, seed: int, world_size: int = 1, rank: int = 0) -> None:
@@ -51,7 +60,7 @@ class BatchSampler:
                 f"raise it to at least {world_size}"
             )
         self.plan, self.seed, self.world_size, self.rank = plan, seed, world_size, rank
-        self.batch_size, self.drop_last = batch_size, plan.drop_last
+        self.batch_size, self.drop_last, self.snapshot = batch_size, plan.drop_last, plan.snapshot
         self.epoch = self._batch = 0
         self._resume = False
 
@@ -94,11 +103,14 @@ def create_sampler(
     seed: int,
     classes: Any = None,
     neighbours: Any = None,
+    labels: Any = None,
+    target: str | Target = "classes",
+    geometry: str | Geometry = "cosine",
     world_size: int = 1,
     rank: int = 0,
     **options: Any,
 ) -> BatchSampler:
-    """Build a sampler by name: "random", "classes(samples_per_class=4)", "dense_triplet(anchors=8, k=5)".
+    """Build a sampler by name: "random", "classes(samples_per_class=4)", "dense_triplet(k=5)", "offline_hard".
 
     Args:
         spec: a name of `list_samplers()`, with options in it or as keywords.
@@ -109,6 +121,9 @@ def create_sampler(
         neighbours: [n >=k] indices of each item's label-nearest items, nearest first, -1 for none (as
             `label_neighbours` gives them), or a function k -> such a table, called only when it is needed;
             read by "dense_triplet".
+        labels: [n ...] what the target encodes; read by "offline_hard".
+        target: what similar means; read by "offline_hard".
+        geometry: how embeddings are compared, best as the loss does it; read by "offline_hard".
         world_size: number of processes.
         rank: which of them this is.
         options: the sampler's own options.
@@ -120,6 +135,7 @@ def create_sampler(
     reads = [field for field in DATA if field in options_of(SAMPLERS[name].build)]
     SAMPLERS.check_options(name, [*keywords, *options], fixed=(*DATA, "batch_size"))
     given = {"items_count": items_count, "classes": classes, "neighbours": neighbours}
+    given |= {"labels": labels, "target": target, "geometry": geometry}
     for field in reads:
         if given[field] is None:
             raise ValueError(
@@ -271,6 +287,99 @@ def dense_triplet_batches(
             yield np.array(list(distinct)[:batch_size])
 
     return Plan(epoch, length)
+
+
+@SAMPLERS.register("offline_hard")
+def offline_hard_batches(
+    items_count: int,
+    labels: Any,
+    target: str | Target,
+    geometry: str | Geometry,
+    batch_size: int,
+    positives: int = 1,
+    negatives: int = 4,
+    hard_positives: bool = False,
+    refresh: int = 1,
+    skip: int = 0,
+    radius: float = 0.0,
+    k: int = 32,
+    batches_per_epoch: int | None = None,
+) -> Plan:
+    """Anchors, each with positives and the hardest negatives of the whole training set (see `mine_offline`).
+
+    What Schroff et al. (FaceNet, CVPR 2015, section 3.2) call generating triplets offline, over all items.
+    The negatives are those nearest to the anchor in a snapshot of all embeddings, which the training loop takes every
+    `refresh` epochs:
+
+        if sampler.snapshot.due(epoch):
+            sampler.snapshot.renew(embeddings_of_all_items, epoch)  # in evaluation mode, the same on every process
+
+    An anchor stands before its positives and its negatives. All items of a batch are distinct: where groups overlap, or
+    an anchor has fewer partners, random items take the free places, as they do the places left over. An item is an
+    anchor again only after all others had their turn. For steps instead of epochs, set `batches_per_epoch`.
+
+    Args:
+        items_count: number of items, n.
+        labels: [n ...] what the target encodes.
+        target: what similar means. Pairs at an unknown label distance are no partners.
+        geometry: how embeddings are compared.
+        batch_size: items per batch, all distinct.
+        positives: of each anchor; 0: none.
+        negatives: hard ones of each anchor.
+        hard_positives: take the farthest of the snapshot instead of random ones (it costs a second search).
+        refresh: epochs between two snapshots.
+        skip: so many of the hardest are left out (on both sides), for labels that are not to be trusted.
+        radius: label distance up to which two items are the same, for targets that give distances (0: equal labels).
+        k: neighbours that faiss looks at first; a matter of speed alone.
+        batches_per_epoch: default n // batch_size, at least 1.
+
+    Raises:
+        ValueError: labels do not fit, or the batch cannot hold an anchor with its partners, or exceeds n.
+    """
+    _check_positive(refresh=refresh)
+    meaning = create_target(target)
+    check_mining(meaning, negatives, skip, radius, k)
+    anchors = batch_size // (1 + max(positives, 0) + negatives)
+    if positives < 0 or anchors < 1 or batch_size > items_count:
+        raise ValueError(
+            f"an anchor with positives={positives} and negatives={negatives} takes {1 + positives + negatives} places of "
+            f"batch_size={batch_size}, which may not exceed the {items_count} training items"
+        )
+    code = meaning.encode(labels)
+    if len(code) != items_count:
+        raise ValueError(f"expected {items_count} labels, one per item, got {len(code)}")
+    mine = partial(mine_offline, labels=labels, target=meaning, geometry=geometry, skip=skip, radius=radius, k=k)
+    finds: dict[Find, int] = {"negatives": negatives}
+    if hard_positives and positives:
+        finds["positives"] = positives
+    snapshot = Snapshot(lambda z: {find: mine(z, find=find, count=count) for find, count in finds.items()}, refresh)
+    length = _length(batches_per_epoch, default=max(1, items_count // batch_size))
+
+    def epoch(rng: np.random.Generator) -> Iterator[np.ndarray]:
+        deck, hard = _Deck(np.arange(items_count), rng), snapshot["negatives"].numpy()
+        for _ in range(length):
+            chosen = deck.draw(anchors)
+            if "positives" in finds:
+                same = list(snapshot["positives"].numpy()[chosen])
+            else:
+                same = _same(meaning, code, chosen, radius, positives, rng)
+            groups = zip(chosen[:, None], same, hard[chosen], strict=True)
+            partners = np.concatenate([part for group in groups for part in group])
+            anyone = rng.choice(items_count, batch_size, replace=False)  # enough, whoever is in the batch
+            distinct = dict.fromkeys(np.concatenate([partners[partners >= 0], anyone]).tolist())
+            yield np.array(list(distinct)[:batch_size])
+
+    return Plan(epoch, length, snapshot=snapshot)
+
+
+def _same(
+    target: Target, code: Tensor, chosen: np.ndarray, radius: float, count: int, rng: np.random.Generator
+) -> list[np.ndarray]:
+    """Up to `count` random items of the same label for each of the chosen."""
+    rows = torch.from_numpy(chosen)
+    valid = rows[:, None] != torch.arange(len(code))
+    same = valid & (target.distance(code[rows], code, valid) <= radius)
+    return [rng.permutation(np.flatnonzero(row))[:count] for row in same.numpy()]
 
 
 # ----------------------------------------------------------------------------------------------------

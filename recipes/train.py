@@ -137,6 +137,7 @@ class Setup:
     data: ImageSet
     loader: DataLoader[Any]
     optimizer: torch.optim.Optimizer
+    progress: Progress = field(default_factory=Progress)
 
 
 def set_up(config: Config, accelerator: Accelerator) -> Setup:
@@ -162,6 +163,9 @@ def set_up(config: Config, accelerator: Accelerator) -> Setup:
         seed=config.seed,
         classes=train.labels if train.labels.ndim == 1 and train.labels.dtype.kind in "iu" else None,
         neighbours=lambda k: label_neighbours(objective.target, code, k)[0].numpy(),
+        labels=train.labels,
+        target=objective.target,
+        geometry=objective.geometry,
         world_size=accelerator.num_processes,
         rank=accelerator.process_index,
     )
@@ -290,9 +294,9 @@ def start(config: Config) -> tuple[Setup, Run, Accelerator]:
 def fit(config: Config, setup: Setup, run: Run, accelerator: Accelerator) -> dict[str, Any]:
     """Train from the run's last checkpoint, or from the start, to the end."""
     module = TrainModule(setup.embedder, setup.objective).to(memory_format=torch.channels_last)
-    progress = Progress()
+    progress, snapshot = setup.progress, setup.sampler.snapshot
     model, optimizer = accelerator.prepare(module, setup.optimizer)
-    accelerator.register_for_checkpointing(progress)
+    accelerator.register_for_checkpointing(progress, *([] if snapshot is None else [snapshot]))
     if run.checkpoint is not None:
         accelerator.load_state(str(run.checkpoint))
         if accelerator.is_main_process:
@@ -301,22 +305,23 @@ def fit(config: Config, setup: Setup, run: Run, accelerator: Accelerator) -> dic
         track(config, run, accelerator, progress.step)
     else:
         track(config, run, accelerator, progress.step)
-        begin(config, setup, run, accelerator, progress)
+        begin(config, setup, run, accelerator)
 
-    learn(config, setup, run, accelerator, model, optimizer, progress)
+    learn(config, setup, run, accelerator, model, optimizer)
 
     if config.evaluation.keep == "best" and (run.folder / "best").exists():
         best = Embedder.from_pretrained(str(run.folder / "best"))
         setup.embedder.load_state_dict(best.state_dict())
     after = setup.judge.encode(setup.embedder, accelerator)
-    result = finish(config, setup, run, accelerator, progress, after) if accelerator.is_main_process else {}
+    result = finish(config, setup, run, accelerator, after) if accelerator.is_main_process else {}
     accelerator.end_training()
     return result
 
 
-def begin(config: Config, setup: Setup, run: Run, accelerator: Accelerator, progress: Progress) -> None:
+def begin(config: Config, setup: Setup, run: Run, accelerator: Accelerator) -> None:
     """What comes before the first step of a fresh run: the embedder as it is, and proxies at the class means."""
     before = setup.judge.encode(setup.embedder, accelerator)
+    progress = setup.progress
     progress.before = setup.judge(before)
     if accelerator.is_main_process:
         (run.folder / "embeddings").mkdir(exist_ok=True)
@@ -330,17 +335,9 @@ def begin(config: Config, setup: Setup, run: Run, accelerator: Accelerator, prog
     set_seed(config.seed, device_specific=True)
 
 
-def learn(
-    config: Config,
-    setup: Setup,
-    run: Run,
-    accelerator: Accelerator,
-    model: nn.Module,
-    optimizer: Any,
-    progress: Progress,
-) -> None:
+def learn(config: Config, setup: Setup, run: Run, accelerator: Accelerator, model: nn.Module, optimizer: Any) -> None:
     """The training loop: epochs of batches, an evaluation and a checkpoint after each."""
-    settings, sampler, main = config.optimizer, setup.sampler, accelerator.is_main_process
+    settings, sampler, main, progress = config.optimizer, setup.sampler, accelerator.is_main_process, setup.progress
     per_epoch = math.ceil(len(sampler) / settings.accumulate)
     total = settings.epochs * per_epoch
     hidden = None if config.progress and main else True  # None: hidden unless a terminal shows it
@@ -349,8 +346,11 @@ def learn(
         if config.evaluation.patience is not None and progress.without_better >= config.evaluation.patience:
             accelerator.print(f"stopped early: no better evaluation since epoch {progress.best_epoch}")
             break
+        if sampler.snapshot is not None and sampler.snapshot.due(progress.epoch):
+            z = encode(setup.embedder, setup.data.items, accelerator, config.evaluation.batch_size)
+            sampler.snapshot.renew(z.to(accelerator.device), progress.epoch)
         model.train()
-        for loss, last in batches(config, setup, accelerator, model, progress):
+        for loss, last in batches(config, setup, accelerator, model):
             if last:
                 factor = learning_rate(settings, (progress.step + 0.5) / total)
                 for group in optimizer.param_groups:
@@ -372,16 +372,14 @@ def learn(
         if config.evaluation.every and (
             progress.epoch % config.evaluation.every == 0 or progress.epoch == settings.epochs
         ):
-            assess(config, setup, run, accelerator, progress)
+            assess(config, setup, run, accelerator)
         save(run, accelerator, progress)
     bar.close()
 
 
-def batches(
-    config: Config, setup: Setup, accelerator: Accelerator, model: nn.Module, progress: Progress
-) -> Iterator[tuple[float, bool]]:
+def batches(config: Config, setup: Setup, accelerator: Accelerator, model: nn.Module) -> Iterator[tuple[float, bool]]:
     """Run the rest of an epoch's batches forward and backward; yields the loss and whether an update is due."""
-    accumulate, mean = config.optimizer.accumulate, 0.0
+    accumulate, mean, progress = config.optimizer.accumulate, 0.0, setup.progress
     setup.sampler.load_state_dict({"epoch": progress.epoch, "batch": progress.batch})
     setup.data.set_epoch(progress.epoch)
     started = time.perf_counter()
@@ -409,8 +407,9 @@ def batches(
         started = time.perf_counter()
 
 
-def assess(config: Config, setup: Setup, run: Run, accelerator: Accelerator, progress: Progress) -> None:
+def assess(config: Config, setup: Setup, run: Run, accelerator: Accelerator) -> None:
     """Evaluate after an epoch, log it, and keep the embedder if it is the best so far."""
+    progress = setup.progress
     metrics = setup.judge(setup.judge.encode(setup.embedder, accelerator))
     name = setup.judge.monitored(metrics)
     value = metrics[name] if higher_is_better(name) else -metrics[name]
@@ -441,14 +440,10 @@ def save(run: Run, accelerator: Accelerator, progress: Progress) -> None:
 
 
 def finish(
-    config: Config,
-    setup: Setup,
-    run: Run,
-    accelerator: Accelerator,
-    progress: Progress,
-    after: dict[str, Tensor],
+    config: Config, setup: Setup, run: Run, accelerator: Accelerator, after: dict[str, Tensor]
 ) -> dict[str, Any]:
     """Write the embedder, its embeddings, the metrics and the report; returns what metrics.json holds."""
+    progress = setup.progress
     table = {"before": progress.before, "after": setup.judge(after)}
     table |= {ranking: setup.judge(after, ranking) for ranking in ("random", "oracle")}
     result = {

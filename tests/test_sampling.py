@@ -22,9 +22,19 @@ def table(k, labels=LABELS):
 
 
 def make(spec, *, batch_size=24, seed=5, **more):
-    return create_sampler(
-        spec, items_count=60, classes=CLASSES, neighbours=table, batch_size=batch_size, seed=seed, **more
+    sampler = create_sampler(
+        spec,
+        items_count=60,
+        classes=CLASSES,
+        neighbours=table,
+        labels=CLASSES,
+        batch_size=batch_size,
+        seed=seed,
+        **more,
     )
+    if sampler.snapshot is not None:
+        sampler.snapshot.renew(torch.from_numpy(LABELS), 0)
+    return sampler
 
 
 SPECS = [
@@ -33,11 +43,12 @@ SPECS = [
     "classes",
     "classes(batches_per_epoch=7)",
     "dense_triplet(anchors=7, k=2)",
+    "offline_hard(negatives=3, batches_per_epoch=5)",
 ]
 
 
 def test_names():
-    assert list_samplers() == ["classes", "dense_triplet", "random"]
+    assert list_samplers() == ["classes", "dense_triplet", "offline_hard", "random"]
 
 
 @pytest.mark.parametrize("spec", SPECS)
@@ -349,11 +360,11 @@ def test_neighbours_may_be_a_function_called_with_k_only_when_they_are_read():
         (
             "classes",
             {"classes": None},
-            "reads classes, which this data set does not give; .*dense_triplet, random",
+            "reads classes, which this data set does not give; .*dense_triplet, offline_hard, random",
         ),
         ("classes", {"classes": CLASSES * 1.0}, r"60 integer or string classes, .* float64 \[60\]"),
         ("classes", {"classes": CLASSES[:-1]}, r"60 integer or string classes, .* \[59\]"),
-        ("dense_triplet", {"neighbours": None}, "reads neighbours, .*classes, random"),
+        ("dense_triplet", {"neighbours": None}, "reads neighbours, .*classes, offline_hard, random"),
         ("dense_triplet", {"batch_size": 61}, "batch_size=61 exceeds the 60 training items"),
         (
             "dense_triplet",

@@ -21,6 +21,7 @@ from safetensors.torch import load_file
 from beyond_binary.config import Config, dump_config, field_names, parse_config
 from beyond_binary.embedder import Embedder
 from beyond_binary.losses import LOSSES, list_losses
+from beyond_binary.offline import Snapshot, mine_offline
 
 ROOT = Path(__file__).parent.parent
 TRAIN = ROOT / "recipes" / "train.py"
@@ -130,6 +131,46 @@ def test_resumes_after_sigkill_of_the_process(finished: Path, tmp_path: Path) ->
     assert same(weights(run), weights(finished))
 
 
+def test_mined_lists_are_renewed_when_due_and_resumed_within_an_epoch(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    changes = [
+        "--objective.loss", "multi_similarity", "--optimizer.epochs", "4", "--checkpoint_every", "2", "--resume", "auto",
+        "--sampler.name", "offline_hard(refresh=2, negatives=2, hard_positives=True)",
+    ]  # fmt: skip
+    renewed, renew, log = [], Snapshot.renew, recipe.Run.log
+
+    def watch(self: Snapshot, embeddings: torch.Tensor, epoch: int) -> None:
+        renew(self, embeddings, epoch)
+        renewed.append((epoch, embeddings, self["negatives"]))
+
+    monkeypatch.setattr(Snapshot, "renew", watch)
+    config = tiny(tmp_path / "whole", *changes)
+    setup, run, accelerator = recipe.start(config)
+    before = setup.embedder.encode(setup.data.items.images)
+    recipe.fit(config, setup, run, accelerator)
+    assert [epoch for epoch, *_ in renewed] == [0, 2]
+    torch.testing.assert_close(renewed[0][1], before)
+    assert not torch.equal(renewed[0][1], renewed[1][1])  # the embedder has learned in between
+    items, objective = setup.data.items, setup.objective
+    for _, z, found in renewed:
+        assert torch.equal(found, mine_offline(z, items.labels, geometry=objective.geometry, count=2))
+
+    def log_and_die(self: object, **values: object) -> None:
+        log(self, **values)
+        if values.get("step") == 17 and "loss" in values:
+            raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(recipe.Run, "log", log_and_die)
+        with pytest.raises(Killed):
+            recipe.train(tiny(tmp_path / "killed", *changes))
+    renewed.clear()
+    recipe.train(tiny(tmp_path / "killed", *changes))
+    assert not renewed  # in the middle of epoch 2, whose weights are gone: the lists come from the checkpoint
+    assert same(weights(tmp_path / "killed"), weights(tmp_path / "whole"))
+
+
 def test_gradient_accumulation_clipping_and_early_stopping(tmp_path: Path) -> None:
     config = tiny(
         tmp_path / "run", "--optimizer.accumulate", "4", "--optimizer.clip", "0.5", "--optimizer.epochs", "5",
@@ -233,6 +274,7 @@ def test_learning_rate_rises_then_falls() -> None:
         (["--sampler.name", "classes(samples_per_class=5)"], "not a multiple"),
         (["--sampler.name", "classes", "--sampler.batch_size", "400"], "classes"),
         (["--sampler.name", "clases"], "did you mean 'classes'"),
+        (["--sampler.name", "offline_hard(negatives=20)"], "places of batch_size=16"),
         (["--embedder.trunk", "timm/test_byobnett"], "test_byobnet"),
         (["--optimizer.name", "adamv"], "did you mean"),
         (["--data.source", "embedded:digit"], "digits"),
@@ -398,11 +440,15 @@ def launch_two(output: Path, *changes: str) -> None:
     assert json.loads((output / "metrics.json").read_text())["processes"] == 2
 
 
+HARD = ["--objective.loss", "multi_similarity", "--sampler.name", "offline_hard(negatives=2)"]
+
+
 @pytest.mark.slow
-def test_two_processes_learn_what_one_learns(tmp_path: Path) -> None:
+@pytest.mark.parametrize("batches", [["--objective.loss", "proxy_anchor"], HARD], ids=["random", "mined"])
+def test_two_processes_learn_what_one_learns(tmp_path: Path, batches: list[str]) -> None:
     changes = [
         "--embedder.freeze_batch_norm", "true", "--optimizer.name", "sgd", "--optimizer.lr", "0.01",
-        "--objective.loss", "proxy_anchor", "--augment.shift", "0", "--augment.zoom", "0",
+        "--augment.shift", "0", "--augment.zoom", "0", *batches,
     ]  # fmt: skip
     launch_two(tmp_path / "two", *changes)
     recipe.train(tiny(tmp_path / "one", *changes))

@@ -19,7 +19,10 @@ TARGETS = Registry("target")
 
 @runtime_checkable
 class Target(Protocol):
-    """What a target offers. `gives` says how much of `y` means something: equality, ranks, or the value."""
+    """What a target offers. `gives` says how much of `y` means something: equality, ranks, or the value.
+
+    A target whose distance of a pair depends on which other keys are there says so by an attribute `relative = True`.
+    """
 
     @property
     def gives(self) -> Gives:

@@ -28,6 +28,7 @@ class Within:
         if not radius >= 0:
             raise ValueError(f"within needs a radius of at least 0, got {radius}")
         self.target, self.radius = create_target(target), radius
+        self.relative = getattr(self.target, "relative", False)
 
     def encode(self, labels: Any, z: Tensor | None = None) -> Tensor:
         """The inner target's code."""
@@ -52,6 +53,7 @@ class Nearest:
     """
 
     gives: ClassVar[Gives] = "same"
+    relative: ClassVar[bool] = True
 
     def __init__(self, target: str | Target, k: int) -> None:
         if k < 1:
