@@ -14,6 +14,7 @@ from beyond_binary.data import Items, Splits
 from beyond_binary.evaluation import evaluate
 from beyond_binary.report import write_report
 from beyond_binary.report.charts import COLOURS, density_chart, loss_chart, smoothed
+from beyond_binary.report.labels import flattened, label_colours, painter, steady_tree
 from beyond_binary.report.page import duration, number, way
 from beyond_binary.report.pairs import sample_pairs, separation, spread
 from beyond_binary.targets import create_target
@@ -133,7 +134,8 @@ def test_class_report_shows_table_neighbours_and_curves(tmp_path):
     shown = [name for name in table["after"] if not name.startswith("queries")]
     assert charts[:2] == ["loss per step", "learning rate per step"]
     assert charts[2 : 2 + len(shown)] == [f"{name} over epochs" for name in shown]
-    assert charts[-2:] == [f"cosine similarity of pairs {name} training" for name in ("before", "after")]
+    assert charts[-4:-2] == [f"cosine similarity of pairs {name} training" for name in ("before", "after")]
+    assert charts[-2:] == [f"map of embeddings {name} training" for name in ("before", "after")]
     assert "1 images left out" in text
 
 
@@ -144,7 +146,7 @@ def test_distance_report_with_a_gallery(tmp_path):
     assert sum(alt.startswith("ref ") for alt in images) == 8 * 16
     assert len(re.findall(r"mean 0\.\d{3}", page.text())) == 16
     charts = [v["aria-label"] for _, v in page.found if "chart" in v.get("class", "").split()]
-    assert charts[-2:] == ["histogram of the neighbours' label distances", "mean label distance by place"]
+    assert charts[-4:-2] == ["histogram of the neighbours' label distances", "mean label distance by place"]
 
 
 @pytest.mark.parametrize("count", [1, 5])
@@ -298,3 +300,82 @@ def test_missing_matplotlib_names_the_way_out(monkeypatch):
     monkeypatch.setattr(builtins, "__import__", without)
     with pytest.raises(ImportError, match=r"beyond_binary\[plots\]"):
         loss_chart([1], [1.0])
+
+
+# ---- labels on pictures and in maps
+
+
+def labelled(labels):
+    pictures = [Image.new("RGB", (60, 40), (90, 90, 90)) for _ in labels]
+    return Items(pictures, labels, [f"item {i}" for i in range(len(labels))], np.arange(len(labels)))
+
+
+def painted(spec, label):
+    """Where the picture changed [40 60]."""
+    items = labelled(label[None])
+    image = painter(create_target(spec), items)(items.images[0], items.labels[0], 1.0)
+    assert image.size == (60, 40)
+    assert np.asarray(items.images[0]).std() == 0
+    return (np.asarray(image) != 90).any(2)
+
+
+@pytest.mark.parametrize("pixels", [False, True])
+def test_skeletons_join_the_joints_that_are_seen(pixels):
+    joints = np.array([[0.1, 0.5], [0.5, 0.5], [0.9, 0.5], [0.5, 0.1]])
+    seen = np.array([1, 1, 1, 0])
+    label = np.concatenate([joints * ((60, 40) if pixels else 1), seen[:, None]], 1)
+    for spec, given in (
+        ("pose", label),
+        ("pose", np.where(seen[:, None], joints, np.nan) * ((60, 40) if pixels else 1)),
+    ):
+        changed = painted(spec, given)
+        assert changed[20, 10:50].all()
+        assert not changed[:15].any()
+    flat = painted("pose", joints.ravel())
+    assert flat[10, 30]
+
+
+def test_bones_are_the_lengths_that_vary_least():
+    rng = np.random.default_rng(0)
+    turn = rng.uniform(0, 2 * np.pi, (50, 3))
+    steps = np.stack([np.cos(turn), np.sin(turn)], -1)
+    chain = np.concatenate([np.zeros((50, 1, 2)), steps.cumsum(1)], 1)
+    order = [2, 0, 3, 1]
+    bones = {frozenset(order[j] for j in bone) for bone in steady_tree(chain[:, order])}
+    assert bones == {frozenset(pair) for pair in ((0, 1), (1, 2), (2, 3))}
+    chain[:, 3] = np.nan
+    assert len(steady_tree(chain)) == 3
+
+
+def test_layouts_show_their_edges_and_angles_a_needle():
+    label = np.zeros((20, 30), dtype=np.int64)
+    label[:, 15:] = 1
+    changed = painted("layout", label)
+    assert changed[:, 30].all()
+    assert changed.sum() == 40
+    items = labelled(np.array([0.0, 90.0]))
+    paint = painter(create_target("circular"), items)
+    up, right = (np.asarray(paint(items.images[0], angle, 1.0)) for angle in items.labels)
+    assert (up != right).any()
+    assert painter(create_target("euclidean"), labelled(np.zeros((2, 3)))) is None
+    assert painter(create_target("classes"), labelled(np.zeros(2, int))) is None
+
+
+def test_colours_are_near_where_labels_are_near():
+    angle = np.arange(0, 360, 5.0)
+    colours = label_colours(create_target("circular"), torch.as_tensor(angle)[:, None])
+    gap = np.linalg.norm(colours - np.roll(colours, -1, axis=0), axis=1)
+    assert gap.max() < 0.25
+    assert np.linalg.norm(colours - np.roll(colours, 36, axis=0), axis=1).min() > 0.5
+    assert len(np.unique(label_colours(create_target("classes"), torch.arange(12)), axis=0)) == 12
+    one = label_colours(create_target("euclidean"), torch.zeros(1, 2))
+    assert one.shape == (1, 3)
+    poses = torch.randn(20, 4, 3)
+    poses[3, :, 2] = 0
+    assert np.isfinite(label_colours(create_target("pose"), poses)).all()
+    assert flattened(torch.randn(5, 1)).shape == (5, 2)
+
+
+def test_words_and_numbers_of_labels_are_shown(tmp_path):
+    page, _ = make_run(tmp_path, np.linspace(0, 1, 40), "euclidean")
+    assert "0.512821" in page.text()

@@ -172,6 +172,19 @@ def rank_chart(distances: Mapping[str, np.ndarray]) -> str:
     return _svg("places", (4.4, 2.7), draw)
 
 
+def map_chart(name: str, title: str, place: np.ndarray, colours: np.ndarray) -> str:
+    """Embeddings as points of a plane [n 2] in given colours [n 3]."""
+
+    def draw(figure: Figure) -> None:
+        axes: Any = figure.subplots()
+        axes.scatter(place[:, 0], place[:, 1], c=colours, s=9, alpha=0.8, linewidths=0)
+        axes.set_title(title, loc="left")
+        axes.set_aspect("equal", adjustable="datalim")
+        axes.tick_params(labelbottom=False, labelleft=False)
+
+    return _svg(name, (4.4, 3.6), draw)
+
+
 def smoothed(values: np.ndarray, window: int) -> np.ndarray:
     """Centred moving mean over `window` values; near the ends over those that exist, NaN left out."""
     known = np.isfinite(values)

@@ -6,10 +6,12 @@ import base64
 import io
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from html import escape
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import yaml
 from PIL import Image
@@ -20,12 +22,14 @@ from ..targets import Target
 from .charts import (
     density_chart,
     loss_chart,
+    map_chart,
     metric_chart,
     neighbour_chart,
     pair_chart,
     rank_chart,
     rate_chart,
 )
+from .labels import Paint, flattened, label_colours, painter
 from .pairs import Pair, Sample, sample_pairs, separation, spread
 from .style import CSS
 
@@ -33,6 +37,23 @@ RANKINGS = ("before", "after", "random", "oracle")
 COUNTS = ("queries", "queries_without_match")
 MAIN = ("recall_at_1", "map_at_r", "mean_label_distance_at_10", "ndcg_at_10", "spearman")
 SHOWN = 8
+
+
+@dataclass(frozen=True)
+class View:
+    """What every card of the gallery shares.
+
+    Attributes:
+        splits: where queries and neighbours are from.
+        classes: whether neighbours are right or wrong, and not near or far.
+        levels: mean label distances of the oracle and of the random ranking.
+        paint: draws a label on its picture, or None.
+    """
+
+    splits: Splits
+    classes: bool
+    levels: Sequence[float]
+    paint: Paint | None
 
 
 def write_report(
@@ -72,9 +93,10 @@ def write_report(
     body = [
         f"<header><h1>{escape(title)}</h1>{_facts(config, metrics, splits)}</header>",
         _results(metrics),
-        _gallery(sample, splits, classes),
+        _gallery(sample, splits, classes, painter(target, splits.query)),
         _curves(history, metrics),
         _pairs(sample, geometry, classes),
+        _map(splits, target, before, after),
         _settings(config, metrics),
     ]
     page = [
@@ -183,11 +205,11 @@ def _row(table: Mapping[str, Mapping[str, float]], name: str) -> str:
     )
 
 
-def _gallery(sample: Sample, splits: Splits, classes: bool) -> str:
+def _gallery(sample: Sample, splits: Splits, classes: bool, paint: Paint | None) -> str:
     """Queries between best and worst, each with its nearest neighbours after and before training."""
     levels = [_mean(sample.distances[name][:, :SHOWN]) for name in ("oracle", "random")]
-    chosen = spread(sample, SHOWN)
-    cards = "".join(_card(sample, row, word, splits, classes, levels) for row, word in chosen.items())
+    chosen, view = spread(sample, SHOWN), View(splits, classes, levels, paint)
+    cards = "".join(_card(sample, row, word, view) for row, word in chosen.items())
     order = "the share of wrong ones" if classes else "the mean label distance"
     if classes:
         dots = (("same", "✓ same"), ("different", "✗ different"))
@@ -204,7 +226,8 @@ def _gallery(sample: Sample, splits: Splits, classes: bool) -> str:
     )
 
 
-def _card(sample: Sample, row: int, word: str, splits: Splits, classes: bool, levels: Sequence[float]) -> str:
+def _card(sample: Sample, row: int, word: str, view: View) -> str:
+    splits, classes = view.splits, view.classes
     query, gallery = splits.query, splits.query if splits.gallery is None else splits.gallery
     place = int(sample.rows[row])
     rows = []
@@ -212,45 +235,53 @@ def _card(sample: Sample, row: int, word: str, splits: Splits, classes: bool, le
         y = sample.distances[ranking][row, :SHOWN]
         known = [i for i, value in enumerate(y.tolist()) if not math.isnan(value)]
         found = ((int(sample.neighbours[ranking][row, i]), float(y[i])) for i in known)
-        hits = "".join(_hit(gallery, neighbour, value, splits, classes, levels) for neighbour, value in found)
+        hits = "".join(_hit(gallery, neighbour, value, view) for neighbour, value in found)
         right = sum(float(y[i]) == 0 for i in known)
         score = f"{right} of {len(known)} right" if classes else f"mean {number(_mean(y), 3)}"
         rows.append(f'<div class="row {ranking}"><p>{ranking}: {score}</p><div class="hits">{hits}</div></div>')
     caption = _caption(query, place, splits)
     return (
-        f'<article class="query"><figure class="ask"><p>{word}</p>{_img(query, place, 160)}'
+        f'<article class="query"><figure class="ask"><p>{word}</p>{_img(query, place, 160, view.paint)}'
         f'<figcaption title="{escape(str(query.names[place]))}">{caption}</figcaption></figure>'
         f'<div class="answers">{"".join(rows)}</div></article>'
     )
 
 
-def _hit(items: Items, place: int, y: float, splits: Splits, classes: bool, levels: Sequence[float]) -> str:
+def _hit(items: Items, place: int, y: float, view: View) -> str:
     """One neighbour, framed in the colour of how right it is."""
-    if classes:
+    if view.classes:
         colour, mark = ("var(--same)", "✓") if y == 0 else ("var(--different)", "✗")
     else:
-        oracle, random = levels
+        oracle, random = view.levels
         share = min(max((y - oracle) / (random - oracle), 0), 1) if random > oracle else 0.5
         colour, mark = f"hsl({160 - 155 * share:.0f} 62% 45%)", number(y, 3)
     return (
-        f'<figure style="--c:{colour}" title="{escape(str(items.names[place]))}">{_img(items, place, 112)}'
-        f"<figcaption><b>{mark}</b>{_caption(items, place, splits)}</figcaption></figure>"
+        f'<figure style="--c:{colour}" title="{escape(str(items.names[place]))}">{_img(items, place, 112, view.paint)}'
+        f"<figcaption><b>{mark}</b>{_caption(items, place, view.splits)}</figcaption></figure>"
     )
 
 
 def _caption(items: Items, place: int, splits: Splits) -> str:
-    """Class name, if there are such, and the end of the item's name."""
+    """The label, if it has few words, and the end of the item's name."""
     label, name = items.labels[place], str(items.names[place])
     words = [name if len(name) <= 20 else "…" + name[-19:]]
-    if items.labels.ndim == 1 and items.labels.dtype.kind in "iu":
+    if items.labels.dtype.kind == "U":
+        words = [str(text) for text in np.ravel(label)[:1]]
+    elif items.labels.ndim == 1 and items.labels.dtype.kind == "f":
+        words.insert(0, f"{float(label):g}")
+    elif items.labels.ndim == 1:
         known = splits.class_names is not None and 0 <= label < len(splits.class_names)
         words.insert(0, str(splits.class_names[label]) if known and splits.class_names else f"class {label}")
     return "".join(f"<span>{escape(word)}</span>" for word in words)
 
 
-def _img(items: Items, place: int, side: int) -> str:
-    """A picture as small as it is shown, inline: PNG, or JPEG where that is smaller."""
+def _img(items: Items, place: int, side: int, paint: Paint | None) -> str:
+    """A picture with its label as small as it is shown, inline: PNG, or JPEG where that is smaller."""
     image: Image.Image = items.images[place].convert("RGB")
+    if paint is not None:
+        scale = side / max(image.size)
+        image = image.resize((round(scale * image.width), round(scale * image.height)), Image.Resampling.LANCZOS)
+        image = paint(image, items.labels[place], scale)
     image.thumbnail((side, side), Image.Resampling.LANCZOS)
     files = {}
     for kind, options in (("png", {"optimize": True}), ("jpeg", {"quality": 88})):
@@ -316,6 +347,23 @@ def _pairs(sample: Sample, geometry: str, classes: bool) -> str:
         body += f'<div class="charts">{"".join(charts)}</div>'
         note = "Darker cells hold more pairs."
     return _section("Pairs", body, f"{known:,} pairs of a seeded sample. {note}")
+
+
+def _map(splits: Splits, target: Target, before: Pair, after: Pair, most: int = 800) -> str:
+    """Where the embeddings lie, in two dimensions, in colours that say where the labels do."""
+    items = splits.gallery or splits.query
+    some = np.sort(np.random.default_rng(0).permutation(len(items))[:most])
+    found = {name: pair[0] if pair[1] is None else pair[1] for name, pair in (("before", before), ("after", after))}
+    z = {name: part[torch.as_tensor(some)] for name, part in found.items()}
+    colours = label_colours(target, target.encode(items.labels[some], z["after"]))
+    charts = (
+        _chart(
+            map_chart(f"map-{name}", f"{name} training", flattened(part), colours), f"map of embeddings {name} training"
+        )
+        for name, part in z.items()
+    )
+    note = "The two leading principal components of the embeddings; colours are near where labels are near."
+    return _section("Map", f'<div class="charts">{"".join(charts)}</div>', f"{len(some):,} items. {note}")
 
 
 def _settings(config: Mapping[str, Any], metrics: Mapping[str, Any]) -> str:
