@@ -1,0 +1,152 @@
+"""The table and the plots of what `losses.py` measured."""
+
+from __future__ import annotations
+
+import importlib.util
+import math
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+Row = dict[str, Any]
+FORMS = ["floor", "tiled", "dense", "compiled", "PML"]
+COLOURS = {"floor": "0.6", "tiled": "tab:blue", "dense": "tab:purple", "compiled": "tab:green", "PML": "tab:red"}
+NOTES = """
+- floor: `S = normalize(x) @ normalize(x).T; S.backward(G)`, the second x being the proxies if any
+- tiled: our block engine (the default); dense: our plain form; compiled: that by torch.compile with inductor; PML:
+  pytorch-metric-learning
+- in parentheses: times the floor, median over rounds; PML / tiled: how many times faster tiled is
+- MB: peak on top of data and parameters, so gradients of both are in it; each in a fresh process
+- difference: of tiled and PML in value, relative, options set equal; `-`: no peer, or one of another value (it draws at
+  random, or errs)
+- load: processors that others used meanwhile; where it is not near 0, believe the ratios, not the times
+- a row with * was measured before the last change of the code
+""".strip()
+
+
+def kind(row: Row) -> tuple[int, bool, int, int]:
+    """What has a table of its own: number of proxies, continuous labels, items of a class, width."""
+    return row["proxies"], not row["samples"], row["samples"], row["dim"]
+
+
+def title(row: Row) -> str:
+    """In words."""
+    if row["proxies"]:
+        return f"{row['proxies']:,} proxies, d = {row['dim']}"
+    return f"{row['samples']} of a class, d = {row['dim']}" if row["samples"] else f"Continuous labels, d = {row['dim']}"
+
+
+def entry(row: Row, who: str) -> tuple[str, str]:
+    """Time (with its ratio to the floor) and memory of one form, or why there are none."""
+    if who not in row["ms"]:
+        return (row["failed"].get(who, "-") if who in row["forms"] else "-",) * 2
+    ratio = f" ({row['to_floor'][who]:.2f}x)" if who in row["to_floor"] and who != "floor" else ""
+    peak = f"{row['peak_mb'][who]:.0f}" if who in row["peak_mb"] else "-"
+    return f"{row['ms'][who]:.4g}{ratio}", peak
+
+
+def line(row: Row) -> str:
+    """A row for the screen."""
+    forms = [f"{who} {' '.join(entry(row, who))}" for who in row["forms"]]
+    return f"{row['loss']}, B = {row['n']}, {title(row)}: {', '.join(forms)}; load {row['load']:.2f}"
+
+
+def difference(row: Row) -> str:
+    """How far our value is from the peer's."""
+    ours, peer = (row["value"].get(who, math.nan) for who in ("tiled", "PML"))
+    return "-" if math.isnan(ours - peer) else f"{abs(ours - peer) / (abs(peer) or 1):.0e}"
+
+
+def table(rows: list[Row], code: str, different: set[str]) -> list[str]:
+    """Lines of the table of one kind, by loss and batch."""
+    forms = [who for who in FORMS if any(who in row["forms"] for row in rows)]
+    names = ["loss", "B", *(f"{who} ms" for who in forms), "PML / tiled", *(f"{who} MB" for who in forms)]
+    lines = ["| " + " | ".join([*names, "difference", "load"]) + " |", "|" + "---|" * (len(names) + 2)]
+    for row in sorted(rows, key=lambda row: (row["loss"], row["n"])):
+        times, peaks = zip(*(entry(row, who) for who in forms), strict=True)
+        gap = "-" if row["loss"] in different else difference(row)
+        faster = f"{row['to_tiled']['PML']:.3g}" if "PML" in row["to_tiled"] else "-"
+        name = row["loss"] + ("" if row["code"] == code else " *")
+        cells = [name, str(row["n"]), *times, faster, *peaks, gap, f"{row['load']:.2f}"]
+        lines.append("| " + " | ".join(cells) + " |")
+    return lines
+
+
+def markdown(heading: dict[str, str], rows: list[Row], different: set[str], pictures: list[Path]) -> str:
+    """The page: what was measured and how, the plots, a table of each kind."""
+    lines = ["# Cost of the losses: forward and backward", ""]
+    lines += [f"- {key}: {text}" for key, text in heading.items()]
+    lines += [f"- peak: {next((row['method'] for row in rows if row['method']), '-')}", *NOTES.splitlines()]
+    for path in pictures:
+        lines += ["", f"![{path.stem}]({path.name})"]
+    for _, each in groupby(sorted(rows, key=kind), kind):
+        group = list(each)
+        lines += ["", f"## {title(group[0])}", "", *table(group, heading["code"], different)]
+    return "\n".join(lines) + "\n"
+
+
+def curves(axes: Any, rows: list[Row], key: str) -> None:
+    """One panel: a curve for each form and width; a cross on top where a form ran out of memory or time."""
+    for dim, style in zip(sorted({row["dim"] for row in rows}), ("-", "--", ":", "-."), strict=False):
+        ordered = sorted((row for row in rows if row["dim"] == dim), key=lambda row: row["n"])
+        for who in FORMS:
+            points = [(row["n"], max(row[key][who], 1 if key == "peak_mb" else 0)) for row in ordered if who in row[key]]
+            if points and not (who == "floor" and key == "to_floor"):
+                axes.plot(*zip(*points, strict=True), style, color=COLOURS[who], marker=".", ms=4, lw=1.2)
+            lost = [row["n"] for row in ordered if who in row["failed"]]
+            top = axes.get_xaxis_transform()
+            axes.plot(lost, [0.95] * len(lost), "x", color=COLOURS[who], ms=5, transform=top, clip_on=False)
+    axes.set_title(rows[0]["loss"] + (f", C = {rows[0]['proxies']:,}" if rows[0]["proxies"] else ""), fontsize=8)
+    axes.grid(alpha=0.3)
+
+
+def panels(rows: list[Row]) -> list[list[Row]]:
+    """The rows of each panel: a loss with its fewest items of a class, and at the number of proxies with most batches."""
+    chosen = []
+    for _, each in groupby(sorted(rows, key=lambda row: (row["proxies"] > 0, row["loss"])), lambda row: row["loss"]):
+        groups: dict[tuple[int, int], list[Row]] = {}
+        for row in each:
+            groups.setdefault((row["proxies"], -row["samples"]), []).append(row)
+        chosen.append(max(groups.items(), key=lambda item: (len({row["n"] for row in item[1]}), *item[0]))[1])
+    return chosen
+
+
+def plot(rows: list[Row], output: Path) -> list[Path]:
+    """Write the plots of time and memory against the batch size beside the table; their paths."""
+    if not rows or importlib.util.find_spec("matplotlib") is None:
+        return []
+    import matplotlib
+    from matplotlib.figure import Figure
+    from matplotlib.lines import Line2D
+    from matplotlib.ticker import FuncFormatter, NullLocator
+
+    matplotlib.rcParams["svg.hashsalt"] = "losses"
+    chosen, paths = panels(rows), []
+    across = min(6, len(chosen))
+    batches = sorted({row["n"] for group in chosen for row in group})
+    for key, label in (("to_floor", "time, times the floor"), ("peak_mb", "peak extra memory, MB")):
+        down = math.ceil(len(chosen) / across)
+        figure = Figure(figsize=(1 + 2.4 * max(across, 3), 1.2 + 1.9 * down), layout="constrained")
+        grid = figure.subplots(down, across, sharex=True, sharey=True, squeeze=False).flatten()
+        for axes, group in zip(grid, chosen, strict=False):
+            axes.set(xscale="log", yscale="log")
+            axes.set_xticks(batches, [str(n) for n in batches], rotation=60, fontsize=7)
+            axes.xaxis.set_minor_locator(NullLocator())
+            axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+            axes.tick_params(labelsize=7)
+            curves(axes, group, key)
+            if key == "to_floor":
+                axes.axhline(1, color=COLOURS["floor"], lw=1)
+        for axes in grid[len(chosen) :]:
+            axes.set_visible(False)
+        forms = [who for who in FORMS if any(who in row["forms"] for row in rows)]
+        handles = [Line2D([], [], color=COLOURS[who], label=who) for who in forms]
+        widths = sorted({row["dim"] for row in rows})
+        handles += [Line2D([], [], color="k", ls=s, label=f"d = {d}") for d, s in zip(widths, ("-", "--", ":", "-."), strict=False)]
+        handles.append(Line2D([], [], color="k", ls="", marker="x", label="out of memory or time"))
+        figure.legend(handles=handles, loc="outside upper center", ncols=len(handles), fontsize=9, frameon=False)
+        figure.supxlabel("batch size B", fontsize=9)
+        figure.supylabel(label, fontsize=9)
+        paths.append(output.with_name(f"{output.stem}_{'time' if key == 'to_floor' else 'memory'}.png"))
+        figure.savefig(paths[-1], dpi=110)
+    return paths
