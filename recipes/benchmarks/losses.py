@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import ctypes
+import functools
 import gc
 import hashlib
 import importlib.util
@@ -33,7 +34,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import tables
+import results as report
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -150,7 +151,7 @@ def create(who: str, cell: Cell) -> nn.Module:
     if who == "PML":
         from pytorch_metric_learning import losses, miners
 
-        sizes = {"num_classes": cell.proxies, "embedding_size": cell.dim} if cell.proxies else {}
+        sizes: dict[str, Any] = {"num_classes": cell.proxies, "embedding_size": cell.dim} if cell.proxies else {}
         loss = getattr(losses, peer.name)(**peer.arguments, **sizes)
         loss = Mined(loss, getattr(miners, peer.miner)()) if peer.miner else loss
     else:
@@ -221,32 +222,35 @@ def timed(step: Step, calls: int = 1) -> float:
     return (time.perf_counter() - begin) / calls
 
 
+def start(who: str, cell: Cell, how: How, emit: Emit) -> tuple[Step, int] | None:
+    """The step and how many calls to time at once, or nothing if it fails, or is so slow that once is enough."""
+    try:
+        step = make_step(who, cell, how)
+        begin = time.perf_counter()
+        emit({"who": who, "value": step()})
+        first = time.perf_counter() - begin
+        if first > 5 * how.seconds and who != "compiled":
+            emit({"who": who, "round": 0, "ms": first * 1e3})
+            return None
+        return step, max(1, min(50, int(0.01 / timed(step))))
+    except Exception as error:
+        emit({"who": who, "failed": failure(error)})
+        return None
+
+
 def times(cell: Cell, how: How, forms: list[str], emit: Emit) -> None:
-    """Emit the milliseconds of each form in each round; a step of over 5 `seconds` counts the first time already."""
-    steps: dict[str, tuple[Step, int]] = {}
-    spent: dict[str, float] = {}
-    for who in forms:
-        try:
-            step = make_step(who, cell, how)
-            begin = time.perf_counter()
-            emit({"who": who, "value": step()})
-            spent[who] = time.perf_counter() - begin
-        except Exception as error:
-            emit({"who": who, "failed": failure(error)})
-            continue
-        if spent[who] > 5 * how.seconds and who != "compiled":
-            emit({"who": who, "round": 0, "ms": spent[who] * 1e3})
-        else:
-            steps[who], spent[who] = (step, max(1, min(50, int(0.01 / timed(step))))), 0.0
-    begin, (machine, own) = time.perf_counter(), cpu_seconds()
+    """Emit the milliseconds of each form in each round: at least 3, or as many as fit in 5 times `seconds`."""
+    steps = {who: started for who in forms if (started := start(who, cell, how, emit))}
+    spent = dict.fromkeys(steps, 0.0)
+    begin, before = time.perf_counter(), cpu_seconds()
     for number in range(how.rounds):
         for who, (step, calls) in steps.items():
             if spent[who] < how.seconds * (1 if number >= 3 else 5):
-                seconds = timed(step, calls)
-                spent[who] += seconds * calls
-                emit({"who": who, "round": number, "ms": seconds * 1e3})
-    used = [after - before for after, before in zip(cpu_seconds(), (machine, own), strict=True)]
-    emit({"who": "", "load": max(0.0, (used[0] - used[1]) / (time.perf_counter() - begin))})
+                mean = timed(step, calls)
+                spent[who] += mean * calls
+                emit({"who": who, "round": number, "ms": mean * 1e3})
+    machine, own = (b - a for a, b in zip(before, cpu_seconds(), strict=True))
+    emit({"who": "", "load": max(0.0, (machine - own) / (time.perf_counter() - begin))})
 
 
 def resident(field: str) -> float:
@@ -336,6 +340,13 @@ def run_times(cell: Cell, how: How, forms: list[str]) -> tuple[list[dict[str, An
     return results, failed
 
 
+@functools.cache
+def run_peak(cell: Cell, how: How, who: str) -> dict[str, Any]:
+    """The peak of a form and how it was measured, or why there is none."""
+    results, ended = run(peak, cell, how, [who])
+    return results[0] if results else {"who": who, "failed": ended}
+
+
 def measure(cell: Cell, how: How, forms: list[str], skip: dict[str, str]) -> dict[str, Any]:
     """One row: times, ratios and peaks of all forms but those to skip (why they are)."""
     results, failed = run_times(cell, how, [who for who in forms if who not in skip])
@@ -349,7 +360,9 @@ def measure(cell: Cell, how: How, forms: list[str], skip: dict[str, str]) -> dic
         for other in ("floor", "tiled")
         if other in rounds
     }  # fmt: skip
-    peaks = [result for who in rounds for result in run(peak, cell, how, [who])[0]]
+    bare = replace(cell, loss="", samples=4)  # the floor's is the same for all losses
+    peaks = [run_peak(bare if who == "floor" else cell, how, who) for who in rounds]
+    failed |= {f"{r['who']} memory": r["failed"] for r in peaks if "failed" in r}
     return {
         **asdict(cell),
         "forms": forms,
@@ -402,7 +415,7 @@ def to_skip(cell: Cell, how: How, rows: list[dict[str, Any]]) -> dict[str, str]:
         skip["PML"] = "not installed"
     for row in rows:
         if all(row[key] == getattr(cell, key) for key in ("loss", "dim", "samples", "proxies")) and row["n"] < cell.n:
-            why = {who: reason.split(" at B")[0] for who, reason in row["failed"].items()}
+            why = {who: reason.split(" at B")[0] for who, reason in row["failed"].items() if who in row["forms"]}
             skip |= {who: f"{reason} at B = {row['n']}" for who, reason in why.items() if who not in skip}
     return skip
 
@@ -440,7 +453,9 @@ def parse(argv: list[str]) -> argparse.Namespace:
     add("--losses", nargs="+", default=bb.list_losses(), help="registered losses")
     add("--batch", nargs="+", type=int, default=[128, 512, 1024, 2048, 4096, 8192], help="batch sizes B")
     add("--dims", nargs="+", type=int, default=[128, 512], help="widths d of the embeddings")
-    add("--samples", nargs="+", type=int, default=[4, 32, 256], help="items M of a class; all but the first at B = 2048")
+    add(
+        "--samples", nargs="+", type=int, default=[4, 32, 256], help="items M of a class; all but the first at B = 2048"
+    )
     add("--proxies", nargs="+", type=int, default=[100, 11318, 100_000, 1_000_000],
         help=f"classes of proxy losses; {MANY:,} or more at B = 512 and d = 128")  # fmt: skip
     add("--compiled", nargs="*", type=int, default=[2048], help="B at which the dense form is measured compiled, too")
@@ -456,37 +471,47 @@ def parse(argv: list[str]) -> argparse.Namespace:
     add("--again", action="store_true", help="measure also what is already measured with this code")
     add("--output", type=Path, default=Path("docs/results/losses.md"), help="the table; JSON and plots beside it")
     options = parser.parse_args(argv)
-    for name in options.losses:
-        LOSSES[name]
+    options.losses = [LOSSES[name].name for name in options.losses]
     return options
 
 
+def load(store: Path, setting: dict[str, Any]) -> dict[Cell, dict[str, Any]]:
+    """What was measured before, which must be under the same setting."""
+    found: dict[str, Any] = json.loads(store.read_text()) if store.exists() else {"setting": setting, "rows": []}
+    if found.get("setting") != setting:
+        raise SystemExit(f"{store} was measured with {found.get('setting')}; give another --output")
+    return {Cell(**{key: row[key] for key in Cell.__dataclass_fields__}): row for row in found["rows"]}
+
+
 def main(argv: list[str]) -> None:
-    """Measure what is missing, print, write after every row; plot at the end."""
+    """Measure what is missing, print and store each row; the page and its plots at the end, also after Ctrl-C."""
     options = parse(argv)
     how = How(**{name: getattr(options, name) for name in How.__dataclass_fields__})
-    store, code, begin = options.output.with_suffix(".json"), code_version(), time.monotonic()
     setting = {name: getattr(how, name) for name in ("threads", "device", "precision")}
-    found = json.loads(store.read_text()) if store.exists() else {}
-    if found and found.get("setting") != setting:
-        raise SystemExit(f"{store} holds what was measured with {found.get('setting')}; give another --output")
-    rows = {Cell(**{k: row[k] for k in Cell.__dataclass_fields__}): row for row in found.get("rows", [])}
+    store, code, begin = options.output.with_suffix(".json"), code_version(), time.monotonic()
+    rows = load(store, setting)
     heading = {**describe(argv, how), "code": code}
     options.output.parent.mkdir(parents=True, exist_ok=True)
-    cells = [(cell, forms_of(cell, options)) for cell in plan(options)]
-    fresh = {cell for cell, row in rows.items() if row["code"] == code}
-    todo = [(c, forms) for c, forms in cells if options.again or c not in fresh or not {*forms} <= {*rows[c]["forms"]}]
-    for number, (cell, forms) in enumerate(todo):
-        if time.monotonic() - begin > options.minutes * 60:
-            print(f"{options.minutes:g} minutes are over; {len(todo) - number} cells left for the same command again")
-            break
-        known = [row for row in rows.values() if row["code"] == code]
-        rows[cell] = {**measure(cell, how, forms, to_skip(cell, how, known)), "code": code}
-        print(f"{number + 1}/{len(todo)}", tables.line(rows[cell]), flush=True)
-        store.write_text(json.dumps({"setting": setting, **heading, "rows": [*rows.values()]}, indent=1))
-    different = {name for name, peer in PEERS.items() if not peer.same}
-    pictures = tables.plot([*rows.values()], options.output)
-    options.output.write_text(tables.markdown(heading, [*rows.values()], different, pictures))
+    todo = []
+    for cell, forms in ((cell, forms_of(cell, options)) for cell in plan(options)):
+        old = rows.get(cell, {"code": "", "forms": []})
+        if options.again or old["code"] != code or not {*forms} <= {*old["forms"]}:
+            todo.append((cell, forms))
+    try:
+        for number, (cell, forms) in enumerate(todo):
+            if time.monotonic() - begin > options.minutes * 60:
+                print(f"{options.minutes:g} minutes are over; to measure {len(todo) - number} more: the same again")
+                break
+            known = [row for row in rows.values() if row["code"] == code]
+            rows[cell] = {**measure(cell, how, forms, to_skip(cell, how, known)), "code": code}
+            print(f"{number + 1}/{len(todo)}", report.line(rows[cell]), flush=True)
+            part = store.with_suffix(".part")
+            part.write_text(json.dumps({"setting": setting, **heading, "rows": [*rows.values()]}, indent=1))
+            part.replace(store)
+    finally:
+        different = {name for name, peer in PEERS.items() if not peer.same}
+        pictures = report.plot([*rows.values()], options.output)
+        options.output.write_text(report.markdown(heading, [*rows.values()], different, pictures))
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import math
+import textwrap
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -31,9 +32,12 @@ def kind(row: Row) -> tuple[int, bool, int, int]:
 
 def title(row: Row) -> str:
     """In words."""
+    what = "Continuous labels"
     if row["proxies"]:
-        return f"{row['proxies']:,} proxies, d = {row['dim']}"
-    return f"{row['samples']} of a class, d = {row['dim']}" if row["samples"] else f"Continuous labels, d = {row['dim']}"
+        what = f"{row['proxies']:,} proxies"
+    elif row["samples"]:
+        what = f"{row['samples']} of a class"
+    return f"{what}, d = {row['dim']}"
 
 
 def entry(row: Row, who: str) -> tuple[str, str]:
@@ -41,7 +45,7 @@ def entry(row: Row, who: str) -> tuple[str, str]:
     if who not in row["ms"]:
         return (row["failed"].get(who, "-") if who in row["forms"] else "-",) * 2
     ratio = f" ({row['to_floor'][who]:.2f}x)" if who in row["to_floor"] and who != "floor" else ""
-    peak = f"{row['peak_mb'][who]:.0f}" if who in row["peak_mb"] else "-"
+    peak = f"{row['peak_mb'][who]:.0f}" if who in row["peak_mb"] else row["failed"].get(f"{who} memory", "-")
     return f"{row['ms'][who]:.4g}{ratio}", peak
 
 
@@ -85,68 +89,72 @@ def markdown(heading: dict[str, str], rows: list[Row], different: set[str], pict
     return "\n".join(lines) + "\n"
 
 
-def curves(axes: Any, rows: list[Row], key: str) -> None:
-    """One panel: a curve for each form and width; a cross on top where a form ran out of memory or time."""
-    for dim, style in zip(sorted({row["dim"] for row in rows}), ("-", "--", ":", "-."), strict=False):
-        ordered = sorted((row for row in rows if row["dim"] == dim), key=lambda row: row["n"])
-        for who in FORMS:
-            points = [(row["n"], max(row[key][who], 1 if key == "peak_mb" else 0)) for row in ordered if who in row[key]]
-            if points and not (who == "floor" and key == "to_floor"):
-                axes.plot(*zip(*points, strict=True), style, color=COLOURS[who], marker=".", ms=4, lw=1.2)
-            lost = [row["n"] for row in ordered if who in row["failed"]]
-            top = axes.get_xaxis_transform()
-            axes.plot(lost, [0.95] * len(lost), "x", color=COLOURS[who], ms=5, transform=top, clip_on=False)
-    axes.set_title(rows[0]["loss"] + (f", C = {rows[0]['proxies']:,}" if rows[0]["proxies"] else ""), fontsize=8)
-    axes.grid(alpha=0.3)
-
-
 def panels(rows: list[Row]) -> list[list[Row]]:
-    """The rows of each panel: a loss with its fewest items of a class, and at the number of proxies with most batches."""
+    """Rows of each panel: a loss, its fewest items of a class, of its numbers of proxies the largest with most sizes."""
     chosen = []
     for _, each in groupby(sorted(rows, key=lambda row: (row["proxies"] > 0, row["loss"])), lambda row: row["loss"]):
         groups: dict[tuple[int, int], list[Row]] = {}
         for row in each:
             groups.setdefault((row["proxies"], -row["samples"]), []).append(row)
-        chosen.append(max(groups.items(), key=lambda item: (len({row["n"] for row in item[1]}), *item[0]))[1])
+        chosen.append(max(groups.items(), key=lambda item: (len(item[1]), item[0]))[1])
     return chosen
 
 
+def name_of(row: Row) -> str:
+    """The title of a panel."""
+    name = textwrap.fill(row["loss"].replace("_", " "), 26).replace(" ", "_").replace("\n", "_\n")
+    return name + (f"\n{row['proxies']:,} proxies" if row["proxies"] else "")
+
+
+def styles(rows: list[Row]) -> list[tuple[int, str]]:
+    """The kind of line for each width."""
+    return list(zip(sorted({row["dim"] for row in rows}), ("-", "--", ":", "-."), strict=False))
+
+
+def draw(axes: Any, rows: list[Row], key: str) -> None:
+    """One panel: a curve for each form and width; a cross on top where a form has no number."""
+    for dim, style in styles(rows):
+        ordered = sorted((row for row in rows if row["dim"] == dim), key=lambda row: row["n"])
+        for who in FORMS:
+            points = [(row["n"], max(row[key][who], 0.5)) for row in ordered if who in row[key]]
+            if points:
+                axes.plot(*zip(*points, strict=True), style, color=COLOURS[who], marker=".", ms=4, lw=1.2)
+            lost = [row["n"] for row in ordered if who in row["failed"]]
+            axes.plot(lost, [0.93] * len(lost), "x", color=COLOURS[who], ms=5, transform=axes.get_xaxis_transform())
+    batches = sorted({row["n"] for row in rows})
+    axes.set(xscale="log", yscale="log")
+    axes.set_xticks(batches, [str(n) for n in batches], rotation=90)
+    axes.xaxis.minorticks_off()
+    axes.yaxis.set_major_formatter("{x:g}")
+    axes.tick_params(labelsize=7, labelbottom=True)
+    axes.set_title(name_of(rows[0]), fontsize=8)
+    axes.grid(alpha=0.3)
+
+
 def plot(rows: list[Row], output: Path) -> list[Path]:
-    """Write the plots of time and memory against the batch size beside the table; their paths."""
+    """Write the plots of time and memory against the batch size beside the table, if there is matplotlib; their paths."""
     if not rows or importlib.util.find_spec("matplotlib") is None:
         return []
-    import matplotlib
     from matplotlib.figure import Figure
     from matplotlib.lines import Line2D
-    from matplotlib.ticker import FuncFormatter, NullLocator
 
-    matplotlib.rcParams["svg.hashsalt"] = "losses"
     chosen, paths = panels(rows), []
+    forms = [who for who in FORMS if any(who in row["forms"] for row in rows)]
+    handles = [Line2D([], [], color=COLOURS[who], label=who) for who in forms]
+    handles += [Line2D([], [], color="k", ls=style, label=f"d = {dim}") for dim, style in styles(rows)]
+    handles.append(Line2D([], [], color="k", ls="", marker="x", label="failed (out of memory, time)"))
     across = min(6, len(chosen))
-    batches = sorted({row["n"] for group in chosen for row in group})
-    for key, label in (("to_floor", "time, times the floor"), ("peak_mb", "peak extra memory, MB")):
-        down = math.ceil(len(chosen) / across)
-        figure = Figure(figsize=(1 + 2.4 * max(across, 3), 1.2 + 1.9 * down), layout="constrained")
+    down = math.ceil(len(chosen) / across)
+    for key, label, name in (("to_floor", "time, times the floor", "time"), ("peak_mb", "peak memory, MB", "memory")):
+        figure = Figure(figsize=(1 + 2.2 * max(across, 4), 1 + 2.1 * down), layout="constrained")
         grid = figure.subplots(down, across, sharex=True, sharey=True, squeeze=False).flatten()
         for axes, group in zip(grid, chosen, strict=False):
-            axes.set(xscale="log", yscale="log")
-            axes.set_xticks(batches, [str(n) for n in batches], rotation=60, fontsize=7)
-            axes.xaxis.set_minor_locator(NullLocator())
-            axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-            axes.tick_params(labelsize=7)
-            curves(axes, group, key)
-            if key == "to_floor":
-                axes.axhline(1, color=COLOURS["floor"], lw=1)
+            draw(axes, group, key)
         for axes in grid[len(chosen) :]:
-            axes.set_visible(False)
-        forms = [who for who in FORMS if any(who in row["forms"] for row in rows)]
-        handles = [Line2D([], [], color=COLOURS[who], label=who) for who in forms]
-        widths = sorted({row["dim"] for row in rows})
-        handles += [Line2D([], [], color="k", ls=s, label=f"d = {d}") for d, s in zip(widths, ("-", "--", ":", "-."), strict=False)]
-        handles.append(Line2D([], [], color="k", ls="", marker="x", label="out of memory or time"))
+            axes.remove()
         figure.legend(handles=handles, loc="outside upper center", ncols=len(handles), fontsize=9, frameon=False)
         figure.supxlabel("batch size B", fontsize=9)
         figure.supylabel(label, fontsize=9)
-        paths.append(output.with_name(f"{output.stem}_{'time' if key == 'to_floor' else 'memory'}.png"))
-        figure.savefig(paths[-1], dpi=110)
+        paths.append(output.with_name(f"{output.stem}_{name}.png"))
+        figure.savefig(paths[-1], dpi=100)
     return paths
