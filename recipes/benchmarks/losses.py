@@ -263,7 +263,7 @@ def peak_extra(step: Step, device: str) -> tuple[float, str]:
     """Most memory that the step held on top of what was there before (MB), and how that was measured."""
     if device == "cuda":
         torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
+        before: float = torch.cuda.memory_allocated()
         step()
         return (torch.cuda.max_memory_allocated() - before) / 2**20, "torch.cuda.max_memory_allocated"
     try:
