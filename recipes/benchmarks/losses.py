@@ -16,6 +16,7 @@ import gc
 import hashlib
 import importlib.util
 import json
+import logging
 import math
 import multiprocessing
 import os
@@ -201,11 +202,11 @@ def make_step(who: str, cell: Cell, how: How) -> Step:
 
 
 def cpu_seconds() -> tuple[float, float]:
-    """Processor seconds of the whole machine (NaN where it does not tell), and of this process."""
+    """Processor seconds of the whole machine (0 where it does not tell), and of this process with its children."""
     with contextlib.suppress(OSError):
         ticks = [int(field) for field in Path("/proc/stat").read_text().splitlines()[0].split()[1:9]]
         return (sum(ticks) - ticks[3] - ticks[4]) / os.sysconf("SC_CLK_TCK"), sum(os.times()[:4])
-    return math.nan, 0.0
+    return 0.0, 0.0
 
 
 def failure(error: Exception) -> str:
@@ -229,28 +230,35 @@ def start(who: str, cell: Cell, how: How, emit: Emit) -> tuple[Step, int] | None
         begin = time.perf_counter()
         emit({"who": who, "value": step()})
         first = time.perf_counter() - begin
-        if first > 5 * how.seconds and who != "compiled":
-            emit({"who": who, "round": 0, "ms": first * 1e3})
-            return None
-        return step, max(1, min(50, int(0.01 / timed(step))))
+        if who == "compiled" or first < 0.1:  # of which most was no step
+            first = timed(step)
+        if first < 5 * how.seconds:
+            return step, max(1, min(50, int(0.01 / first)))
+        emit({"who": who, "round": 0, "ms": first * 1e3})
     except Exception as error:
         emit({"who": who, "failed": failure(error)})
-        return None
+    return None
 
 
 def times(cell: Cell, how: How, forms: list[str], emit: Emit) -> None:
     """Emit the milliseconds of each form in each round: at least 3, or as many as fit in 5 times `seconds`."""
+    begin, before = time.perf_counter(), cpu_seconds()
+
+    def load() -> None:
+        """Processors that others used so far."""
+        machine, own = (b - a for a, b in zip(before, cpu_seconds(), strict=True))
+        emit({"who": "", "load": round(max(0.0, (machine - own) / (time.perf_counter() - begin)), 2)})
+
     steps = {who: started for who in forms if (started := start(who, cell, how, emit))}
     spent = dict.fromkeys(steps, 0.0)
-    begin, before = time.perf_counter(), cpu_seconds()
+    load()
     for number in range(how.rounds):
         for who, (step, calls) in steps.items():
             if spent[who] < how.seconds * (1 if number >= 3 else 5):
                 mean = timed(step, calls)
                 spent[who] += mean * calls
                 emit({"who": who, "round": number, "ms": mean * 1e3})
-    machine, own = (b - a for a, b in zip(before, cpu_seconds(), strict=True))
-    emit({"who": "", "load": max(0.0, (machine - own) / (time.perf_counter() - begin))})
+        load()
 
 
 def resident(field: str) -> float:
@@ -296,6 +304,7 @@ def peak(cell: Cell, how: How, forms: list[str], emit: Emit) -> None:
 def child(emit: Any, measure: Callable[..., None], cell: Cell, how: How, forms: list[str]) -> None:
     """Entry of a process: what is measured goes to the other end of the connection. Memory has a limit."""
     warnings.simplefilter("ignore")
+    logging.disable(logging.WARNING)
     os.environ["TORCHINDUCTOR_COMPILE_THREADS"] = "1"
     if how.device == "cpu":
         with contextlib.suppress(ValueError, OSError):  # not every system can
@@ -372,7 +381,7 @@ def measure(cell: Cell, how: How, forms: list[str], skip: dict[str, str]) -> dic
         "to_tiled": {who: ratio for (who, other), ratio in ratios.items() if other == "tiled"},
         "peak_mb": {r["who"]: r["peak_mb"] for r in peaks if "peak_mb" in r},
         "method": next((r["method"] for r in peaks if "method" in r), ""),
-        "load": next((r["load"] for r in results if "load" in r), math.nan),
+        "load": next((r["load"] for r in reversed(results) if "load" in r), None),
         "failed": {**skip, **failed},
     }
 

@@ -52,7 +52,7 @@ def entry(row: Row, who: str) -> tuple[str, str]:
 def line(row: Row) -> str:
     """A row for the screen."""
     forms = [f"{who} {' '.join(entry(row, who))}" for who in row["forms"]]
-    return f"{row['loss']}, B = {row['n']}, {title(row)}: {', '.join(forms)}; load {row['load']:.2f}"
+    return f"{row['loss']}, B = {row['n']}, {title(row)}: {', '.join(forms)}; load {row['load']}"
 
 
 def difference(row: Row) -> str:
@@ -71,7 +71,7 @@ def table(rows: list[Row], code: str, different: set[str]) -> list[str]:
         gap = "-" if row["loss"] in different else difference(row)
         faster = f"{row['to_tiled']['PML']:.3g}" if "PML" in row["to_tiled"] else "-"
         name = row["loss"] + ("" if row["code"] == code else " *")
-        cells = [name, str(row["n"]), *times, faster, *peaks, gap, f"{row['load']:.2f}"]
+        cells = [name, str(row["n"]), *times, faster, *peaks, gap, "-" if row["load"] is None else str(row["load"])]
         lines.append("| " + " | ".join(cells) + " |")
     return lines
 
@@ -111,7 +111,7 @@ def styles(rows: list[Row]) -> list[tuple[int, str]]:
     return list(zip(sorted({row["dim"] for row in rows}), ("-", "--", ":", "-."), strict=False))
 
 
-def draw(axes: Any, rows: list[Row], key: str) -> None:
+def draw(axes: Any, rows: list[Row], key: str, batches: list[int]) -> None:
     """One panel: a curve for each form and width; a cross on top where a form has no number."""
     for dim, style in styles(rows):
         ordered = sorted((row for row in rows if row["dim"] == dim), key=lambda row: row["n"])
@@ -121,7 +121,6 @@ def draw(axes: Any, rows: list[Row], key: str) -> None:
                 axes.plot(*zip(*points, strict=True), style, color=COLOURS[who], marker=".", ms=4, lw=1.2)
             lost = [row["n"] for row in ordered if who in row["failed"]]
             axes.plot(lost, [0.93] * len(lost), "x", color=COLOURS[who], ms=5, transform=axes.get_xaxis_transform())
-    batches = sorted({row["n"] for row in rows})
     axes.set(xscale="log", yscale="log")
     axes.set_xticks(batches, [str(n) for n in batches], rotation=90)
     axes.xaxis.minorticks_off()
@@ -149,7 +148,7 @@ def plot(rows: list[Row], output: Path) -> list[Path]:
         figure = Figure(figsize=(1 + 2.2 * max(across, 4), 1 + 2.1 * down), layout="constrained")
         grid = figure.subplots(down, across, sharex=True, sharey=True, squeeze=False).flatten()
         for axes, group in zip(grid, chosen, strict=False):
-            draw(axes, group, key)
+            draw(axes, group, key, sorted({row["n"] for row in rows}))
         for axes in grid[len(chosen) :]:
             axes.remove()
         figure.legend(handles=handles, loc="outside upper center", ncols=len(handles), fontsize=9, frameon=False)
