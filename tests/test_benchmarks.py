@@ -206,6 +206,7 @@ def test_a_process_ends_at_its_limit(script, tiny):
     row = script.measure(cell, replace(how, limit=0.01), ["floor", "tiled"], {"PML": "not installed"})
     assert row["failed"] == {"PML": "not installed", "floor": "> 0.01 s", "tiled": "> 0.01 s"}
     assert script.report.entry({**row, "forms": ["PML"]}, "PML") == ("not installed", "not installed")
+    assert script.report.plot([row], Path("not_written.md")) == []
 
 
 def test_memory_beyond_the_cap_is_reported(script, tiny):

@@ -177,7 +177,7 @@ def make_step(who: str, cell: Cell, how: How) -> Step:
         if cell.proxies:
             learned.append(torch.randn(cell.proxies, cell.dim, device=how.device).requires_grad_())
         keys = learned[-1]
-        gradient = (torch.randn(cell.n, len(keys)) / cell.n).to(how.device, dtype)
+        gradient = torch.outer(torch.randn(cell.n) / cell.n, torch.randn(len(keys))).to(how.device, dtype)
     else:
         loss = create(who, cell).to(how.device)
         learned += loss.parameters()
@@ -344,7 +344,7 @@ def run_times(cell: Cell, how: How, forms: list[str]) -> tuple[list[dict[str, An
         stuck = [who for who in forms if who not in failed and not any(r["who"] == who and key in r for r in results)]
         if ended and stuck:
             others = [who for who in forms if who != stuck[0]]
-            again, reasons = run_times(cell, how, others) if stuck[0] != "floor" else ([], dict.fromkeys(others, ended))
+            again, reasons = run_times(cell, how, others)
             return again, {stuck[0]: ended, **reasons}
     return results, failed
 

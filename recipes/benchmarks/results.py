@@ -145,6 +145,8 @@ def plot(rows: list[Row], output: Path) -> list[Path]:
     across = min(6, len(chosen))
     down = math.ceil(len(chosen) / across)
     for key, label, name in (("to_floor", "time, times the floor", "time"), ("peak_mb", "peak memory, MB", "memory")):
+        if not any(row[key] for row in rows):
+            continue
         figure = Figure(figsize=(1 + 2.2 * max(across, 4), 1 + 2.1 * down), layout="constrained")
         grid = figure.subplots(down, across, sharex=True, sharey=True, squeeze=False).flatten()
         for axes, group in zip(grid, chosen, strict=False):
