@@ -290,10 +290,10 @@ def peak_extra(step: Step, device: str) -> tuple[float, str]:
 def peak(cell: Cell, how: How, forms: list[str], emit: Emit) -> None:
     """Emit the peak of one step of the only form, after a small one that loads libraries (or compiles)."""
     (who,) = forms
+    small = replace(cell, n=32, samples=min(cell.samples, 4), proxies=min(cell.proxies, 100))
     try:
         step = make_step(who, cell, how)
-        small = step if who == "compiled" else make_step(who, replace(cell, n=32, samples=cell.samples and 4), how)
-        small()
+        _ = step() if who == "compiled" else make_step(who, small, how)()
         gc.collect()
         megabytes, method = peak_extra(step, how.device)
         emit({"who": who, "peak_mb": megabytes, "method": method})
