@@ -1,6 +1,6 @@
 """Train, evaluate and keep an embedder: `accelerate launch recipes/train.py [--config FILE] [--section.key value]`.
 
-Without arguments it learns poses of rendered figures (recipes/configs/figures.yaml) in a few minutes on two cores.
+Without arguments it learns poses of rendered figures (recipes/configs/pose.yaml) in a few minutes on two cores.
 """
 
 from __future__ import annotations
@@ -32,11 +32,11 @@ from beyond_binary.geometry import create_geometry
 from beyond_binary.metrics import create_metrics, higher_is_better
 from beyond_binary.neighbours import label_neighbours
 from beyond_binary.objective import Objective, create_objective
-from beyond_binary.registry import parse_spec, suggest
+from beyond_binary.registry import suggest
 from beyond_binary.report import require_matplotlib, write_report
 from beyond_binary.runs import Run, claim
 from beyond_binary.sampling import BatchSampler, create_sampler
-from beyond_binary.targets import create_target
+from beyond_binary.targets import create_target, reads_classes
 from beyond_binary.tracking import track, tracker_installed
 
 
@@ -154,7 +154,7 @@ def set_up(config: Config, accelerator: Accelerator) -> Setup:
     embedder = create_embedder(**asdict(config.embedder))
     train = with_mirror(splits.train, config.augment.mirror) if config.augment.mirror else splits.train
     objective, train = make_objective(config, spec, train, embedder.dim)
-    judge = Judge(config.evaluation, splits, "classes" if of_classes(spec) else spec)
+    judge = Judge(config.evaluation, splits, "classes" if reads_classes(spec) else spec)
     code = objective.target.encode(train.labels)
     sampler = create_sampler(
         config.sampler.name,
@@ -187,17 +187,12 @@ def set_up(config: Config, accelerator: Accelerator) -> Setup:
     return Setup(splits, [b.name for b in bad], embedder, objective, judge, sampler, data, loader, optimizer)
 
 
-def of_classes(target: str) -> bool:
-    """Whether a target (spec) reads class numbers."""
-    return parse_spec(target)[0] in ("classes", "estimated")
-
-
 def make_objective(config: Config, target: str, train: Items, dim: int) -> tuple[Objective, Items]:
     """The objective, and the training items with classes numbered from 0 where it has proxies."""
     options: dict[str, Any] = dict(config.objective.options)
     if taken := sorted(options.keys() & inspect.signature(create_objective).parameters.keys()):
         raise ValueError(f"objective.options holds the options of the loss alone, not {', '.join(taken)}")
-    if of_classes(target) and train.labels.dtype.kind in "iu":
+    if reads_classes(target) and train.labels.dtype.kind in "iu":
         names, number = np.unique(train.labels, return_inverse=True)
         train = Items(train.images, number.astype(np.int64), train.names, train.ids)
         options |= {"num_classes": len(names), "dim": dim}
@@ -491,7 +486,7 @@ def format_table(table: dict[str, dict[str, float]]) -> str:
 
 def main() -> None:
     """Read the configuration and train; what does not fit ends with a short message and status 2."""
-    config = parse_config(default=Path(__file__).parent / "configs" / "figures.yaml")
+    config = parse_config(default=Path(__file__).parent / "configs" / "pose.yaml")
     try:
         ready = start(config)
     except (ValueError, OSError) as error:

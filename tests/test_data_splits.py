@@ -187,6 +187,22 @@ def test_given_split_reads_only_the_rows_it_uses(tmp_path: Path) -> None:
         load_splits(DataConfig(source=str(tmp_path), **{**fields, "query_split": "test"}))
 
 
+def test_rows_are_divided_in_file_order_or_a_seeded_one(tmp_path: Path) -> None:
+    columns, fields = {"y": np.arange(20.0)}, {"label": "y", "splitting": "rows", "rows": [9, 6, 5]}
+    plain, mixed, again, other = (
+        load(tmp_path, columns, **fields, **more)
+        for more in ({}, {"shuffle": True}, {"shuffle": True}, {"shuffle": True, "seed": 1})
+    )
+    parts = [
+        [part.ids.tolist() for part in (s.train, s.query, s.gallery) if part] for s in (plain, mixed, again, other)
+    ]
+    assert parts[0] == [list(range(9)), list(range(9, 15)), list(range(15, 20))]
+    assert [len(part) for part in parts[1]] == [9, 6, 5]
+    assert sorted(i for part in parts[1] for i in part) == list(range(20))
+    assert parts[1] == parts[2]
+    assert len({str(part) for part in parts}) == 3
+
+
 def test_any_integer_or_text_is_an_id_and_items_are_numbered(tmp_path: Path) -> None:
     ids = [2**63 + 5, 0, 2**64 - 1, 7]
     keys = pa.array(ids, pa.uint64())

@@ -41,6 +41,7 @@ class DataConfig:
             set, else the first half of the sorted classes).
         rows: Numbers of train, query and (optional) gallery rows, in file order; for embedded sets: of train
             and test items.
+        shuffle: For rows: divide them in an order drawn with the seed, not in file order.
         config_name: Configuration of a Hub set that has several.
         revision: Branch, tag or commit of a Hub set, for example refs/convert/parquet.
         limit: Keep at most this many items of each split, drawn with the seed.
@@ -68,6 +69,7 @@ class DataConfig:
     fold: int = 0
     folds: int = 4
     rows: list[int] | None = None
+    shuffle: bool = False
     config_name: str | None = None
     revision: str | None = None
     limit: int | None = None

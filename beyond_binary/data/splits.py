@@ -198,7 +198,6 @@ def _by_count(rows: Rows, config: DataConfig) -> Parts:
             f"data.rows={counts}: expected the numbers of train, query and (optional) gallery rows, "
             f"together at most {n}"
         )
-    ends = np.cumsum([0, *counts])
-    return {
-        name: np.arange(ends[i], ends[i + 1]) for i, name in enumerate(("train", "query", "gallery")[: len(counts)])
-    }
+    order = np.random.default_rng(config.seed).permutation(n) if config.shuffle else np.arange(n)
+    parts = np.split(order, np.cumsum(counts))[: len(counts)]
+    return {name: np.sort(part) for name, part in zip(("train", "query", "gallery"), parts, strict=False)}

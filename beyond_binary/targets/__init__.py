@@ -57,6 +57,11 @@ def create_target(spec: str | Target, **known: Any) -> Target:
     return target
 
 
+def reads_classes(spec: str) -> bool:
+    """Whether a target numbers its classes from 0, and so wants them renumbered where they are not."""
+    return parse_spec(spec)[0] in ("classes", "estimated")
+
+
 def list_targets() -> list[str]:
     """Names of all registered targets."""
     return TARGETS.names()
