@@ -25,6 +25,26 @@ Pull = Callable[[Tensor, Tensor, Tensor], None]
 GEOMETRIES = Registry("geometry")
 
 
+class Shared:
+    """What the tiles of one walk against the same keys share: the keys' side, and memory (fresh memory is slow)."""
+
+    def __init__(self) -> None:
+        self._held: dict[str, Tensor] = {}
+
+    def once(self, name: str, make: Callable[[], Tensor]) -> Tensor:
+        """What the first tile makes, for all."""
+        if name not in self._held:
+            self._held[name] = make()
+        return self._held[name]
+
+    def memory(self, name: str, rows: int, columns: int, like: Tensor) -> Tensor:
+        """Memory [rows columns] in the type of `like`, with anything in it; the next tile gets the same."""
+        held = self._held.get(name)
+        if held is None or held.numel() < rows * columns:
+            held = self._held[name] = like.new_empty(rows * columns)
+        return held[: rows * columns].view(rows, columns)
+
+
 class Geometry(Protocol):
     """What a geometry offers. `kind` says whether larger x means nearer (similarity) or farther (distance)."""
 
@@ -42,8 +62,11 @@ class Geometry(Protocol):
     def pairs(self, q: Tensor, k: Tensor) -> Tensor:
         """x [q k] of prepared embeddings, the plain formula."""
 
-    def tile(self, q: Tensor, k: Tensor) -> tuple[Tensor, Pull]:
-        """x [q k] without a graph, in memory of its own, and the function that pulls its gradient back."""
+    def each(self, q: Tensor, k: Tensor) -> Tensor:
+        """x [...] of each prepared embedding of one side with its own of the other, the plain formula."""
+
+    def tile(self, q: Tensor, k: Tensor, shared: Shared | None = None) -> tuple[Tensor, Pull]:
+        """x [q k] without a graph, in memory of its own or `shared`, and the function that pulls its gradient back."""
 
     def block(self, q: Tensor, k: Tensor) -> Tensor:
         """x [q k] as `tile` computes it, for when no gradient is wanted."""
@@ -61,12 +84,15 @@ class _Product:
     def pairs(self, q: Tensor, k: Tensor) -> Tensor:
         return q @ k.T
 
-    def tile(self, q: Tensor, k: Tensor) -> tuple[Tensor, Pull]:
+    def each(self, q: Tensor, k: Tensor) -> Tensor:
+        return torch.linalg.vecdot(q, k)
+
+    def tile(self, q: Tensor, k: Tensor, shared: Shared | None = None) -> tuple[Tensor, Pull]:
         def pull(grad_x: Tensor, grad_q: Tensor, grad_k: Tensor) -> None:
             grad_q.addmm_(grad_x, k)
             grad_k.addmm_(grad_x.T, q)
 
-        return q @ k.T, pull
+        return torch.mm(q, k.T, out=(shared or Shared()).memory("x", len(q), len(k), q)), pull
 
     def block(self, q: Tensor, k: Tensor) -> Tensor:
         return q @ k.T
@@ -83,17 +109,22 @@ class _Distance:
         return F.normalize(z, dim=-1) if self.normalize else z
 
     def pairs(self, q: Tensor, k: Tensor) -> Tensor:
-        d2 = (q[:, None] - k[None]).square().sum(-1)
+        return self.each(q[:, None], k[None])
+
+    def each(self, q: Tensor, k: Tensor) -> Tensor:
+        d2 = (q - k).square().sum(-1)
         return d2 if self.squared else safe_sqrt(d2)
 
-    def tile(self, q: Tensor, k: Tensor) -> tuple[Tensor, Pull]:
-        d2, near = squared_distances(q, k)
+    def tile(self, q: Tensor, k: Tensor, shared: Shared | None = None) -> tuple[Tensor, Pull]:
+        shared = shared or Shared()
+        d2, near = squared_distances(q, k, shared)
         x = d2 if self.squared else d2.sqrt_()
 
         def pull(grad_x: Tensor, grad_q: Tensor, grad_k: Tensor) -> None:
+            grad = shared.memory("pull", *grad_x.shape, grad_x)
             if self.squared:
-                return pull_squared(grad_x.clone(), 2, near, q, k, grad_q, grad_k)
-            grad = grad_x / x  # times 1/2; a distance of 0 is always among the near pairs
+                return pull_squared(grad.copy_(grad_x), 2, near, q, k, grad_q, grad_k)
+            torch.div(grad_x, x, out=grad)  # times 1/2; a distance of 0 is always among the near pairs
             grad[near] = torch.where(x[near] > 0, grad[near], 0)
             pull_squared(grad, 1, near, q, k, grad_q, grad_k)
 
@@ -116,24 +147,29 @@ class _SignalToNoise:
 
     def _power(self, q: Tensor) -> tuple[Tensor, Tensor]:
         """Summed squares of centred signals, and the same kept off zero [q 1]."""
-        signal = q.square().sum(1, keepdim=True)
-        return signal, signal.clamp_min(self.eps * max(q.shape[1] - 1, 1))
+        signal = q.square().sum(-1, keepdim=True)
+        return signal, signal.clamp_min(self.eps * max(q.shape[-1] - 1, 1))
 
     def pairs(self, q: Tensor, k: Tensor) -> Tensor:
-        q, k = _centre(q), _centre(k)
-        return (q[:, None] - k[None]).square().sum(-1) / self._power(q)[1]
+        return self.each(q[:, None], k[None])
 
-    def tile(self, q: Tensor, k: Tensor) -> tuple[Tensor, Pull]:
+    def each(self, q: Tensor, k: Tensor) -> Tensor:
         q, k = _centre(q), _centre(k)
-        d2, near = squared_distances(q, k)
+        return (q - k).square().sum(-1) / self._power(q)[1][..., 0]
+
+    def tile(self, q: Tensor, k: Tensor, shared: Shared | None = None) -> tuple[Tensor, Pull]:
+        shared = shared or Shared()
+        keys, q = k, _centre(q)
+        k = shared.once("centred", lambda: _centre(keys))
+        d2, near = squared_distances(q, k, shared)
         signal, power = self._power(q)
         x = d2.div_(power)
 
         def pull(grad_x: Tensor, grad_q: Tensor, grad_k: Tensor) -> None:
-            grad = grad_x / power
-            of_power = torch.where(signal == power, torch.linalg.vecdot(grad, x)[:, None], 0)
-            of_q, of_k = -2 * of_power * q, torch.zeros_like(k)
-            pull_squared(grad, 2, near, q, k, of_q, of_k)
+            grad = shared.memory("pull", *grad_x.shape, grad_x)
+            of_power = -torch.where(signal == power, row_dots(grad_x, x)[:, None] / power, 0)
+            of_q, of_k = 2 * of_power * q, torch.zeros_like(k)
+            pull_squared(torch.div(grad_x, power, out=grad), 2, near, q, k, of_q, of_k)
             grad_q.add_(_centre(of_q))
             grad_k.add_(_centre(of_k))
 
@@ -200,25 +236,39 @@ def safe_sqrt(x: Tensor) -> Tensor:
     return torch.where(positive, torch.where(positive, x, 1).sqrt(), 0)
 
 
+def row_dots(a: Tensor, b: Tensor) -> Tensor:
+    """Inner product of each row with the other's row [n], without a graph; on the CPU by numpy, which needs no memory."""
+    if a.device.type != "cpu":
+        return torch.linalg.vecdot(a, b)
+    return torch.from_numpy(np.einsum("ij,ij->i", a.numpy(), b.numpy()))
+
+
 Near = tuple[Tensor, Tensor]
 
 
-def squared_distances(q: Tensor, k: Tensor) -> tuple[Tensor, Near]:
+def squared_distances(q: Tensor, k: Tensor, shared: Shared | None = None) -> tuple[Tensor, Near]:
     """Squared distances [q k] by a matrix product, and the (row, column) of the pairs redone by differences.
 
     A pair is redone where cancellation would cost more than about five digits of relative precision.
     """
     if q.numel() == 0 or k.numel() == 0:
         return q.new_zeros(len(q), len(k)), (none := torch.zeros(0, dtype=torch.int64, device=q.device), none)
-    size_q, size_k = q.square().sum(1, keepdim=True), k.square().sum(1, keepdim=True)
-    one_q, one_k = torch.ones_like(size_q), torch.ones_like(size_k)
-    d2 = torch.cat([-2 * q, size_q, one_q], 1) @ torch.cat([k, one_k, size_k], 1).T  # sizes added by the product
+    shared = shared or Shared()
+    size_q, size_k = _size(q), shared.once("size", lambda: _size(k))
+    keys = shared.once("keys", lambda: torch.cat([k, torch.ones_like(size_k), size_k], 1))  # adds the sizes
+    rows = torch.cat([-2 * q, size_q, torch.ones_like(size_q)], 1)
+    d2 = torch.mm(rows, keys.T, out=shared.memory("x", len(q), len(k), q))
     limit = 1e5 * torch.finfo(d2.dtype).eps
     row, column = _up_to(d2, limit * (size_q.amax() + size_k.amax()))
     for part in torch.arange(len(row), device=row.device).split(1 << 16):
         i, j = row[part], column[part]
         d2[i, j] = (q[i] - k[j]).square().sum(1)
     return d2, (row, column)
+
+
+def _size(z: Tensor) -> Tensor:
+    """Squared length of each vector [n 1]."""
+    return z.square().sum(1, keepdim=True)
 
 
 def _up_to(x: Tensor, limit: Tensor) -> Near:

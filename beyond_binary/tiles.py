@@ -9,6 +9,8 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from .geometry import Shared
+
 
 def split(y: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
     """Masks [q k] of the valid pairs that are the same, and of those that are different."""
@@ -36,11 +38,13 @@ class Tile:
     Args:
         x: similarities or distances; the form leaves d(sum of values)/dx here.
         places: gives `same` (valid pairs of the same) and `off` (pairs that do not count).
+        shared: what tiles of the same walk share.
     """
 
-    def __init__(self, x: Tensor, places: Callable[[], tuple[Places, Places]]) -> None:
+    def __init__(self, x: Tensor, places: Callable[[], tuple[Places, Places]], shared: Shared | None = None) -> None:
         self.x = x
         self._places = places
+        self._shared = shared or Shared()
 
     @cached_property
     def _both(self) -> tuple[Places, Places]:
@@ -55,6 +59,10 @@ class Tile:
     def off(self) -> Places:
         """Pairs that do not count."""
         return self._both[1]
+
+    def memory(self, name: str) -> Tensor:
+        """As much memory as x has, with anything in it, used again by the next tile."""
+        return self._shared.memory(f"tile {name}", *self.x.shape, self.x)
 
     def take(self, places: Places) -> Tensor:
         """Entries of x."""

@@ -116,21 +116,34 @@ def contrastive(
     power: int = 2,
     average: str = "pairs",
 ) -> Rows | None:
-    """See `losses.pairs.contrastive`; for averages over all pairs."""
-    if average != "pairs" or power not in (1, 2):
+    """See `losses.pairs.contrastive`."""
+    if power not in (1, 2):
         return None
     x, same = tile.x, tile.same
     far = (tile.take(same) - positive_margin).clamp_min_(0)
     tile.put(same, torch.inf)
     tile.put(tile.off, torch.inf)
-    near = x.neg_().add_(negative_margin).clamp_min_(0)
-    cost, close = (far, near.sum(1)) if power == 1 else (far.square() / 2, torch.linalg.vecdot(near, near) / 2)
-    value = close + tile.sums(same, cost)
+    near = x.sub_(negative_margin).clamp_max_(0)
     if power == 1:
-        far, near = far.sign_(), near.sign_()
-    near.neg_()
+        pull, push = tile.sums(same, far), -near.sum(1)
+        active = near.sign_()
+        far.sign_()
+    else:
+        pull, push = tile.sums(same, far.square()) / 2, torch.linalg.vector_norm(near, dim=1).square() / 2
+        active = torch.sign(near, out=tile.memory("signs")) if average == "active" else near
+    value, count = pull + push, tile.valid()
+    if average == "active":
+        value, count = torch.stack([pull, push], 1), torch.stack([tile.sums(same, far.sign()), -active.sum(1)], 1)
     tile.put(same, far)
-    return value, tile.valid()
+    return value, count
+
+
+def snr_contrastive(
+    tile: Tile, *, positive_margin: float = 0.0, negative_margin: float = 1.0, average: str = "active"
+) -> Rows | None:
+    """See `losses.pairs.snr_contrastive`."""
+    margins = {"positive_margin": positive_margin, "negative_margin": negative_margin}
+    return contrastive(tile, power=1, average=average, **margins)
 
 
 MOST_POSITIVES = 64  # of a row for which triplets are counted positive by positive
@@ -158,7 +171,7 @@ def triplet(
     number = tile.valid() - count
     tile.put(same, torch.inf)
     tile.put(tile.off, torch.inf)
-    met, gap, active = torch.zeros_like(x), torch.empty_like(x), torch.zeros_like(limit)
+    met, gap, active = tile.memory("met").zero_(), tile.memory("gap"), torch.zeros_like(limit)
     value = x.new_zeros(len(x))
     for place, each in enumerate(limit.split(1, dim=1)):
         torch.sub(each, x, out=gap).clamp_min_(0)
