@@ -51,6 +51,13 @@ class Join:
         return row, self.order[torch.arange(len(row), device=row.device) + offset[row]]
 
 
+def _may_hold_nan(y: Tensor) -> bool:
+    """Whether some y is NaN, where it is quicker to look than to go on as if."""
+    if torch.compiler.is_compiling() or y.device.type != "cpu" or not y.numel():
+        return True
+    return bool(y.amax().isnan())
+
+
 @dataclass(frozen=True)
 class Block:
     """A rectangular block of pairs, all but the embeddings: who is compared, and by which loss.
@@ -85,7 +92,7 @@ class Block:
             valid = self.id_q[rows, None] != self.id_k[None, :]
             y = self.target.distance(self.code_q[rows], self.code_k, valid)
             if y.is_floating_point():
-                valid, y = valid & ~y.isnan(), y.to(x.dtype)
+                valid, y = (valid & ~y.isnan()) if _may_hold_nan(y) else valid, y.to(x.dtype)
             if self.miner is not None:
                 nearness = x.detach() if self.geometry.kind == "similarity" else -x.detach()
                 valid = valid & self.miner(nearness, y, valid)
@@ -222,7 +229,8 @@ def _walk(
             if isinstance(grad_x, Tensor):
                 pull(grad_x, whole[0][part], whole[1])
             else:
-                _pull_places(block.geometry, *grad_x, q[part], k, whole[0][part], whole[1])
+                places, slope = grad_x
+                _pull_places(block.geometry, places, slope, q[part], k, whole[0][part], whole[1])
             for g in grad_row:
                 whole[2][part] += g
     return torch.stack(values).sum(0), torch.stack(counts).sum(0), grads
@@ -239,8 +247,12 @@ def _tile(
         with torch.no_grad():
             grad = x
             if block.geometry.kind == "distance":  # which is read again by its pull
-                grad = shared.memory("grad", *x.shape, x).copy_(x)
-            tile = Tile(grad, functools.partial(block.places, part, x), shared)
+                grad = shared.memory("grad", x.shape, x).copy_(x)
+
+            def labels(rows: slice) -> tuple[Tensor, Tensor]:
+                return block.labels(slice(part.start + rows.start, part.start + rows.stop), x[rows])
+
+            tile = Tile(grad, functools.partial(block.places, part, x), labels, shared)
             rows = block.in_place(tile)
             if rows is not None:
                 return *_sums(*rows), ([[grad]] if rows[0].ndim == 1 else [[_apart(tile)], [grad]])

@@ -7,7 +7,8 @@ both sides. Distances by a matrix product lose near pairs to cancellation, so `t
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal, Protocol
 
@@ -37,12 +38,12 @@ class Shared:
             self._held[name] = make()
         return self._held[name]
 
-    def memory(self, name: str, rows: int, columns: int, like: Tensor) -> Tensor:
-        """Memory [rows columns] in the type of `like`, with anything in it; the next tile gets the same."""
+    def memory(self, name: str, shape: Sequence[int], like: Tensor) -> Tensor:
+        """Memory of a shape in the type of `like`, with anything in it; the next tile gets the same."""
         held = self._held.get(name)
-        if held is None or held.numel() < rows * columns:
-            held = self._held[name] = like.new_empty(rows * columns)
-        return held[: rows * columns].view(rows, columns)
+        if held is None or held.numel() < math.prod(shape):
+            held = self._held[name] = like.new_empty(shape).flatten()
+        return held[: math.prod(shape)].view(*shape)
 
 
 class Geometry(Protocol):
@@ -92,7 +93,7 @@ class _Product:
             grad_q.addmm_(grad_x, k)
             grad_k.addmm_(grad_x.T, q)
 
-        return torch.mm(q, k.T, out=(shared or Shared()).memory("x", len(q), len(k), q)), pull
+        return torch.mm(q, k.T, out=(shared or Shared()).memory("x", (len(q), len(k)), q)), pull
 
     def block(self, q: Tensor, k: Tensor) -> Tensor:
         return q @ k.T
@@ -121,7 +122,7 @@ class _Distance:
         x = d2 if self.squared else d2.sqrt_()
 
         def pull(grad_x: Tensor, grad_q: Tensor, grad_k: Tensor) -> None:
-            grad = shared.memory("pull", *grad_x.shape, grad_x)
+            grad = shared.memory("pull", grad_x.shape, grad_x)
             if self.squared:
                 return pull_squared(grad.copy_(grad_x), 2, near, q, k, grad_q, grad_k)
             torch.div(grad_x, x, out=grad)  # times 1/2; a distance of 0 is always among the near pairs
@@ -166,7 +167,7 @@ class _SignalToNoise:
         x = d2.div_(power)
 
         def pull(grad_x: Tensor, grad_q: Tensor, grad_k: Tensor) -> None:
-            grad = shared.memory("pull", *grad_x.shape, grad_x)
+            grad = shared.memory("pull", grad_x.shape, grad_x)
             of_power = -torch.where(signal == power, row_dots(grad_x, x)[:, None] / power, 0)
             of_q, of_k = 2 * of_power * q, torch.zeros_like(k)
             pull_squared(torch.div(grad_x, power, out=grad), 2, near, q, k, of_q, of_k)
@@ -257,7 +258,7 @@ def squared_distances(q: Tensor, k: Tensor, shared: Shared | None = None) -> tup
     size_q, size_k = _size(q), shared.once("size", lambda: _size(k))
     keys = shared.once("keys", lambda: torch.cat([k, torch.ones_like(size_k), size_k], 1))  # adds the sizes
     rows = torch.cat([-2 * q, size_q, torch.ones_like(size_q)], 1)
-    d2 = torch.mm(rows, keys.T, out=shared.memory("x", len(q), len(k), q))
+    d2 = torch.mm(rows, keys.T, out=shared.memory("x", (len(q), len(k)), q))
     limit = 1e5 * torch.finfo(d2.dtype).eps
     row, column = _up_to(d2, limit * (size_q.amax() + size_k.amax()))
     for part in torch.arange(len(row), device=row.device).split(1 << 16):

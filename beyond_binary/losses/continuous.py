@@ -8,13 +8,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from . import Rows, register_loss
+from . import Rows, in_place, register_loss
 from .common import any_in_row, as_number, masked_sum
 
 
 @register_loss(
     "log_ratio",
     reads="magnitude",
+    in_place=in_place.log_ratio,
     x="distance",
     geometry="euclidean",
     paper="Kim et al.: Deep Metric Learning Beyond Binary Supervision, CVPR 2019",

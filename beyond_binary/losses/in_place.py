@@ -6,6 +6,9 @@ whole, without masks. Each form is tested equal to the plain function it belongs
 
 from __future__ import annotations
 
+from typing import Any
+
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -181,3 +184,83 @@ def triplet(
     torch.neg(met, out=x)
     tile.put(same, active[same.row, slot])
     return value, active.sum(1) if average == "active" else count * number
+
+
+def log_ratio(
+    tile: Tile,
+    *,
+    embedding_power: float = 1.0,
+    label_power: float = 1.0,
+    ties: str = "exclude",
+    zero_labels: str = "drop",
+    label_floor: float = 1e-6,
+    eps: float = 1e-6,
+) -> Rows | None:
+    """See `losses.continuous.log_ratio`; on the CPU, some rows at a time, which stay in its cache."""
+    if tile.x.device.type != "cpu":
+        return None
+    value, count = tile.x.new_zeros(len(tile.x)), torch.zeros(len(tile.x), dtype=torch.bool)
+    for part in tile.parts():
+        y, valid = tile.labels(part)
+        y = y.clamp_min(label_floor) if zero_labels == "floor" else y
+        powers = embedding_power, label_power
+        value[part], count[part] = _log_ratio_rows(tile.x[part], y, valid, powers, ties == "exclude", eps)
+    return value, count
+
+
+def _log_ratio_rows(x: Tensor, y: Tensor, valid: Tensor, powers: tuple[float, float], untie: bool, eps: float) -> Rows:
+    """The loss of some rows, with u centred; `x` becomes the gradient."""
+    out = torch.from_numpy(np.flatnonzero(~((y.numpy() > 0) & valid.numpy())))
+    n = x.shape[1] - torch.bincount(out // max(x.shape[1], 1), minlength=len(x)).to(x.dtype)
+    x.add_(eps)
+    u = x.log().mul_(powers[0]).sub_(y.log(), alpha=powers[1])
+    u.view(-1).index_fill_(0, out, 0.0)
+    u.sub_((u.sum(1) / n.clamp_min(1))[:, None]).view(-1).index_fill_(0, out, 0.0)
+    rest = u.sum(1)
+    squares = n * torch.linalg.vector_norm(u, dim=1).square() - rest.square()
+    pairs = n * (n - 1) / 2
+    slope = (u * n[:, None]).sub_(rest[:, None])
+    if untie:
+        known = y.numpy().copy()
+        known.reshape(-1)[out.numpy()] = np.nan
+        _without_ties(known, u, squares, pairs, slope)
+    slope.mul_((2 * powers[0] / pairs.clamp_min(1))[:, None])
+    torch.div(slope, x, out=x).view(-1).index_fill_(0, out, 0.0)
+    x.mul_((pairs > 0)[:, None])
+    return torch.where(pairs > 0, squares / pairs.clamp_min(1), 0), pairs > 0
+
+
+def _without_ties(y: np.ndarray, u: Tensor, squares: Tensor, pairs: Tensor, slope: Tensor) -> None:
+    """Take pairs of equal y out of the sums of squares, their numbers and half the slopes of u."""
+    flat, group = _tied(y)
+    if not len(flat):
+        return
+    own = u.view(-1).numpy()[flat].astype(np.float64)
+    size = np.bincount(group)
+    step = size[group] * (own - (np.bincount(group, own) / size)[group])
+    rows = flat // y.shape[1]
+    for total, each in ((squares, step * step / size[group]), (pairs, (size[group] - 1) / 2)):
+        total -= torch.from_numpy(np.bincount(rows, each, len(y))).to(total.dtype)
+    slope.view(-1)[torch.from_numpy(flat)] -= torch.from_numpy(step).to(slope.dtype)
+
+
+FEW_TIES = 4  # groups of a row up to which their members are looked for one group at a time
+
+
+def _tied(y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Entries of y [rows k] that some other of its row equals: where in the flattened y, and of which group."""
+    ordered = np.sort(y, axis=1)
+    same = ordered[:, 1:] == ordered[:, :-1]
+    row, place = np.divmod(np.flatnonzero(same), max(same.shape[1], 1))
+    first = np.ones(len(row), dtype=bool)
+    first[1:] = (np.diff(place) != 1) | (np.diff(row) != 0)
+    row, place = row[first], place[first]
+    if len(row) <= FEW_TIES * len(y):
+        group, column = (y[row] == ordered[row, place][:, None]).nonzero()
+        return row[group] * y.shape[1] + column, group
+    order = np.argsort(y, axis=1)
+    starts, tied = np.zeros(y.shape, dtype=bool), np.pad(same, ((0, 0), (0, 1)))
+    starts[row, place] = True
+    tied[:, 1:] |= same
+    row, place = tied.nonzero()
+    return row * y.shape[1] + order[row, place], starts[row, place].cumsum() - 1
