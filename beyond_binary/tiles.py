@@ -18,7 +18,7 @@ def split(y: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
     return valid & same, valid & ~same
 
 
-SOME_PAIRS = 1 << 16  # that fit into a core's cache
+SOME_PAIRS = 1 << 17  # that fit into a core's cache
 
 
 @dataclass(frozen=True)

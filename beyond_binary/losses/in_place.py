@@ -6,8 +6,6 @@ whole, without masks. Each form is tested equal to the plain function it belongs
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 import torch
 from torch import Tensor
@@ -212,36 +210,34 @@ def _log_ratio_rows(x: Tensor, y: Tensor, valid: Tensor, powers: tuple[float, fl
     """The loss of some rows, with u centred; `x` becomes the gradient."""
     out = torch.from_numpy(np.flatnonzero(~((y.numpy() > 0) & valid.numpy())))
     n = x.shape[1] - torch.bincount(out // max(x.shape[1], 1), minlength=len(x)).to(x.dtype)
-    x.add_(eps)
-    u = x.log().mul_(powers[0]).sub_(y.log(), alpha=powers[1])
-    u.view(-1).index_fill_(0, out, 0.0)
+    u = x.add_(eps).log()
+    if powers[0] != 1:
+        u.mul_(powers[0])
+    u.sub_(y.log(), alpha=powers[1]).view(-1).index_fill_(0, out, 0.0)
     u.sub_((u.sum(1) / n.clamp_min(1))[:, None]).view(-1).index_fill_(0, out, 0.0)
-    rest = u.sum(1)
-    squares = n * torch.linalg.vector_norm(u, dim=1).square() - rest.square()
-    pairs = n * (n - 1) / 2
-    slope = (u * n[:, None]).sub_(rest[:, None])
+    squares, pairs = n * torch.linalg.vector_norm(u, dim=1).square(), n * (n - 1) / 2
     if untie:
         known = y.numpy().copy()
         known.reshape(-1)[out.numpy()] = np.nan
-        _without_ties(known, u, squares, pairs, slope)
-    slope.mul_((2 * powers[0] / pairs.clamp_min(1))[:, None])
-    torch.div(slope, x, out=x).view(-1).index_fill_(0, out, 0.0)
-    x.mul_((pairs > 0)[:, None])
-    return torch.where(pairs > 0, squares / pairs.clamp_min(1), 0), pairs > 0
+        _without_ties(known, u, n, squares, pairs)
+    share = torch.where(pairs > 0, 1 / pairs, 0)
+    torch.div(u.mul_((2 * powers[0] * n * share)[:, None]), x, out=x).view(-1).index_fill_(0, out, 0.0)
+    return squares * share, pairs > 0
 
 
-def _without_ties(y: np.ndarray, u: Tensor, squares: Tensor, pairs: Tensor, slope: Tensor) -> None:
-    """Take pairs of equal y out of the sums of squares, their numbers and half the slopes of u."""
+def _without_ties(y: np.ndarray, u: Tensor, n: Tensor, squares: Tensor, pairs: Tensor) -> None:
+    """Take pairs of equal y out: of a row's sum of squares, of its number of pairs, and of u (as slope, less n times)."""
     flat, group = _tied(y)
     if not len(flat):
         return
-    own = u.view(-1).numpy()[flat].astype(np.float64)
+    row = flat // y.shape[1]
+    own = u.view(-1).numpy().take(flat).astype(np.float64)
     size = np.bincount(group)
-    step = size[group] * (own - (np.bincount(group, own) / size)[group])
-    rows = flat // y.shape[1]
-    for total, each in ((squares, step * step / size[group]), (pairs, (size[group] - 1) / 2)):
-        total -= torch.from_numpy(np.bincount(rows, each, len(y))).to(total.dtype)
-    slope.view(-1)[torch.from_numpy(flat)] -= torch.from_numpy(step).to(slope.dtype)
+    many = size.take(group)
+    step = own - (np.bincount(group, own) / size).take(group)
+    for total, each in ((squares, many * step * step), (pairs, (many - 1) / 2)):
+        total -= torch.from_numpy(np.bincount(row, each, len(y))).to(total.dtype)
+    u.view(-1).numpy()[flat] -= many * step / n.numpy().take(row)
 
 
 FEW_TIES = 4  # groups of a row up to which their members are looked for one group at a time
@@ -249,18 +245,30 @@ FEW_TIES = 4  # groups of a row up to which their members are looked for one gro
 
 def _tied(y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Entries of y [rows k] that some other of its row equals: where in the flattened y, and of which group."""
-    ordered = np.sort(y, axis=1)
-    same = ordered[:, 1:] == ordered[:, :-1]
-    row, place = np.divmod(np.flatnonzero(same), max(same.shape[1], 1))
-    first = np.ones(len(row), dtype=bool)
-    first[1:] = (np.diff(place) != 1) | (np.diff(row) != 0)
-    row, place = row[first], place[first]
+    width = y.shape[1]
+    ordered = np.sort(y, axis=1).reshape(-1)
+    same = np.flatnonzero(ordered[1:] == ordered[:-1])
+    same = same[same % width != width - 1]  # the next is of the same row
+    first = np.ones(len(same), dtype=bool)
+    first[1:] = np.diff(same) != 1
+    starts = same[first]
+    row = starts // width
     if len(row) <= FEW_TIES * len(y):
-        group, column = (y[row] == ordered[row, place][:, None]).nonzero()
-        return row[group] * y.shape[1] + column, group
-    order = np.argsort(y, axis=1)
-    starts, tied = np.zeros(y.shape, dtype=bool), np.pad(same, ((0, 0), (0, 1)))
-    starts[row, place] = True
-    tied[:, 1:] |= same
-    row, place = tied.nonzero()
-    return row * y.shape[1] + order[row, place], starts[row, place].cumsum() - 1
+        found = np.flatnonzero(y[row] == ordered[starts][:, None])
+        group = found // width
+        return row[group] * width + found % width, group
+    tied = np.zeros(y.size, dtype=np.int8)
+    tied[same] = tied[same + 1] = 1
+    tied[starts] += 1
+    places = np.flatnonzero(tied)
+    order = (_argsort(y) + np.arange(0, y.size, width)[:, None]).reshape(-1)
+    return order.take(places), (tied.take(places) == 2).cumsum() - 1
+
+
+def _argsort(y: np.ndarray) -> np.ndarray:
+    """Order of each row of numbers that are not negative; those of 32 bits are sorted with their columns beside them."""
+    if y.dtype != np.float32:
+        return np.argsort(y, axis=1)
+    keys = y.view(np.int32).astype(np.int64) << 32 | np.arange(y.shape[1])
+    keys.sort(axis=1)
+    return keys & 0xFFFFFFFF
