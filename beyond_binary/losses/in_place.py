@@ -6,7 +6,6 @@ whole, without masks. Each form is tested equal to the plain function it belongs
 
 from __future__ import annotations
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -182,93 +181,3 @@ def triplet(
     torch.neg(met, out=x)
     tile.put(same, active[same.row, slot])
     return value, active.sum(1) if average == "active" else count * number
-
-
-def log_ratio(
-    tile: Tile,
-    *,
-    embedding_power: float = 1.0,
-    label_power: float = 1.0,
-    ties: str = "exclude",
-    zero_labels: str = "drop",
-    label_floor: float = 1e-6,
-    eps: float = 1e-6,
-) -> Rows | None:
-    """See `losses.continuous.log_ratio`; on the CPU, some rows at a time, which stay in its cache."""
-    if tile.x.device.type != "cpu":
-        return None
-    value, count = tile.x.new_zeros(len(tile.x)), torch.zeros(len(tile.x), dtype=torch.bool)
-    for part in tile.parts():
-        y, valid = tile.labels(part)
-        y = y.clamp_min(label_floor) if zero_labels == "floor" else y
-        powers = embedding_power, label_power
-        value[part], count[part] = _log_ratio_rows(tile.x[part], y, valid, powers, ties == "exclude", eps)
-    return value, count
-
-
-def _log_ratio_rows(x: Tensor, y: Tensor, valid: Tensor, powers: tuple[float, float], untie: bool, eps: float) -> Rows:
-    """The loss of some rows, with u centred; `x` becomes the gradient."""
-    out = torch.from_numpy(np.flatnonzero(~((y.numpy() > 0) & valid.numpy())))
-    n = x.shape[1] - torch.bincount(out // max(x.shape[1], 1), minlength=len(x)).to(x.dtype)
-    u = x.add_(eps).log()
-    if powers[0] != 1:
-        u.mul_(powers[0])
-    u.sub_(y.log(), alpha=powers[1]).view(-1).index_fill_(0, out, 0.0)
-    u.sub_((u.sum(1) / n.clamp_min(1))[:, None]).view(-1).index_fill_(0, out, 0.0)
-    squares, pairs = n * torch.linalg.vector_norm(u, dim=1).square(), n * (n - 1) / 2
-    if untie:
-        known = y.numpy().copy()
-        known.reshape(-1)[out.numpy()] = np.nan
-        _without_ties(known, u, n, squares, pairs)
-    share = torch.where(pairs > 0, 1 / pairs, 0)
-    torch.div(u.mul_((2 * powers[0] * n * share)[:, None]), x, out=x).view(-1).index_fill_(0, out, 0.0)
-    return squares * share, pairs > 0
-
-
-def _without_ties(y: np.ndarray, u: Tensor, n: Tensor, squares: Tensor, pairs: Tensor) -> None:
-    """Take pairs of equal y out: of a row's sum of squares, of its number of pairs, and of u (as slope, less n times)."""
-    flat, group = _tied(y)
-    if not len(flat):
-        return
-    row = flat // y.shape[1]
-    own = u.view(-1).numpy().take(flat).astype(np.float64)
-    size = np.bincount(group)
-    many = size.take(group)
-    step = own - (np.bincount(group, own) / size).take(group)
-    for total, each in ((squares, many * step * step), (pairs, (many - 1) / 2)):
-        total -= torch.from_numpy(np.bincount(row, each, len(y))).to(total.dtype)
-    u.view(-1).numpy()[flat] -= many * step / n.numpy().take(row)
-
-
-FEW_TIES = 4  # groups of a row up to which their members are looked for one group at a time
-
-
-def _tied(y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Entries of y [rows k] that some other of its row equals: where in the flattened y, and of which group."""
-    width = y.shape[1]
-    ordered = np.sort(y, axis=1).reshape(-1)
-    same = np.flatnonzero(ordered[1:] == ordered[:-1])
-    same = same[same % width != width - 1]  # the next is of the same row
-    first = np.ones(len(same), dtype=bool)
-    first[1:] = np.diff(same) != 1
-    starts = same[first]
-    row = starts // width
-    if len(row) <= FEW_TIES * len(y):
-        found = np.flatnonzero(y[row] == ordered[starts][:, None])
-        group = found // width
-        return row[group] * width + found % width, group
-    tied = np.zeros(y.size, dtype=np.int8)
-    tied[same] = tied[same + 1] = 1
-    tied[starts] += 1
-    places = np.flatnonzero(tied)
-    order = (_argsort(y) + np.arange(0, y.size, width)[:, None]).reshape(-1)
-    return order.take(places), (tied.take(places) == 2).cumsum() - 1
-
-
-def _argsort(y: np.ndarray) -> np.ndarray:
-    """Order of each row of numbers that are not negative; those of 32 bits are sorted with their columns beside them."""
-    if y.dtype != np.float32:
-        return np.argsort(y, axis=1)
-    keys = y.view(np.int32).astype(np.int64) << 32 | np.arange(y.shape[1])
-    keys.sort(axis=1)
-    return keys & 0xFFFFFFFF

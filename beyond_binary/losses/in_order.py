@@ -1,0 +1,209 @@
+"""In-place forms (see `in_place`) of losses that read the order or the value of label distances, by numpy on the CPU.
+
+They walk some rows at a time, which stay in the cache. Pairs that do not count get NaN or infinity, which sort last.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..geometry import row_dots
+from ..tiles import Tile
+
+Rows = tuple[Tensor, Tensor]
+
+
+def log_ratio(
+    tile: Tile,
+    *,
+    embedding_power: float = 1.0,
+    label_power: float = 1.0,
+    ties: str = "exclude",
+    zero_labels: str = "drop",
+    label_floor: float = 1e-6,
+    eps: float = 1e-6,
+) -> Rows | None:
+    """See `losses.continuous.log_ratio`; on the CPU, some rows at a time, which stay in its cache."""
+    if tile.x.device.type != "cpu":
+        return None
+    value, count = tile.x.new_zeros(len(tile.x)), torch.zeros(len(tile.x), dtype=torch.bool)
+    for part in tile.parts():
+        y, valid = tile.labels(part)
+        y = y.clamp_min(label_floor) if zero_labels == "floor" else y
+        powers = embedding_power, label_power
+        value[part], count[part] = _log_ratio_rows(tile.x[part], y, valid, powers, ties == "exclude", eps)
+    return value, count
+
+
+def _log_ratio_rows(x: Tensor, y: Tensor, valid: Tensor, powers: tuple[float, float], untie: bool, eps: float) -> Rows:
+    """The loss of some rows, with u centred; `x` becomes the gradient."""
+    out = torch.from_numpy(np.flatnonzero(~((y.numpy() > 0) & valid.numpy())))
+    n = x.shape[1] - torch.bincount(out // max(x.shape[1], 1), minlength=len(x)).to(x.dtype)
+    u = x.add_(eps).log()
+    if powers[0] != 1:
+        u.mul_(powers[0])
+    u.sub_(y.log(), alpha=powers[1]).view(-1).index_fill_(0, out, 0.0)
+    u.sub_((u.sum(1) / n.clamp_min(1))[:, None]).view(-1).index_fill_(0, out, 0.0)
+    squares, pairs = n * torch.linalg.vector_norm(u, dim=1).square(), n * (n - 1) / 2
+    if untie:
+        known = y.numpy().copy()
+        known.reshape(-1)[out.numpy()] = np.nan
+        _without_ties(known, u, n, squares, pairs)
+    share = torch.where(pairs > 0, 1 / pairs, 0)
+    torch.div(u.mul_((2 * powers[0] * n * share)[:, None]), x, out=x).view(-1).index_fill_(0, out, 0.0)
+    return squares * share, pairs > 0
+
+
+def _without_ties(y: np.ndarray, u: Tensor, n: Tensor, squares: Tensor, pairs: Tensor) -> None:
+    """Take pairs of equal y out: of a row's sum of squares, of its number of pairs, and of u (as slope, less n times)."""
+    flat, group = _tied(y)
+    if not len(flat):
+        return
+    row = flat // y.shape[1]
+    own = u.view(-1).numpy().take(flat).astype(np.float64)
+    size = np.bincount(group)
+    many = size.take(group)
+    step = own - (np.bincount(group, own) / size).take(group)
+    for total, each in ((squares, many * step * step), (pairs, (many - 1) / 2)):
+        total -= torch.from_numpy(np.bincount(row, each, len(y))).to(total.dtype)
+    u.view(-1).numpy()[flat] -= many * step / n.numpy().take(row)
+
+
+FEW_TIES = 4  # groups of a row up to which their members are looked for one group at a time
+
+
+def _tied(y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Entries of y [rows k] that some other of its row equals: where in the flattened y, and of which group."""
+    width = y.shape[1]
+    ordered = np.sort(y, axis=1)
+    same, first, _ = _runs(ordered)
+    starts = same[same == first]
+    row = starts // width
+    if len(row) <= FEW_TIES * len(y):
+        found = np.flatnonzero(y[row] == ordered.reshape(-1)[starts][:, None])
+        group = found // width
+        return row[group] * width + found % width, group
+    tied = np.zeros(y.size, dtype=np.int8)
+    tied[same] = tied[same + 1] = 1
+    tied[starts] += 1
+    places = np.flatnonzero(tied)
+    order = (_argsort(y) + np.arange(0, y.size, width)[:, None]).reshape(-1)
+    return order.take(places), (tied.take(places) == 2).cumsum() - 1
+
+
+def _runs(ordered: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Entries of sorted rows that equal the next one, and the first and the last of their equals (all flattened)."""
+    width, flat = ordered.shape[1], ordered.reshape(-1)
+    same = np.flatnonzero(flat[1:] == flat[:-1])
+    same = same[same % width != width - 1]  # the next is of the same row
+    new = np.ones(len(same) + 1, dtype=bool)
+    new[1:-1] = np.diff(same) != 1
+    run = new[:-1].cumsum() - 1
+    return same, same[new[:-1]][run], same[new[1:]][run] + 1
+
+
+def _argsort(y: np.ndarray) -> np.ndarray:
+    """Order of each row of numbers that are not negative; those of 32 bits are sorted with their columns beside them."""
+    if y.dtype != np.float32:
+        return np.argsort(y, axis=1, kind="stable")
+    keys = y.view(np.int32).astype(np.int64) << 32 | np.arange(y.shape[1])
+    keys.sort(axis=1)
+    return keys & 0xFFFFFFFF
+
+
+WIDEST = 600.0  # span of exponents that double precision holds
+
+
+def rank_n_contrast(tile: Tile, *, temperature: float = 2.0) -> Rows | None:
+    """See `losses.continuous.rank_n_contrast`; where the distances of a tile do not differ by hundreds."""
+    if tile.x.device.type != "cpu" or not tile.x.numel():
+        return None
+    span = float(tile.x.amax() - tile.x.amin()) / temperature
+    if span > WIDEST:
+        return None
+    kind = torch.float64 if span > 60 else tile.x.dtype
+    value, count = tile.x.new_zeros(len(tile.x)), tile.x.new_zeros(len(tile.x))
+    for part in tile.parts():
+        y, valid = tile.labels(part)
+        x = tile.x[part]
+        value[part], slope = _rank_n_rows(x.to(kind) / temperature, y.to(x.dtype), valid)
+        count[part] = valid.sum(1).to(x.dtype)
+        x.copy_(slope / temperature)
+    return value, count
+
+
+def _rank_n_rows(x: Tensor, y: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
+    """Value of some rows and its slope; a key competes with the keys that come after it in the order of labels."""
+    near = (x - x.amin(1, keepdim=True)) * valid
+    known = np.where(valid.numpy(), y.numpy(), np.nan)
+    order = torch.from_numpy(_argsort(known))
+    real = valid.gather(1, order).to(x.dtype)
+    power = torch.exp(-near).gather(1, order) * real
+    same, first, last = (torch.from_numpy(p) for p in _runs(np.take_along_axis(known, order.numpy(), 1)))
+    total = power.flip(1).cumsum(1, dtype=torch.float64).flip(1).view(-1)
+    total[same + 1] = total[first]
+    total = torch.where(real > 0, total.view_as(power), 1).to(x.dtype)
+    share = (real / total).cumsum(1, dtype=torch.float64).view(-1)
+    share[same] = share[last]
+    slope = (real - power * share.view_as(power)).to(x.dtype)
+    return near.sum(1) + total.log().sum(1), torch.empty_like(x).scatter_(1, order, slope)
+
+
+def dense_triplet(
+    tile: Tile, *, margin: float = 0.03, ties: str = "exclude", average: str = "all"
+) -> Rows | None:
+    """See `losses.triplets.dense_triplet`; the same counts, taken in another way."""
+    if tile.x.device.type != "cpu" or tile.x.shape[1] > np.iinfo(np.int16).max:
+        return None
+    value, count = tile.x.new_zeros(len(tile.x)), tile.x.new_zeros(len(tile.x))
+    for part in tile.parts():
+        y, valid = tile.labels(part)
+        x, known = tile.x[part], np.where(valid.numpy(), y.to(tile.x.dtype).numpy(), np.nan)
+        near, far, pairs = _costing(torch.where(valid, x, torch.inf).numpy(), known, margin, ties == "exclude")
+        active = torch.from_numpy(far.sum(1, dtype=np.int64)).to(x.dtype)
+        centred = torch.where(valid, x, 0)
+        centred = x - centred.mean(1, keepdim=True)
+        x.copy_(torch.from_numpy(near - far))
+        value[part] = row_dots(centred, x) + margin * active
+        count[part] = active if average == "active" else torch.from_numpy(pairs).to(x.dtype)
+    return value, count
+
+
+BLOCK = 256  # keys whose pairs are compared one by one
+
+
+def _costing(x: np.ndarray, y: np.ndarray, margin: float, untie: bool) -> tuple[np.ndarray, ...]:
+    """Per key [rows k] in how many pairs with y_i < y_j and x_i > x_j - margin it is i, and in how many j; all pairs.
+
+    With p the place of a key in the order of x, and q the number of keys of at most x - margin, i and j cost if
+    p_i >= q_j. In the order of y, keys of one block are compared with each other; of other blocks, the keys of the
+    lower ones that come first in the order of x are counted for each place. Equal y are compared again and taken out.
+    """
+    rows, k = x.shape
+    by_x, by_y = _argsort(x), _argsort(y)
+    row = np.arange(rows)[:, None]
+    ordered = torch.from_numpy(np.take_along_axis(x, by_x, 1))
+    reach = torch.searchsorted(ordered, ordered - margin, right=True).numpy()
+    place = np.empty_like(by_x)
+    place[row, by_x] = np.arange(k)
+    p = place[row, by_y]
+    q = np.take_along_axis(reach, p, 1)
+    near, far = _within_blocks(p, q)
+    if k > BLOCK:
+        block = np.empty_like(p)
+        block[row, p] = np.arange(k) // BLOCK
+        own = np.arange(k) // BLOCK
+        u = np.apply_along_axis(np.bincount, 1, reach, minlength=k + 1).cumsum(1)
+        u = np.take_along_axis(u, p, 1)
+        before = _lower_blocks(block, own[-1])
+        far += own * BLOCK - before[row, q, own]
+        near += u - before[row, u, own + 1]
+    valid = k - np.isnan(y).sum(1)
+    pairs = valid * (valid - 1) // 2
+    if untie:
+        pass
+    found = np.empty_like(near), np.empty_like(far)
+    found[0][row, by_y], found[1][row, by_y] = near, far
+    return *found, pairs
