@@ -151,9 +151,7 @@ def _rank_n_rows(x: Tensor, y: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
     return near.sum(1) + total.log().sum(1), torch.empty_like(x).scatter_(1, order, slope)
 
 
-def dense_triplet(
-    tile: Tile, *, margin: float = 0.03, ties: str = "exclude", average: str = "all"
-) -> Rows | None:
+def dense_triplet(tile: Tile, *, margin: float = 0.03, ties: str = "exclude", average: str = "all") -> Rows | None:
     """See `losses.triplets.dense_triplet`; the same counts, taken in another way."""
     if tile.x.device.type != "cpu" or tile.x.shape[1] > np.iinfo(np.int16).max:
         return None
@@ -171,39 +169,104 @@ def dense_triplet(
     return value, count
 
 
-BLOCK = 256  # keys whose pairs are compared one by one
+BLOCK = 256  # keys whose pairs are compared one by one; counts of fewer fit into 8 bits
 
 
 def _costing(x: np.ndarray, y: np.ndarray, margin: float, untie: bool) -> tuple[np.ndarray, ...]:
     """Per key [rows k] in how many pairs with y_i < y_j and x_i > x_j - margin it is i, and in how many j; all pairs.
 
     With p the place of a key in the order of x, and q the number of keys of at most x - margin, i and j cost if
-    p_i >= q_j. In the order of y, keys of one block are compared with each other; of other blocks, the keys of the
-    lower ones that come first in the order of x are counted for each place. Equal y are compared again and taken out.
+    p_i >= q_j. In the order of y, keys of one block are compared with each other; for those of different blocks, the
+    keys of lower blocks before each place in the order of x are counted. Pairs of equal y are taken out again.
     """
     rows, k = x.shape
-    by_x, by_y = _argsort(x), _argsort(y)
-    row = np.arange(rows)[:, None]
-    ordered = torch.from_numpy(np.take_along_axis(x, by_x, 1))
+    start = np.arange(0, x.size, k)[:, None]
+    by_x, by_y = (_argsort(a) + start for a in (x, y))
+    ordered = torch.from_numpy(x.reshape(-1).take(by_x))
     reach = torch.searchsorted(ordered, ordered - margin, right=True).numpy()
-    place = np.empty_like(by_x)
-    place[row, by_x] = np.arange(k)
-    p = place[row, by_y]
-    q = np.take_along_axis(reach, p, 1)
-    near, far = _within_blocks(p, q)
+    place = np.empty(x.size, dtype=np.int64)
+    place[by_x] = np.arange(k)
+    p = place.take(by_y)
+    q = reach.reshape(-1).take(p + start)
+    near, far = _later_and_earlier(p, q, BLOCK)
     if k > BLOCK:
-        block = np.empty_like(p)
-        block[row, p] = np.arange(k) // BLOCK
-        own = np.arange(k) // BLOCK
-        u = np.apply_along_axis(np.bincount, 1, reach, minlength=k + 1).cumsum(1)
-        u = np.take_along_axis(u, p, 1)
-        before = _lower_blocks(block, own[-1])
-        far += own * BLOCK - before[row, q, own]
-        near += u - before[row, u, own + 1]
+        block = np.empty(x.size, dtype=np.int64)
+        block[p + start] = np.arange(k) // BLOCK
+        reached = np.bincount((reach + start + start // k).reshape(-1), minlength=x.size + rows).reshape(rows, -1)
+        _add_other_blocks(
+            near, far, q, reached.cumsum(1).reshape(-1).take(p + start + start // k), block.reshape(rows, k)
+        )
     valid = k - np.isnan(y).sum(1)
     pairs = valid * (valid - 1) // 2
     if untie:
-        pass
-    found = np.empty_like(near), np.empty_like(far)
-    found[0][row, by_y], found[1][row, by_y] = near, far
-    return *found, pairs
+        pairs -= _take_out_ties(near, far, p, q, y.reshape(-1).take(by_y))
+    found = np.empty((2, x.size), dtype=np.int64)
+    found[0, by_y], found[1, by_y] = near, far
+    return *found.reshape(2, rows, k), pairs
+
+
+def _later_and_earlier(
+    p: np.ndarray, q: np.ndarray, block: int, group: np.ndarray | None = None
+) -> tuple[np.ndarray, np.ndarray]:
+    """For each key [rows k] the j after it with p_i >= q_j, and for each the i before it, less than a block apart.
+
+    Both of one block, or, where a `group` is given, both of the same group.
+    """
+    rows, k = p.shape
+    height = block if group is None else k
+    shape = -(-k // height), height, rows
+
+    def lying(a: np.ndarray, fill: int) -> np.ndarray:
+        whole = np.full((shape[0] * height, rows), fill, dtype=np.int16)
+        whole[:k] = a.T
+        return whole.reshape(shape)
+
+    p, q = lying(p, -1), lying(q, np.iinfo(np.int16).max)
+    group = None if group is None else lying(group, -1)
+    near, far = (np.zeros(shape, dtype=np.uint8 if block <= 256 else np.uint16) for _ in range(2))
+    for step in range(1, min(block, k)):
+        hit = p[:, :-step] >= q[:, step:]
+        if group is not None:
+            hit &= group[:, :-step] == group[:, step:]
+        near[:, :-step] += hit.view(np.uint8)
+        far[:, step:] += hit.view(np.uint8)
+    return tuple(a.reshape(-1, rows)[:k].T.astype(np.int64) for a in (near, far))  # type: ignore[return-value]
+
+
+def _add_other_blocks(near: np.ndarray, far: np.ndarray, q: np.ndarray, u: np.ndarray, block: np.ndarray) -> None:
+    """Add pairs of different blocks: `u` are the keys a key reaches, `block` those of the keys in the order of x.
+
+    The keys of lower blocks than b before each place are running sums, four b in the parts of a number of 64 bits.
+    """
+    rows, k = q.shape
+    start = np.arange(0, rows * (k + 1), k + 1)[:, None]
+    last = (k - 1) // BLOCK
+    for first in range(0, last + 2, 4):
+        lanes = np.array([sum(1 << 16 * i for i in range(4) if first + i > b) for b in range(last + 1)], dtype=np.int64)
+        sums = np.zeros((rows, k + 1), dtype=np.int64)
+        torch.cumsum(torch.from_numpy(lanes.take(block)), 1, out=(running := torch.empty(rows, k, dtype=torch.int64)))
+        sums[:, 1:] = running.numpy()
+        lower = sums.view(np.uint16).reshape(-1)
+        for lane in range(4):
+            b = first + lane
+            if b <= last:
+                part = slice(b * BLOCK, (b + 1) * BLOCK)
+                far[:, part] += b * BLOCK - lower.take((q[:, part] + start) * 4 + lane).astype(np.int64)
+            if 1 <= b <= last + 1:
+                part = slice((b - 1) * BLOCK, b * BLOCK)
+                near[:, part] += u[:, part] - lower.take((u[:, part] + start) * 4 + lane).astype(np.int64)
+
+
+def _take_out_ties(near: np.ndarray, far: np.ndarray, p: np.ndarray, q: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """Take pairs of equal y (sorted) out of the counts; returns their number in each row."""
+    same, _, last = _runs(y)
+    if not len(same):
+        return np.zeros(len(y), dtype=np.int64)
+    row = np.unique(same // y.shape[1])
+    group = np.cumsum(y[row, 1:] != y[row, :-1], axis=1)
+    group = np.concatenate([np.zeros_like(group[:, :1]), group], axis=1)
+    longest = int((last - same).max()) + 1
+    later, earlier = _later_and_earlier(p[row], q[row], longest, group)
+    near[row] -= later
+    far[row] -= earlier
+    return np.bincount(same // y.shape[1], last - same, len(y)).astype(np.int64)
