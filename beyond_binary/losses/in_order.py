@@ -105,10 +105,11 @@ def _runs(ordered: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 
 def _argsort(y: np.ndarray) -> np.ndarray:
-    """Order of each row of numbers that are not negative; those of 32 bits are sorted with their columns beside them."""
+    """Order of each row, equal ones as they stand; numbers of 32 bits are sorted with their columns beside them."""
     if y.dtype != np.float32:
         return np.argsort(y, axis=1, kind="stable")
-    keys = y.view(np.int32).astype(np.int64) << 32 | np.arange(y.shape[1])
+    bits = y.view(np.int32)
+    keys = (bits ^ (bits >> 31 & 0x7FFFFFFF)).astype(np.int64) << 32 | np.arange(y.shape[1])
     keys.sort(axis=1)
     return keys & 0xFFFFFFFF
 
@@ -159,13 +160,11 @@ def dense_triplet(tile: Tile, *, margin: float = 0.03, ties: str = "exclude", av
     for part in tile.parts():
         y, valid = tile.labels(part)
         x, known = tile.x[part], np.where(valid.numpy(), y.to(tile.x.dtype).numpy(), np.nan)
-        near, far, pairs = _costing(torch.where(valid, x, torch.inf).numpy(), known, margin, ties == "exclude")
-        active = torch.from_numpy(far.sum(1, dtype=np.int64)).to(x.dtype)
-        centred = torch.where(valid, x, 0)
-        centred = x - centred.mean(1, keepdim=True)
-        x.copy_(torch.from_numpy(near - far))
-        value[part] = row_dots(centred, x) + margin * active
-        count[part] = active if average == "active" else torch.from_numpy(pairs).to(x.dtype)
+        number, active, pairs = _costing(torch.where(valid, x, torch.inf).numpy(), known, margin, ties == "exclude")
+        centred = x - torch.where(valid, x, 0).mean(1, keepdim=True)
+        x.copy_(torch.from_numpy(number))
+        value[part] = row_dots(centred, x) + margin * torch.from_numpy(active).to(x.dtype)
+        count[part] = torch.from_numpy(active if average == "active" else pairs).to(x.dtype)
     return value, count
 
 
@@ -173,7 +172,7 @@ BLOCK = 256  # keys whose pairs are compared one by one; counts of fewer fit int
 
 
 def _costing(x: np.ndarray, y: np.ndarray, margin: float, untie: bool) -> tuple[np.ndarray, ...]:
-    """Per key [rows k] in how many pairs with y_i < y_j and x_i > x_j - margin it is i, and in how many j; all pairs.
+    """In how many pairs with y_i < y_j and x_i > x_j - margin a key is i, less those in which it is j; both totals.
 
     With p the place of a key in the order of x, and q the number of keys of at most x - margin, i and j cost if
     p_i >= q_j. In the order of y, keys of one block are compared with each other; for those of different blocks, the
@@ -181,18 +180,16 @@ def _costing(x: np.ndarray, y: np.ndarray, margin: float, untie: bool) -> tuple[
     """
     rows, k = x.shape
     start = np.arange(0, x.size, k)[:, None]
-    by_x, by_y = (_argsort(a) + start for a in (x, y))
-    ordered = torch.from_numpy(x.reshape(-1).take(by_x))
-    reach = torch.searchsorted(ordered, ordered - margin, right=True).numpy()
-    place = np.empty(x.size, dtype=np.int64)
-    place[by_x] = np.arange(k)
-    p = place.take(by_y)
-    q = reach.reshape(-1).take(p + start)
+    by_y = _argsort(y) + start
+    entries = _argsort(np.concatenate([x, x - np.asarray(margin, x.dtype)], 1))
+    places = np.empty((rows, 2 * k), dtype=np.int64)
+    np.put_along_axis(places, entries, torch.from_numpy(entries < k).cumsum(1).numpy(), 1)
+    p, q = places[:, :k].reshape(-1).take(by_y) - 1, places[:, k:].reshape(-1).take(by_y)
     near, far = _later_and_earlier(p, q, BLOCK)
     if k > BLOCK:
         block = np.empty(x.size, dtype=np.int64)
         block[p + start] = np.arange(k) // BLOCK
-        reached = np.bincount((reach + start + start // k).reshape(-1), minlength=x.size + rows).reshape(rows, -1)
+        reached = np.bincount((q + start + start // k).reshape(-1), minlength=x.size + rows).reshape(rows, -1)
         _add_other_blocks(
             near, far, q, reached.cumsum(1).reshape(-1).take(p + start + start // k), block.reshape(rows, k)
         )
@@ -200,9 +197,9 @@ def _costing(x: np.ndarray, y: np.ndarray, margin: float, untie: bool) -> tuple[
     pairs = valid * (valid - 1) // 2
     if untie:
         pairs -= _take_out_ties(near, far, p, q, y.reshape(-1).take(by_y))
-    found = np.empty((2, x.size), dtype=np.int64)
-    found[0, by_y], found[1, by_y] = near, far
-    return *found.reshape(2, rows, k), pairs
+    found = np.empty(x.size, dtype=np.int64)
+    found[by_y] = near - far
+    return found.reshape(rows, k), far.sum(1), pairs
 
 
 def _later_and_earlier(
