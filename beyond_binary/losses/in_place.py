@@ -146,7 +146,7 @@ def snr_contrastive(
     return contrastive(tile, power=1, average=average, **margins)
 
 
-MOST_POSITIVES = 24  # of a row for which triplets are counted positive by positive
+MOST_POSITIVES = 12  # of a row for which triplets are counted positive by positive
 
 
 def triplet(
