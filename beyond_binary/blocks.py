@@ -263,14 +263,14 @@ def _tile(
     return value.detach(), count, grads
 
 
-FEW = 1 / 32  # part of a tile up to which places are pulled back one by one
+FEW, LARGE = 1 / 32, 1 << 17  # part of a tile of at least so many pairs up to which places are pulled back one by one
 
 
 def _apart(tile: Tile) -> Tensor | tuple[Places, Tensor]:
     """The gradient at the places of the same, taken out of a tile."""
     slope = tile.take(tile.same)
     tile.put(tile.same, 0.0)
-    if len(slope) <= FEW * tile.x.numel():
+    if tile.x.numel() >= LARGE and len(slope) <= FEW * tile.x.numel():
         return tile.same, slope
     return torch.zeros_like(tile.x).view(-1).scatter_(0, tile.same.flat, slope).view_as(tile.x)
 
@@ -279,14 +279,11 @@ def _pull_places(
     geometry: Geometry, places: Places, slope: Tensor, q: Tensor, k: Tensor, grad_q: Tensor, grad_k: Tensor
 ) -> None:
     """Pull back a gradient that is 0 but for some places."""
-    for row, flat, some in zip(*(t.split(1 << 10) for t in (places.row, places.flat, slope)), strict=True):
+    for row, flat, some in zip(*(t.split(1 << 12) for t in (places.row, places.flat, slope)), strict=True):
         column = flat - row * len(k)
-        a, b = q[row].requires_grad_(), k[column].requires_grad_()
-        with torch.enable_grad():
-            x = geometry.each(a, b)
-        of_a, of_b = torch.autograd.grad(x, (a, b), some)
-        grad_q.index_add_(0, row, of_a)
-        grad_k.index_add_(0, column, of_b)
+        of_q, of_k = geometry.pull_each(q[row], k[column], some)
+        grad_q.index_add_(0, row, of_q)
+        grad_k.index_add_(0, column, of_k)
 
 
 def _gradients(value: Tensor, leaves: Sequence[Tensor], grad: Tensor | None = None) -> list[Tensor]:

@@ -63,8 +63,8 @@ class Geometry(Protocol):
     def pairs(self, q: Tensor, k: Tensor) -> Tensor:
         """x [q k] of prepared embeddings, the plain formula."""
 
-    def each(self, q: Tensor, k: Tensor) -> Tensor:
-        """x [...] of each prepared embedding of one side with its own of the other, the plain formula."""
+    def pull_each(self, q: Tensor, k: Tensor, slope: Tensor) -> tuple[Tensor, Tensor]:
+        """Gradients of q and k [n d] from that of the x [n] of each query with a key of its own."""
 
     def tile(self, q: Tensor, k: Tensor, shared: Shared | None = None) -> tuple[Tensor, Pull]:
         """x [q k] without a graph, in memory of its own or `shared`, and the function that pulls its gradient back."""
@@ -85,8 +85,8 @@ class _Product:
     def pairs(self, q: Tensor, k: Tensor) -> Tensor:
         return q @ k.T
 
-    def each(self, q: Tensor, k: Tensor) -> Tensor:
-        return torch.linalg.vecdot(q, k)
+    def pull_each(self, q: Tensor, k: Tensor, slope: Tensor) -> tuple[Tensor, Tensor]:
+        return slope[:, None] * k, slope[:, None] * q
 
     def tile(self, q: Tensor, k: Tensor, shared: Shared | None = None) -> tuple[Tensor, Pull]:
         def pull(grad_x: Tensor, grad_q: Tensor, grad_k: Tensor) -> None:
@@ -110,11 +110,18 @@ class _Distance:
         return F.normalize(z, dim=-1) if self.normalize else z
 
     def pairs(self, q: Tensor, k: Tensor) -> Tensor:
-        return self.each(q[:, None], k[None])
-
-    def each(self, q: Tensor, k: Tensor) -> Tensor:
-        d2 = (q - k).square().sum(-1)
+        d2 = (q[:, None] - k[None]).square().sum(-1)
         return d2 if self.squared else safe_sqrt(d2)
+
+    def pull_each(self, q: Tensor, k: Tensor, slope: Tensor) -> tuple[Tensor, Tensor]:
+        gap = q - k
+        if self.squared:
+            slope = 2 * slope
+        else:
+            x = torch.linalg.vector_norm(gap, dim=1)
+            slope = torch.where(x > 0, slope / x, 0)
+        gap.mul_(slope[:, None])
+        return gap, -gap
 
     def tile(self, q: Tensor, k: Tensor, shared: Shared | None = None) -> tuple[Tensor, Pull]:
         shared = shared or Shared()
@@ -148,15 +155,21 @@ class _SignalToNoise:
 
     def _power(self, q: Tensor) -> tuple[Tensor, Tensor]:
         """Summed squares of centred signals, and the same kept off zero [q 1]."""
-        signal = q.square().sum(-1, keepdim=True)
-        return signal, signal.clamp_min(self.eps * max(q.shape[-1] - 1, 1))
+        signal = q.square().sum(1, keepdim=True)
+        return signal, signal.clamp_min(self.eps * max(q.shape[1] - 1, 1))
 
     def pairs(self, q: Tensor, k: Tensor) -> Tensor:
-        return self.each(q[:, None], k[None])
-
-    def each(self, q: Tensor, k: Tensor) -> Tensor:
         q, k = _centre(q), _centre(k)
-        return (q - k).square().sum(-1) / self._power(q)[1][..., 0]
+        return (q[:, None] - k[None]).square().sum(-1) / self._power(q)[1]
+
+    def pull_each(self, q: Tensor, k: Tensor, slope: Tensor) -> tuple[Tensor, Tensor]:
+        q, k = _centre(q), _centre(k)
+        signal, power = self._power(q)
+        gap = q - k
+        rate = 2 * slope[:, None] / power
+        of_power = torch.where(signal == power, gap.square().sum(1, keepdim=True) / power, 0)
+        gap.mul_(rate)
+        return gap - rate * of_power * q, -gap
 
     def tile(self, q: Tensor, k: Tensor, shared: Shared | None = None) -> tuple[Tensor, Pull]:
         shared = shared or Shared()

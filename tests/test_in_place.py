@@ -53,6 +53,7 @@ def test_quick_ways_equal_the_plain_form(
         monkeypatch.setattr(in_place, "MOST_POSITIVES", 1)
         monkeypatch.setattr(in_order, "FEW_TIES", 0)
         monkeypatch.setattr(in_order, "BLOCK", 16)
+        monkeypatch.setattr(blocks, "LARGE", 0)
     n = 150
     z, labels = torch.randn(n, 5, dtype=dtype, requires_grad=True), labels_of(kind, n)
     target = "classes" if kind in ("fours", "many") else "euclidean"
@@ -61,16 +62,6 @@ def test_quick_ways_equal_the_plain_form(
     plain._in_place = None
     tolerance = {"rtol": 1e-10, "atol": 1e-10} if dtype == torch.float64 else {"rtol": 1e-3, "atol": 1e-5}
     torch.testing.assert_close(outcome(tiled, z, labels), outcome(plain, z, labels), **tolerance)
-
-
-def test_few_places_are_pulled_back_one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    objective = bb.create_objective("contrastive", average="active")
-    z, labels = torch.randn(200, 5, dtype=torch.float64, requires_grad=True), labels_of("fours", 200)
-    expected = outcome(objective, z, labels)
-    monkeypatch.setattr(blocks, "FEW", 0.0)
-    torch.testing.assert_close(outcome(objective, z, labels), expected)
-    monkeypatch.setattr(blocks, "_pull_places", None)
-    torch.testing.assert_close(outcome(objective, z, labels), expected)
 
 
 def test_no_gradient_is_computed_that_nobody_asked_for() -> None:
