@@ -133,8 +133,7 @@ class _Distance:
             if self.squared:
                 return pull_squared(grad.copy_(grad_x), 2, near, q, k, grad_q, grad_k)
             torch.div(grad_x, x, out=grad)  # times 1/2; a distance of 0 is always among the near pairs
-            grad[near] = torch.where(x[near] > 0, grad[near], 0)
-            pull_squared(grad, 1, near, q, k, grad_q, grad_k)
+            pull_squared(grad, 1, near, q, k, grad_q, grad_k, x)
 
         return x, pull
 
@@ -274,8 +273,7 @@ def squared_distances(q: Tensor, k: Tensor, shared: Shared | None = None) -> tup
     d2 = torch.mm(rows, keys.T, out=shared.memory("x", (len(q), len(k)), q))
     limit = 1e5 * torch.finfo(d2.dtype).eps
     row, column = _up_to(d2, limit * (size_q.amax() + size_k.amax()))
-    for part in torch.arange(len(row), device=row.device).split(1 << 16):
-        i, j = row[part], column[part]
+    for i, j in zip(row.split(1 << 16), column.split(1 << 16), strict=True):
         d2[i, j] = (q[i] - k[j]).square().sum(1)
     return d2, (row, column)
 
@@ -294,19 +292,30 @@ def _up_to(x: Tensor, limit: Tensor) -> Near:
     return flat // x.shape[1], flat % x.shape[1]
 
 
-def pull_squared(grad: Tensor, factor: float, near: Near, q: Tensor, k: Tensor, grad_q: Tensor, grad_k: Tensor) -> None:
+def pull_squared(
+    grad: Tensor,
+    factor: float,
+    near: Near,
+    q: Tensor,
+    k: Tensor,
+    grad_q: Tensor,
+    grad_k: Tensor,
+    x: Tensor | None = None,
+) -> None:
     """Add the gradient of `sum(grad * d2) * factor / 2` to `grad_q` and `grad_k`; near pairs by their differences.
 
-    `grad` is used up.
+    `grad` is used up. Where `x` is given, near pairs with x = 0 have no gradient.
     """
     row, column = near
-    if len(row):
-        close = factor * grad[row, column]
-        grad[row, column] = 0
-        for part in torch.arange(len(row), device=row.device).split(1 << 16):
-            i, j = row[part], column[part]
-            step = (q[i] - k[j]) * close[part][:, None]
-            grad_q.index_add_(0, i, step)
-            grad_k.index_add_(0, j, -step)
+    flat = row * len(k) + column
+    close = factor * grad.view(-1)[flat]
+    if x is not None:
+        close = torch.where(x.view(-1)[flat] > 0, close, 0)
+    grad.view(-1).index_fill_(0, flat, 0.0)
+    for part in close.nonzero()[:, 0].split(1 << 16):  # most often a point and itself, without a gradient
+        i, j = row[part], column[part]
+        step = (q[i] - k[j]) * close[part][:, None]
+        grad_q.index_add_(0, i, step)
+        grad_k.index_add_(0, j, -step)
     grad_q.addmm_(grad, k, alpha=-factor).addcmul_(grad.sum(1)[:, None], q, value=factor)
     grad_k.addmm_(grad.T, q, alpha=-factor).addcmul_(grad.sum(0)[:, None], k, value=factor)
