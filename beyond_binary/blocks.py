@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from . import distributed
-from .geometry import Geometry
+from .geometry import Geometry, Shared
 from .points import Points
 from .targets import Target
 from .targets.vectors import Classes
@@ -49,6 +49,13 @@ class Join:
         row = torch.repeat_interleave(count)
         offset = first - (count.cumsum(0) - count)
         return row, self.order[torch.arange(len(row), device=row.device) + offset[row]]
+
+
+def _may_hold_nan(y: Tensor) -> bool:
+    """Whether some y is NaN, where it is quicker to look than to go on as if."""
+    if torch.compiler.is_compiling() or y.device.type != "cpu" or not y.numel():
+        return True
+    return bool(y.amax().isnan())
 
 
 @dataclass(frozen=True)
@@ -85,7 +92,7 @@ class Block:
             valid = self.id_q[rows, None] != self.id_k[None, :]
             y = self.target.distance(self.code_q[rows], self.code_k, valid)
             if y.is_floating_point():
-                valid, y = valid & ~y.isnan(), y.to(x.dtype)
+                valid, y = (valid & ~y.isnan()) if _may_hold_nan(y) else valid, y.to(x.dtype)
             if self.miner is not None:
                 nearness = x.detach() if self.geometry.kind == "similarity" else -x.detach()
                 valid = valid & self.miner(nearness, y, valid)
@@ -146,16 +153,19 @@ def tiled(block: Block, q: Tensor, k: Tensor, rows: int, row: Tensor | None = No
 
     `row` is what the loss reads beside the pairs, one number a query [q].
     """
-    loss: Tensor = _Tiled.apply(block, rows, q, k, row)
+    wanted = torch.is_grad_enabled() and any(z is not None and z.requires_grad for z in (q, k, row))
+    loss: Tensor = _Tiled.apply(block, rows, wanted, q, k, row)
     return loss
 
 
 class _Tiled(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, block: Block, rows: int, q: Tensor, k: Tensor, row: Tensor | None) -> Tensor:
+    def forward(ctx: Any, block: Block, rows: int, wanted: bool, q: Tensor, k: Tensor, row: Tensor | None) -> Tensor:
         ctx.block = block
         held = None if row is None else row.detach()
-        value, count, grads = _walk(block, q.detach(), k.detach(), held, rows, any(ctx.needs_input_grad))
+        queries = q.detach()
+        keys = queries if k is q else k.detach()
+        value, count, grads = _walk(block, queries, keys, held, rows, wanted)
         value, count = block.totals(value, count)
         count = count.clamp_min(1)
         for term, n in zip(grads, count.tolist(), strict=False):
@@ -173,8 +183,8 @@ class _Tiled(torch.autograd.Function):
         if torch.is_grad_enabled():  # higher-order gradients were asked for: differentiate the plain formula
             leaves = [z.view_as(z) for z in (q, k, row) if z is not None]  # two nodes, also if q and k are one tensor
             again = _differentiate(dense(ctx.block, *leaves), leaves, grad)
-            return None, None, *again, *([None] if row is None else [])
-        return None, None, *(g * grad for g in grads), *([None] if row is None else [])
+            return None, None, None, *again, *([None] if row is None else [])
+        return None, None, None, *(g * grad for g in grads), *([None] if row is None else [])
 
 
 def _differentiate(output: Tensor, inputs: Sequence[Tensor], grad: Tensor) -> list[Tensor]:
@@ -189,7 +199,8 @@ def _centred(geometry: Geometry, q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
     """Both about the keys' mean where the geometry allows it: differences keep more digits there."""
     if geometry.shift_invariant and len(k):
         centre = k.mean(0)
-        return q - centre, k - centre
+        moved = k - centre
+        return (moved if q is k else q - centre), moved
     return q, k
 
 
@@ -205,39 +216,74 @@ def _walk(
     values: list[Tensor] = []
     counts: list[Tensor] = []
     grads: list[list[Tensor]] = []
+    shared = Shared()
     for part in _parts(len(q), rows):
-        x, pull = block.geometry.tile(q[part], k)
-        value, count, found = _tile(block, x, part, None if row is None else row[part], wanted)
+        x, pull = block.geometry.tile(q[part], k, shared)
+        value, count, found = _tile(block, x, part, None if row is None else row[part], wanted, shared)
         values.append(value.double())
         counts.append(count)
         if wanted and not grads:
             leaves = (q, k) if row is None else (q, k, row)
             grads = [[torch.zeros_like(z) for z in leaves] for _ in value]
         for whole, (grad_x, *grad_row) in zip(grads, found, strict=False):
-            pull(grad_x, whole[0][part], whole[1])
+            if isinstance(grad_x, Tensor):
+                pull(grad_x, whole[0][part], whole[1])
+            else:
+                places, slope = grad_x
+                _pull_places(block.geometry, places, slope, q[part], k, whole[0][part], whole[1])
             for g in grad_row:
                 whole[2][part] += g
     return torch.stack(values).sum(0), torch.stack(counts).sum(0), grads
 
 
 def _tile(
-    block: Block, x: Tensor, part: slice, row: Tensor | None, wanted: bool
-) -> tuple[Tensor, Tensor, list[list[Tensor]]]:
+    block: Block, x: Tensor, part: slice, row: Tensor | None, wanted: bool, shared: Shared
+) -> tuple[Tensor, Tensor, list[list[Any]]]:
     """Numerators, denominators [t] of one tile and the gradients of each numerator with respect to x (and row)."""
     if not wanted:
         with torch.no_grad():
             return *block.rows(x, part, row), []
     if block.in_place is not None and row is None:
         with torch.no_grad():
-            grad = x if block.geometry.kind == "similarity" else x.clone()  # distances are read again by their pull
-            rows = block.in_place(Tile(grad, functools.partial(block.places, part, x)))
+            grad = x
+            if block.geometry.kind == "distance":  # which is read again by its pull
+                grad = shared.memory("grad", x.shape, x).copy_(x)
+
+            def labels(rows: slice) -> tuple[Tensor, Tensor]:
+                return block.labels(slice(part.start + rows.start, part.start + rows.stop), x[rows])
+
+            tile = Tile(grad, functools.partial(block.places, part, x), labels, shared)
+            rows = block.in_place(tile)
             if rows is not None:
-                return *_sums(*rows), [[grad]]
+                return *_sums(*rows), ([[grad]] if rows[0].ndim == 1 else [[_apart(tile)], [grad]])
     with torch.enable_grad():
         leaves = [z.detach().requires_grad_() for z in (x, row) if z is not None]
         value, count = block.rows(leaves[0], part, leaves[1] if row is not None else None)
         grads = [_gradients(v, leaves) for v in value.unbind()]
     return value.detach(), count, grads
+
+
+FEW, LARGE = 1 / 32, 1 << 17  # part of a tile of at least so many pairs up to which places are pulled back one by one
+
+
+def _apart(tile: Tile) -> Tensor | tuple[Places, Tensor]:
+    """The gradient at the places of the same, taken out of a tile."""
+    slope = tile.take(tile.same)
+    tile.put(tile.same, 0.0)
+    if tile.x.numel() >= LARGE and len(slope) <= FEW * tile.x.numel():
+        return tile.same, slope
+    return torch.zeros_like(tile.x).view(-1).scatter_(0, tile.same.flat, slope).view_as(tile.x)
+
+
+def _pull_places(
+    geometry: Geometry, places: Places, slope: Tensor, q: Tensor, k: Tensor, grad_q: Tensor, grad_k: Tensor
+) -> None:
+    """Pull back a gradient that is 0 but for some places."""
+    for row, flat, some in zip(*(t.split(1 << 12) for t in (places.row, places.flat, slope)), strict=True):
+        column = flat - row * len(k)
+        of_q, of_k = geometry.pull_each(q[row], k[column], some)
+        grad_q.index_add_(0, row, of_q)
+        grad_k.index_add_(0, column, of_k)
 
 
 def _gradients(value: Tensor, leaves: Sequence[Tensor], grad: Tensor | None = None) -> list[Tensor]:

@@ -7,7 +7,8 @@ both sides. Distances by a matrix product lose near pairs to cancellation, so `t
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal, Protocol
 
@@ -23,6 +24,26 @@ Pull = Callable[[Tensor, Tensor, Tensor], None]
 """(grad_x [q k], grad_q [q d], grad_k [k d]): adds the pulled-back gradient to the last two, in place."""
 
 GEOMETRIES = Registry("geometry")
+
+
+class Shared:
+    """What the tiles of one walk against the same keys share: the keys' side, and memory (fresh memory is slow)."""
+
+    def __init__(self) -> None:
+        self._held: dict[str, Tensor] = {}
+
+    def once(self, name: str, make: Callable[[], Tensor]) -> Tensor:
+        """What the first tile makes, for all."""
+        if name not in self._held:
+            self._held[name] = make()
+        return self._held[name]
+
+    def memory(self, name: str, shape: Sequence[int], like: Tensor) -> Tensor:
+        """Memory of a shape in the type of `like`, with anything in it; the next tile gets the same."""
+        held = self._held.get(name)
+        if held is None or held.numel() < math.prod(shape):
+            held = self._held[name] = like.new_empty(shape).flatten()
+        return held[: math.prod(shape)].view(*shape)
 
 
 class Geometry(Protocol):
@@ -42,8 +63,11 @@ class Geometry(Protocol):
     def pairs(self, q: Tensor, k: Tensor) -> Tensor:
         """x [q k] of prepared embeddings, the plain formula."""
 
-    def tile(self, q: Tensor, k: Tensor) -> tuple[Tensor, Pull]:
-        """x [q k] without a graph, in memory of its own, and the function that pulls its gradient back."""
+    def pull_each(self, q: Tensor, k: Tensor, slope: Tensor) -> tuple[Tensor, Tensor]:
+        """Gradients of q and k [n d] from that of the x [n] of each query with a key of its own."""
+
+    def tile(self, q: Tensor, k: Tensor, shared: Shared | None = None) -> tuple[Tensor, Pull]:
+        """x [q k] without a graph, in memory of its own or `shared`, and the function that pulls its gradient back."""
 
     def block(self, q: Tensor, k: Tensor) -> Tensor:
         """x [q k] as `tile` computes it, for when no gradient is wanted."""
@@ -61,12 +85,15 @@ class _Product:
     def pairs(self, q: Tensor, k: Tensor) -> Tensor:
         return q @ k.T
 
-    def tile(self, q: Tensor, k: Tensor) -> tuple[Tensor, Pull]:
+    def pull_each(self, q: Tensor, k: Tensor, slope: Tensor) -> tuple[Tensor, Tensor]:
+        return slope[:, None] * k, slope[:, None] * q
+
+    def tile(self, q: Tensor, k: Tensor, shared: Shared | None = None) -> tuple[Tensor, Pull]:
         def pull(grad_x: Tensor, grad_q: Tensor, grad_k: Tensor) -> None:
             grad_q.addmm_(grad_x, k)
             grad_k.addmm_(grad_x.T, q)
 
-        return q @ k.T, pull
+        return torch.mm(q, k.T, out=(shared or Shared()).memory("x", (len(q), len(k)), q)), pull
 
     def block(self, q: Tensor, k: Tensor) -> Tensor:
         return q @ k.T
@@ -86,16 +113,27 @@ class _Distance:
         d2 = (q[:, None] - k[None]).square().sum(-1)
         return d2 if self.squared else safe_sqrt(d2)
 
-    def tile(self, q: Tensor, k: Tensor) -> tuple[Tensor, Pull]:
-        d2, near = squared_distances(q, k)
+    def pull_each(self, q: Tensor, k: Tensor, slope: Tensor) -> tuple[Tensor, Tensor]:
+        gap = q - k
+        if self.squared:
+            slope = 2 * slope
+        else:
+            x = torch.linalg.vector_norm(gap, dim=1)
+            slope = torch.where(x > 0, slope / x, 0)
+        gap.mul_(slope[:, None])
+        return gap, -gap
+
+    def tile(self, q: Tensor, k: Tensor, shared: Shared | None = None) -> tuple[Tensor, Pull]:
+        shared = shared or Shared()
+        d2, near = squared_distances(q, k, shared)
         x = d2 if self.squared else d2.sqrt_()
 
         def pull(grad_x: Tensor, grad_q: Tensor, grad_k: Tensor) -> None:
+            grad = shared.memory("pull", grad_x.shape, grad_x)
             if self.squared:
-                return pull_squared(grad_x.clone(), 2, near, q, k, grad_q, grad_k)
-            grad = grad_x / x  # times 1/2; a distance of 0 is always among the near pairs
-            grad[near] = torch.where(x[near] > 0, grad[near], 0)
-            pull_squared(grad, 1, near, q, k, grad_q, grad_k)
+                return pull_squared(grad.copy_(grad_x), 2, near, q, k, grad_q, grad_k)
+            torch.div(grad_x, x, out=grad)  # times 1/2; a distance of 0 is always among the near pairs
+            pull_squared(grad, 1, near, q, k, grad_q, grad_k, x)
 
         return x, pull
 
@@ -123,17 +161,28 @@ class _SignalToNoise:
         q, k = _centre(q), _centre(k)
         return (q[:, None] - k[None]).square().sum(-1) / self._power(q)[1]
 
-    def tile(self, q: Tensor, k: Tensor) -> tuple[Tensor, Pull]:
+    def pull_each(self, q: Tensor, k: Tensor, slope: Tensor) -> tuple[Tensor, Tensor]:
         q, k = _centre(q), _centre(k)
-        d2, near = squared_distances(q, k)
+        signal, power = self._power(q)
+        gap = q - k
+        rate = 2 * slope[:, None] / power
+        of_power = torch.where(signal == power, gap.square().sum(1, keepdim=True) / power, 0)
+        gap.mul_(rate)
+        return gap - rate * of_power * q, -gap
+
+    def tile(self, q: Tensor, k: Tensor, shared: Shared | None = None) -> tuple[Tensor, Pull]:
+        shared = shared or Shared()
+        keys, q = k, _centre(q)
+        k = shared.once("centred", lambda: _centre(keys))
+        d2, near = squared_distances(q, k, shared)
         signal, power = self._power(q)
         x = d2.div_(power)
 
         def pull(grad_x: Tensor, grad_q: Tensor, grad_k: Tensor) -> None:
-            grad = grad_x / power
-            of_power = torch.where(signal == power, torch.linalg.vecdot(grad, x)[:, None], 0)
-            of_q, of_k = -2 * of_power * q, torch.zeros_like(k)
-            pull_squared(grad, 2, near, q, k, of_q, of_k)
+            grad = shared.memory("pull", grad_x.shape, grad_x)
+            of_power = -torch.where(signal == power, row_dots(grad_x, x)[:, None] / power, 0)
+            of_q, of_k = 2 * of_power * q, torch.zeros_like(k)
+            pull_squared(torch.div(grad_x, power, out=grad), 2, near, q, k, of_q, of_k)
             grad_q.add_(_centre(of_q))
             grad_k.add_(_centre(of_k))
 
@@ -200,25 +249,38 @@ def safe_sqrt(x: Tensor) -> Tensor:
     return torch.where(positive, torch.where(positive, x, 1).sqrt(), 0)
 
 
+def row_dots(a: Tensor, b: Tensor) -> Tensor:
+    """Inner product of each row with the other's row [n], without a graph; on the CPU by numpy, which needs no memory."""
+    if a.device.type != "cpu":
+        return torch.linalg.vecdot(a, b)
+    return torch.from_numpy(np.einsum("ij,ij->i", a.numpy(), b.numpy()))
+
+
 Near = tuple[Tensor, Tensor]
 
 
-def squared_distances(q: Tensor, k: Tensor) -> tuple[Tensor, Near]:
+def squared_distances(q: Tensor, k: Tensor, shared: Shared | None = None) -> tuple[Tensor, Near]:
     """Squared distances [q k] by a matrix product, and the (row, column) of the pairs redone by differences.
 
     A pair is redone where cancellation would cost more than about five digits of relative precision.
     """
     if q.numel() == 0 or k.numel() == 0:
         return q.new_zeros(len(q), len(k)), (none := torch.zeros(0, dtype=torch.int64, device=q.device), none)
-    size_q, size_k = q.square().sum(1, keepdim=True), k.square().sum(1, keepdim=True)
-    one_q, one_k = torch.ones_like(size_q), torch.ones_like(size_k)
-    d2 = torch.cat([-2 * q, size_q, one_q], 1) @ torch.cat([k, one_k, size_k], 1).T  # sizes added by the product
+    shared = shared or Shared()
+    size_q, size_k = _size(q), shared.once("size", lambda: _size(k))
+    keys = shared.once("keys", lambda: torch.cat([k, torch.ones_like(size_k), size_k], 1))  # adds the sizes
+    rows = torch.cat([-2 * q, size_q, torch.ones_like(size_q)], 1)
+    d2 = torch.mm(rows, keys.T, out=shared.memory("x", (len(q), len(k)), q))
     limit = 1e5 * torch.finfo(d2.dtype).eps
     row, column = _up_to(d2, limit * (size_q.amax() + size_k.amax()))
-    for part in torch.arange(len(row), device=row.device).split(1 << 16):
-        i, j = row[part], column[part]
+    for i, j in zip(row.split(1 << 16), column.split(1 << 16), strict=True):
         d2[i, j] = (q[i] - k[j]).square().sum(1)
     return d2, (row, column)
+
+
+def _size(z: Tensor) -> Tensor:
+    """Squared length of each vector [n 1]."""
+    return z.square().sum(1, keepdim=True)
 
 
 def _up_to(x: Tensor, limit: Tensor) -> Near:
@@ -230,19 +292,30 @@ def _up_to(x: Tensor, limit: Tensor) -> Near:
     return flat // x.shape[1], flat % x.shape[1]
 
 
-def pull_squared(grad: Tensor, factor: float, near: Near, q: Tensor, k: Tensor, grad_q: Tensor, grad_k: Tensor) -> None:
+def pull_squared(
+    grad: Tensor,
+    factor: float,
+    near: Near,
+    q: Tensor,
+    k: Tensor,
+    grad_q: Tensor,
+    grad_k: Tensor,
+    x: Tensor | None = None,
+) -> None:
     """Add the gradient of `sum(grad * d2) * factor / 2` to `grad_q` and `grad_k`; near pairs by their differences.
 
-    `grad` is used up.
+    `grad` is used up. Where `x` is given, near pairs with x = 0 have no gradient.
     """
     row, column = near
-    if len(row):
-        close = factor * grad[row, column]
-        grad[row, column] = 0
-        for part in torch.arange(len(row), device=row.device).split(1 << 16):
-            i, j = row[part], column[part]
-            step = (q[i] - k[j]) * close[part][:, None]
-            grad_q.index_add_(0, i, step)
-            grad_k.index_add_(0, j, -step)
+    flat = row * len(k) + column
+    close = factor * grad.view(-1)[flat]
+    if x is not None:
+        close = torch.where(x.view(-1)[flat] > 0, close, 0)
+    grad.view(-1).index_fill_(0, flat, 0.0)
+    for part in close.nonzero()[:, 0].split(1 << 16):  # most often a point and itself, without a gradient
+        i, j = row[part], column[part]
+        step = (q[i] - k[j]) * close[part][:, None]
+        grad_q.index_add_(0, i, step)
+        grad_k.index_add_(0, j, -step)
     grad_q.addmm_(grad, k, alpha=-factor).addcmul_(grad.sum(1)[:, None], q, value=factor)
     grad_k.addmm_(grad.T, q, alpha=-factor).addcmul_(grad.sum(0)[:, None], k, value=factor)

@@ -9,11 +9,16 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from .geometry import Shared
+
 
 def split(y: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
     """Masks [q k] of the valid pairs that are the same, and of those that are different."""
     same = ~y if y.dtype == torch.bool else y == 0
     return valid & same, valid & ~same
+
+
+SOME_PAIRS = 1 << 17  # that fit into a core's cache
 
 
 @dataclass(frozen=True)
@@ -36,11 +41,21 @@ class Tile:
     Args:
         x: similarities or distances; the form leaves d(sum of values)/dx here.
         places: gives `same` (valid pairs of the same) and `off` (pairs that do not count).
+        labels: gives label distances and valid pairs of some rows, [rows k] each.
+        shared: what tiles of the same walk share.
     """
 
-    def __init__(self, x: Tensor, places: Callable[[], tuple[Places, Places]]) -> None:
+    def __init__(
+        self,
+        x: Tensor,
+        places: Callable[[], tuple[Places, Places]],
+        labels: Callable[[slice], tuple[Tensor, Tensor]],
+        shared: Shared | None = None,
+    ) -> None:
         self.x = x
+        self.labels = labels
         self._places = places
+        self._shared = shared or Shared()
 
     @cached_property
     def _both(self) -> tuple[Places, Places]:
@@ -55,6 +70,15 @@ class Tile:
     def off(self) -> Places:
         """Pairs that do not count."""
         return self._both[1]
+
+    def parts(self) -> list[slice]:
+        """Slices of rows, few enough to stay in a cache."""
+        step = max(1, SOME_PAIRS // max(self.x.shape[1], 1))
+        return [slice(start, min(start + step, len(self.x))) for start in range(0, len(self.x), step)]
+
+    def memory(self, name: str) -> Tensor:
+        """As much memory as x has, with anything in it, used again by the next tile."""
+        return self._shared.memory(f"tile {name}", self.x.shape, self.x)
 
     def take(self, places: Places) -> Tensor:
         """Entries of x."""

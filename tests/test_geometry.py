@@ -74,6 +74,16 @@ def test_tile_equals_pairs(spec: str) -> None:
 
 
 @every_geometry
+def test_pull_of_each_is_that_of_the_diagonal(spec: str) -> None:
+    geometry = create_geometry(spec)
+    q, k, slope = geometry.prepare(points(6)), geometry.prepare(points(6)), torch.randn(6, dtype=torch.float64)
+    k[1] = q[1]
+    q[2] = 0.0
+    expected = through_pairs(geometry, q, k, slope.diag())[1:]
+    torch.testing.assert_close(geometry.pull_each(q, k, slope), expected, rtol=1e-10, atol=1e-10)
+
+
+@every_geometry
 def test_pull_adds_to_what_is_there(spec: str) -> None:
     geometry = create_geometry(spec)
     q, k = geometry.prepare(points(3)), geometry.prepare(points(4))

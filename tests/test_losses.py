@@ -124,16 +124,22 @@ def test_single_precision_is_the_double_result_to_rounding(case: Case) -> None:
 def test_in_place_form_equals_plain_form(case: Case) -> None:
     build, in_place = LOSSES[case.loss].build, facts_of(case).in_place
     assert in_place is not None
-    options = {o: v for o, v in {**options_of(build), **case.options}.items() if o in options_of(in_place)}
-    y = some_classes(9)[:, None] != some_classes(9)[None, :]
-    nothing, no_negative = torch.zeros(9, 9, dtype=torch.bool), ~y
-    for valid in (~torch.eye(9, dtype=torch.bool), torch.rand(9, 9) < 0.4, ~nothing, nothing, no_negative, y):
+    own = {o: v for o, v in case.options.items() if o in options_of(build)}
+    options = {o: v for o, v in {**options_of(build), **own}.items() if o in options_of(in_place)}
+    same = some_classes(9)[:, None] == some_classes(9)[None, :]
+    y = ~same if facts_of(case).reads == "same" else torch.randint(0, 6, (9, 9)).double() * ~same
+    nothing = torch.zeros(9, 9, dtype=torch.bool)
+    for valid in (~torch.eye(9, dtype=torch.bool), torch.rand(9, 9) < 0.4, ~nothing, nothing, same, ~same):
         x = torch.randn(9, 9, dtype=torch.float64)
         x = (x.abs() if facts_of(case).x == "distance" else x).requires_grad_()
-        value, count = build(x, y, valid, **case.options)
+        value, count = build(x, y, valid, **own)
         (expected,) = torch.autograd.grad(value.sum(), x)
         untouched = x.detach().clone()
-        tile = Tile(untouched.clone(), lambda: (Places.of(valid & ~y), Places.of(~valid)))  # noqa: B023
+        tile = Tile(
+            untouched.clone(),
+            lambda: (Places.of(valid & same), Places.of(~valid)),  # noqa: B023
+            lambda rows: (y[rows], valid[rows]),  # noqa: B023
+        )
         got = in_place(tile, **options)
         if got is None:
             close(tile.x, untouched)

@@ -54,8 +54,9 @@ class LossFacts:
         penalty: a regulariser `(z, proxies, **options) -> scalar` added to the loss; z [n d] are the embeddings of all
             processes, proxies [c d] or None. Its options are options of the loss.
         scale_free: whether the loss does not change when all embeddings are scaled.
-        in_place: optional faster form of a row loss of one term: `(tile, **options) -> (value, count)` without a graph,
-            which overwrites `tile.x` with the gradient of `value.sum()`; None where it declines, `tile.x` untouched.
+        in_place: optional faster form of a row loss: `(tile, **options) -> (value, count)` without a graph, which
+            overwrites `tile.x` with the gradient of `value.sum()`; None where it declines, `tile.x` untouched. Of two
+            terms, only the first may depend on x at `tile.same`, and only the second elsewhere.
         by_proxy: optional faster form of a row loss whose rows are proxies, of two terms, without a graph:
             `(s [c n], row, column, weights, **options) -> values`, from the scores of some proxies and the places of the
             pairs that are the same to the terms' numerators [2]; `s` is overwritten with the gradient of their sum

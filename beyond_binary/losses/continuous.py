@@ -8,13 +8,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from . import Rows, register_loss
+from . import Rows, in_order, register_loss
 from .common import any_in_row, as_number, masked_sum
 
 
 @register_loss(
     "log_ratio",
     reads="magnitude",
+    in_place=in_order.log_ratio,
     x="distance",
     geometry="euclidean",
     paper="Kim et al.: Deep Metric Learning Beyond Binary Supervision, CVPR 2019",
@@ -114,6 +115,7 @@ def _within_ties(u: Tensor, y: Tensor, use: Tensor) -> tuple[Tensor, Tensor]:
 @register_loss(
     "rank_n_contrast",
     reads="order",
+    in_place=in_order.rank_n_contrast,
     x="distance",
     geometry="euclidean",
     scale_free=False,

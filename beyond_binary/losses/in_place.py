@@ -116,24 +116,37 @@ def contrastive(
     power: int = 2,
     average: str = "pairs",
 ) -> Rows | None:
-    """See `losses.pairs.contrastive`; for averages over all pairs."""
-    if average != "pairs" or power not in (1, 2):
+    """See `losses.pairs.contrastive`."""
+    if power not in (1, 2):
         return None
     x, same = tile.x, tile.same
     far = (tile.take(same) - positive_margin).clamp_min_(0)
     tile.put(same, torch.inf)
     tile.put(tile.off, torch.inf)
-    near = x.neg_().add_(negative_margin).clamp_min_(0)
-    cost, close = (far, near.sum(1)) if power == 1 else (far.square() / 2, torch.linalg.vecdot(near, near) / 2)
-    value = close + tile.sums(same, cost)
+    near = x.sub_(negative_margin).clamp_max_(0)
     if power == 1:
-        far, near = far.sign_(), near.sign_()
-    near.neg_()
+        pull, push = tile.sums(same, far), -near.sum(1)
+        active = near.sign_()
+        far.sign_()
+    else:
+        pull, push = tile.sums(same, far.square()) / 2, torch.linalg.vector_norm(near, dim=1).square() / 2
+        active = torch.sign(near, out=tile.memory("signs")) if average == "active" else near
+    value, count = pull + push, tile.valid()
+    if average == "active":
+        value, count = torch.stack([pull, push], 1), torch.stack([tile.sums(same, far.sign()), -active.sum(1)], 1)
     tile.put(same, far)
-    return value, tile.valid()
+    return value, count
 
 
-MOST_POSITIVES = 64  # of a row for which triplets are counted positive by positive
+def snr_contrastive(
+    tile: Tile, *, positive_margin: float = 0.0, negative_margin: float = 1.0, average: str = "active"
+) -> Rows | None:
+    """See `losses.pairs.snr_contrastive`."""
+    margins = {"positive_margin": positive_margin, "negative_margin": negative_margin}
+    return contrastive(tile, power=1, average=average, **margins)
+
+
+MOST_POSITIVES = 12  # of a row for which triplets are counted positive by positive
 
 
 def triplet(
@@ -145,12 +158,12 @@ def triplet(
     power: int = 1,
     average: str = "active",
 ) -> Rows | None:
-    """See `losses.triplets.triplet`; for the hinge over all triplets, where a row has few positives."""
+    """See `losses.triplets.triplet`; for the hinge over all triplets."""
+    if (triplets, hinge, power) != ("all", "hinge", 1):
+        return None
     x, same = tile.x, tile.same
     count = tile.sums(same)
     width = int(count.max()) if len(x) else 0
-    if (triplets, hinge, power) != ("all", "hinge", 1) or width > MOST_POSITIVES:
-        return None
     start = (count.cumsum(0) - count).long()
     slot = torch.arange(len(same.row), device=x.device) - start[same.row]
     limit = x.new_full((len(x), max(width, 1)), -torch.inf)
@@ -158,13 +171,35 @@ def triplet(
     number = tile.valid() - count
     tile.put(same, torch.inf)
     tile.put(tile.off, torch.inf)
-    met, gap, active = torch.zeros_like(x), torch.empty_like(x), torch.zeros_like(limit)
-    value = x.new_zeros(len(x))
+    value, active = (_each_positive if width <= MOST_POSITIVES else _ranked_positives)(tile, limit)
+    tile.put(same, active[same.row, slot])
+    return value, active.sum(1) if average == "active" else count * number
+
+
+def _each_positive(tile: Tile, limit: Tensor) -> Rows:
+    """Sum [q] of `limit - x` where that is positive, and how often it is [q p]; x becomes less how often it is."""
+    met, gap, active = tile.memory("met").zero_(), tile.memory("gap"), torch.zeros_like(limit)
+    value = tile.x.new_zeros(len(tile.x))
     for place, each in enumerate(limit.split(1, dim=1)):
-        torch.sub(each, x, out=gap).clamp_min_(0)
+        torch.sub(each, tile.x, out=gap).clamp_min_(0)
         value += gap.sum(1)
         active[:, place] = gap.sign_().sum(1)
         met += gap
+    torch.neg(met, out=tile.x)
+    return value, active
+
+
+def _ranked_positives(tile: Tile, limit: Tensor) -> Rows:
+    """The same by a search of each x among the row's sorted limits; better where these are many."""
+    x, width = tile.x, limit.shape[1]
+    ordered, order = limit.sort(1)
+    passed = torch.searchsorted(ordered, x, right=True)
+    met = torch.sub(width, passed, out=torch.empty_like(passed)).to(x.dtype)
+    row = torch.arange(len(x), device=x.device)[:, None]
+    flat = passed.add_(row * (width + 1)).flatten()
+    found = torch.bincount(flat, minlength=len(x) * (width + 1)).view(len(x), -1)[:, :width].cumsum(1).to(x.dtype)
+    value = (torch.where(found > 0, ordered, 0) * found).sum(1)
+    x.masked_fill_(met == 0, 0.0)
+    value -= torch.linalg.vecdot(x, met)
     torch.neg(met, out=x)
-    tile.put(same, active[same.row, slot])
-    return value, active.sum(1) if average == "active" else count * number
+    return value, torch.empty_like(limit).scatter_(1, order, found)

@@ -72,6 +72,7 @@ def _mean_of_coordinates(z: Tensor, proxies: Tensor | None, *, regularizer: floa
     "snr_contrastive",
     penalty=_mean_of_coordinates,
     reads="same",
+    in_place=in_place.snr_contrastive,
     x="distance",
     geometry="snr",
     paper="Yuan et al.: Signal-to-Noise Ratio: A Robust Distance Metric for Deep Metric Learning, CVPR 2019",

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 from torch.utils.checkpoint import checkpoint
 
-from . import Rows, in_place, register_loss
+from . import Rows, in_order, in_place, register_loss
 from .common import as_number, softplus, split
 
 Triplets = Literal["all", "semi_hard", "hard", "facenet"]
@@ -159,6 +159,7 @@ def _farther(far: Tensor, limit: Tensor, mask: Tensor, equal: bool = False) -> T
 @register_loss(
     "dense_triplet",
     reads="order",
+    in_place=in_order.dense_triplet,
     x="distance",
     geometry="squared_euclidean(normalize=True)",
     paper="Kim et al.: Deep Metric Learning Beyond Binary Supervision, CVPR 2019 (the baseline with dense triplets)",
