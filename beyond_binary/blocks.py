@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from . import distributed
-from .geometry import Geometry
+from .geometry import Geometry, Pull
 from .points import Points
 from .targets import Target
 from .targets.vectors import Classes
@@ -177,7 +177,7 @@ class _Tiled(torch.autograd.Function):
         return None, None, *(g * grad for g in grads), *([None] if row is None else [])
 
 
-def _differentiate(output: Tensor, inputs: Sequence[Tensor], grad: Tensor) -> list[Tensor]:
+def _differentiate(output: Any, inputs: Sequence[Tensor], grad: Any) -> list[Tensor]:
     """Gradients with a graph, zeros where the output does not depend on an input."""
     wanted = [z for z in inputs if z.requires_grad]
     grads = iter(torch.autograd.grad(output, wanted, grad, create_graph=True, allow_unused=True))
@@ -249,6 +249,32 @@ def _gradients(value: Tensor, leaves: Sequence[Tensor], grad: Tensor | None = No
 
 
 @dataclass(frozen=True)
+class Same:
+    """Valid pairs of the same as a list [p]; in the plain form all pairs of the block, of which `use` says which count.
+
+    Attributes:
+        row: their queries.
+        column: their keys.
+        x: their similarities or distances, with gradient.
+        use: those that count.
+    """
+
+    row: Tensor
+    column: Tensor
+    x: Tensor
+    use: Tensor
+
+    def mean(self, value: Tensor, use: Tensor | None = None) -> Tensor:
+        """Mean of one value a pair, over those of `use` (all); 0 without any."""
+        use = self.use if use is None else self.use & use
+        return torch.where(use, value, 0).sum() / use.sum().clamp_min(1)
+
+
+Finish = Callable[[Tensor], Sequence[Tensor]]
+"""From the gradient of a tile's results: leaves that of x in the tile, returns those of what all tiles share."""
+
+
+@dataclass(frozen=True)
 class Pairs:
     """A block of pairs as losses see it that are no sum over rows.
 
@@ -313,6 +339,27 @@ class Pairs:
         result: Tensor = _Reduced.apply(self, fn, len(rows), q, k, *rows, *shared)
         return result
 
+    def apart(
+        self,
+        fn: Callable[..., Tensor],
+        in_place: Callable[..., tuple[Tensor, Finish]],
+        shared: Sequence[Tensor] = (),
+    ) -> tuple[Tensor, Same]:
+        """Results [q ...] of each row's negatives by `fn(x, negative, *shared)`, and all positives as a list.
+
+        In memory of a tile and of the list. `in_place(tile, *shared)` is the same without a graph, on tiles in which
+        all that is no valid negative is infinitely far; it may overwrite the tile, and returns the results and a
+        function that turns their gradient into those of x (which it leaves in `tile.x`) and of `shared`.
+        """
+        if self.plain:
+            x, y, valid = self.dense()
+            positive, negative = split(y, valid)
+            row, column = (torch.arange(n, device=x.device) for n in x.shape)
+            row, column = row[:, None].expand_as(x).flatten(), column.expand_as(x).flatten()
+            return fn(x, negative, *shared), Same(row, column, x.flatten(), positive.flatten())
+        result, x, row, column = _Apart.apply(self, fn, in_place, *self.prepared(), *shared)
+        return result, Same(row, column, x, torch.ones_like(row, dtype=torch.bool))
+
 
 class _Reduced(torch.autograd.Function):
     @staticmethod
@@ -355,3 +402,63 @@ class _Reduced(torch.autograd.Function):
                 for i, g in enumerate(rest):
                     (whole[2 + i][part] if i < ctx.split else whole[2 + i]).add_(g)
         return None, None, None, *whole
+
+
+class _Apart(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, pairs: Pairs, fn: Callable[..., Tensor], in_place: Callable[..., Any], *inputs: Tensor
+    ) -> Any:
+        q, k, *shared = (z.detach() for z in inputs)
+        q, k = _centred(pairs.block.geometry, q, k)
+        assert pairs.tile is not None
+        found = []
+        ctx.sizes = []
+        for part in _parts(len(q), pairs.tile):
+            tile, near, pull = _opened(pairs.block, q, k, part)
+            result, finish = in_place(tile, *shared)
+            found.append((result, near, tile.same.row + part.start, tile.same.flat % len(k)))
+            ctx.sizes.append(len(near))
+        ctx.pairs, ctx.fn, ctx.in_place = pairs, fn, in_place
+        ctx.last = (tile, pull, finish) if any(ctx.needs_input_grad) else None
+        result, near, row, column = (torch.cat(parts) for parts in zip(*found, strict=True))
+        ctx.mark_non_differentiable(row, column)
+        ctx.save_for_backward(row, column, *inputs)
+        return result, near, row, column
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor, grad_near: Tensor, *places: Any) -> tuple[Tensor | None, ...]:
+        row, column, *inputs = ctx.saved_tensors
+        block = ctx.pairs.block
+        if torch.is_grad_enabled():
+            inputs = [z.view_as(z) for z in inputs]
+            x = block.geometry.pairs(*inputs[:2])
+            result = ctx.fn(x, split(*block.labels(slice(None), x))[1], *inputs[2:])
+            return None, None, None, *_differentiate([result, x[row, column]], inputs, [grad, grad_near])
+        q, k, *shared = (z.detach() for z in inputs)
+        whole = [torch.zeros_like(z) for z in inputs]
+        q, k = _centred(block.geometry, q, k)
+        last, ctx.last = ctx.last, None
+        for part, near in reversed(list(zip(_parts(len(q), ctx.pairs.tile), grad_near.split(ctx.sizes), strict=True))):
+            if last is None:
+                tile, _, pull = _opened(block, q, k, part)
+                finish = ctx.in_place(tile, *shared)[1]
+            else:  # of the last tile, or of a small block's only one, everything is there still
+                (tile, pull, finish), last = last, None
+            for z, g in zip(whole[2:], finish(grad[part]), strict=True):
+                z.add_(g)
+            tile.put(tile.same, near)
+            tile.put(tile.off, 0.0)
+            pull(tile.x, whole[0][part], whole[1])
+        return None, None, None, *whole
+
+
+def _opened(block: Block, q: Tensor, k: Tensor, part: slice) -> tuple[Tile, Tensor, Pull]:
+    """A tile in which all but valid negatives is infinitely far, its positives' x, and what pulls a gradient back."""
+    x, pull = block.geometry.tile(q[part], k)
+    similar = block.geometry.kind == "similarity"
+    tile = Tile(x if similar else x.clone(), functools.partial(block.places, part, x))  # a distance is read by its pull
+    near = tile.take(tile.same)
+    for places in (tile.same, tile.off):
+        tile.put(places, -torch.inf if similar else torch.inf)
+    return tile, near, pull

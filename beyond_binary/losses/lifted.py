@@ -11,7 +11,16 @@ from torch import Tensor
 from ..blocks import Pairs
 from ..geometry import Geometry
 from . import register_loss
-from .common import any_in_row, as_number, log1p_sumexp, masked_logsumexp, masked_sum, softplus, split
+from .common import (
+    against_negatives,
+    any_in_row,
+    as_number,
+    log1p_sumexp,
+    masked_sum,
+    nothing,
+    softplus,
+    split,
+)
 
 
 @register_loss(
@@ -33,7 +42,8 @@ def lifted_structure(pairs: Pairs, *, margin: float = 1.0) -> Tensor:
     `geometry="euclidean(normalize=True)"`. Positive pairs without any negative are left out.
 
     Paper settings: margin 1.
-    Cost: O(q k) time, memory of a tile; the distances are computed twice (three times against references).
+    Cost: O(q k) time; memory of a tile and O(p) for p positive pairs; the distances are computed twice, of a block of
+    one tile once (against references twice that).
 
     Args:
         pairs: the pairs, with distances.
@@ -42,44 +52,13 @@ def lifted_structure(pairs: Pairs, *, margin: float = 1.0) -> Tensor:
     Returns:
         A scalar.
     """
-    push = functools.partial(_push, margin=margin)
-    own = pairs.reduce(push)
-    other = own if pairs.k is pairs.q else pairs.swapped().reduce(push)
-    pull = _pull if pairs.plain else _pull_sparse
-    value, number = pairs.reduce(pull, rows=(own,), shared=(other,)).sum(0).unbind()
-    return value / (2 * number.clamp_min(1))
-
-
-def _push(x: Tensor, y: Tensor, valid: Tensor, margin: float) -> Tensor:
-    """Log-sum-exp over a row's negatives of how much nearer than the margin they are; `_none` for a row without."""
-    _, negative = split(y, valid)
-    return torch.where(any_in_row(negative), masked_logsumexp(margin - x, negative), _none(x))
-
-
-def _none(x: Tensor) -> float:
-    """In place of the logarithm of 0; sums of two are finite still."""
-    return torch.finfo(x.dtype).min / 4
-
-
-def _lifted(d: Tensor, own: Tensor, other: Tensor) -> tuple[Tensor, Tensor]:
-    """[J]_+^2 and whether there is a negative."""
+    own, same = against_negatives(pairs, -1.0)
+    other = own if pairs.k is pairs.q else against_negatives(pairs.swapped(), -1.0)[0]
+    own, other = own.index_select(0, same.row), other.index_select(0, same.column)
     top = torch.maximum(own, other).detach()
-    both = top + ((own - top).exp() + (other - top).exp()).log()
-    return (both + d).relu().square(), top > _none(d)
-
-
-def _pull(x: Tensor, y: Tensor, valid: Tensor, own: Tensor, other: Tensor) -> Tensor:
-    """Rows' sums of `_lifted` over their positives, and the number of these [q 2]."""
-    positive, _ = split(y, valid)
-    value, some = _lifted(x, own[:, None], other[None, :])
-    return torch.stack([masked_sum(value, positive), as_number(positive & some, x).sum(1)], dim=1)
-
-
-def _pull_sparse(x: Tensor, y: Tensor, valid: Tensor, own: Tensor, other: Tensor) -> Tensor:
-    """`_pull` that looks at positives alone."""
-    i, j = split(y, valid)[0].nonzero(as_tuple=True)
-    value, some = _lifted(x[i, j], own[i], other[j])
-    return x.new_zeros(len(x), 2).index_add(0, i, torch.stack([value, some.to(x.dtype)], dim=1))
+    push = margin + top + ((own - top).exp() + (other - top).exp()).log()
+    cost = torch.where(top > nothing(top), (push + same.x).relu().square() / 2, 0)
+    return same.mean(cost, top > nothing(top))
 
 
 @register_loss(

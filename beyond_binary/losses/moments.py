@@ -14,7 +14,7 @@ from ..blocks import Pairs
 from ..geometry import create_geometry
 from ..targets.vectors import Classes
 from . import register_loss
-from .common import masked_sum, split
+from .common import as_number, masked_sum, split
 from .groups import common_classes, equal_ids
 
 CHUNK = 1 << 18  # numbers of the keys that are normalised at once: they stay in the cache
@@ -324,3 +324,28 @@ def _by_covariance(q: Tensor, shift_q: Tensor, id_q: Tensor, k: Tensor, shift_k:
         mean = mean_a @ mean_b + s.mean().double() + t.mean().double() + moved
         columns.append(torch.stack([mean.new_tensor(number - len(row)), mean, spread.clamp_min(0)]))
     return torch.stack(columns, 1)
+
+
+def mean_of_different(pairs: Pairs) -> tuple[Tensor, Tensor]:
+    """Number and mean (0 without any) of the scores of different labels; by sums over classes where that can be."""
+    if _read_scores(pairs):
+        x = pairs.reduce(_sums_of_different).sum(0)
+        return x[0], x[1] / x[0].clamp_min(1)
+    q, k = pairs.prepared()
+    row, column = equal_ids(pairs.q.id, pairs.k.id)
+    other = pairs.q.code[row] != pairs.k.code[column]
+    row, column = row[other], column[other]
+    classes, slot = torch.unique(torch.cat([pairs.q.code, pairs.k.code]), return_inverse=True)
+    slots = slot.split([len(q), len(k)])
+    by_class = [z.new_zeros(len(classes), z.shape[1]).index_add(0, s, z) for z, s in zip((q, k), slots, strict=True)]
+    sizes = [s.bincount(minlength=len(classes)) for s in slots]
+    number = len(q) * len(k) - (sizes[0] * sizes[1]).sum() - len(row)
+    total = by_class[0].sum(0) @ by_class[1].sum(0) - (by_class[0] * by_class[1]).sum()
+    total = total - (q[row] * k[column]).sum()
+    return number, total / number.clamp_min(1)
+
+
+def _sums_of_different(x: Tensor, y: Tensor, valid: Tensor) -> Tensor:
+    """Number and sum of a row's scores of different labels [q 2]."""
+    _, negative = split(y, valid)
+    return torch.stack([as_number(negative, x).sum(1), masked_sum(x, negative)], 1)
