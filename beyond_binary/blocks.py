@@ -300,9 +300,9 @@ class Pairs:
         """Whether the plain formula on the whole block is wanted."""
         return self.tile is None
 
-    def between(self, q: Points, k: Points) -> Pairs:
-        """Other points, compared in the same way (without the miner)."""
-        return Pairs.of(q, k, self.block.geometry, self.block.target, None, self.tile)
+    def between(self, q: Points, k: Points, rows: int | None = None) -> Pairs:
+        """Other points, compared in the same way (without the miner), with as many or `rows` rows in a tile."""
+        return Pairs.of(q, k, self.block.geometry, self.block.target, None, rows or self.tile)
 
     def swapped(self) -> Pairs:
         """Keys as rows against queries."""

@@ -8,8 +8,10 @@ import math
 import torch
 from torch import Tensor
 
-from ..blocks import Pairs
+from ..blocks import Finish, Pairs
 from ..geometry import Geometry
+from ..targets.vectors import Classes
+from ..tiles import Tile
 from . import register_loss
 from .common import (
     against_negatives,
@@ -21,6 +23,7 @@ from .common import (
     softplus,
     split,
 )
+from .groups import by_class, equal_ids
 
 
 @register_loss(
@@ -81,7 +84,8 @@ def n_pairs(pairs: Pairs, *, l2: float = 0.0) -> Tensor:
     length of unsaid weight, 0.005 in later code; it is off by default.
 
     Paper settings: none given.
-    Cost: O(q k) time, memory of a tile; the similarities are computed twice.
+    Cost: O(c^2) time for c classes that have a pair, memory of a tile. Under a miner, or if labels are no classes,
+    O(q k) time.
 
     Args:
         pairs: the pairs, with similarities.
@@ -90,12 +94,34 @@ def n_pairs(pairs: Pairs, *, l2: float = 0.0) -> Tensor:
     Returns:
         A scalar; it depends on the order of the batch where a class has items to choose from.
     """
-    anchor, chosen = _first_pairs(pairs)
+    if not pairs.plain and pairs.block.miner is None and isinstance(pairs.block.target, Classes):
+        anchor, positive = _first_listed(pairs)
+        q, k = pairs.q[anchor], pairs.k[positive]
+        push, same = against_negatives(pairs.between(q, k), 1.0)
+        loss = same.mean(softplus(push.index_select(0, same.row) - same.x))
+        return loss + l2 / 4 * (q.z.square().sum() + k.z.square().sum()) / max(len(q), 1)
+    anchors, chosen = _first_pairs(pairs)
     cost = pairs.reduce(functools.partial(_n_pair, chosen=chosen > 0))
-    number = anchor.sum().clamp_min(1)
+    number = anchors.sum().clamp_min(1)
     lengths = (z.square().sum(1) for z in (pairs.q.z, pairs.k.z))
-    long = sum(torch.dot(each, weight) for each, weight in zip(lengths, (anchor, chosen), strict=True))
-    return (torch.dot(cost, anchor) + l2 / 4 * long) / number
+    long = sum(torch.dot(each, weight) for each, weight in zip(lengths, (anchors, chosen), strict=True))
+    return (torch.dot(cost, anchors) + l2 / 4 * long) / number
+
+
+@torch.no_grad()
+def _first_listed(pairs: Pairs) -> tuple[Tensor, Tensor]:
+    """The anchor and the positive of each class that has both [c], as numbers of queries and keys."""
+    n, m, device = len(pairs.q), len(pairs.k), pairs.q.z.device
+    positive = torch.full((n,), m, device=device)
+    for start in range(0, n, pairs.tile or n):
+        part = slice(start, start + (pairs.tile or n))
+        same, _ = pairs.block.places(part, pairs.q.z)
+        positive[part].scatter_reduce_(0, same.row, same.flat % m, "amin")
+    classes, slot = torch.unique(pairs.q.code, return_inverse=True)
+    place = torch.where(positive < m, torch.arange(n, device=device), n)
+    anchor = torch.full((len(classes),), n, device=device).scatter_reduce_(0, slot, place, "amin")
+    anchor = anchor[anchor < n]
+    return anchor, positive[anchor]
 
 
 def _n_pair(x: Tensor, y: Tensor, valid: Tensor, chosen: Tensor) -> Tensor:
@@ -145,7 +171,9 @@ def angular(pairs: Pairs, *, alpha: float = 45.0) -> Tensor:
     the embeddings, and beyond unless they are far apart.
 
     Paper settings: alpha 36 to 55 degrees; 45 in later code, 40 in pytorch-metric-learning.
-    Cost: O(q k^2) time; memory of a tile and O(p k) for the p keys that are positives in it.
+    Cost: O(q k) time and that of a product of each class with itself, memory of a tile, for a batch of classes. Against
+    references, under a miner, or if labels are no classes O(q k^2) time and O(p k) memory for the p keys that are
+    positives in a tile.
 
     Args:
         pairs: the pairs, with cosine similarities.
@@ -157,9 +185,75 @@ def angular(pairs: Pairs, *, alpha: float = 45.0) -> Tensor:
     if not 0 < alpha < 90:
         raise ValueError(f"angular: alpha must be between 0 and 90 degrees, got {alpha}")
     t = math.tan(math.radians(alpha)) ** 2
+    if not pairs.plain and _whole_classes(pairs):
+        costs, use = _by_class(pairs, t)
+        return torch.where(use, costs, 0).sum() / use.sum().clamp_min(1)
     angles = functools.partial(_angles, t=t, geometry=pairs.block.geometry, plain=pairs.plain)
     value, number = pairs.reduce(angles, shared=(pairs.k.z,)).sum(0).unbind()
     return value / number.clamp_min(1)
+
+
+def _whole_classes(pairs: Pairs) -> bool:
+    """Whether a batch of classes is compared with itself, classes fit into tiles, and have no items in common."""
+    if pairs.k is not pairs.q or pairs.block.miner is not None or not isinstance(pairs.block.target, Classes):
+        return False
+    code = pairs.q.code
+    row, column = equal_ids(pairs.q.id, pairs.q.id)
+    return bool((code[row] == code[column]).all()) and int(code.unique(return_counts=True)[1].max()) <= (
+        pairs.tile or 0
+    )
+
+
+def _by_class(pairs: Pairs, t: float) -> tuple[Tensor, Tensor]:
+    """Costs of positive pairs and whether they count, from tiles of whole classes of one size: both anchors are there."""
+    order, _, runs = by_class(pairs.q.code)
+    points = pairs.q[order]
+    found, start = [], 0
+    for g, m in runs:
+        if m == 1 and len(runs) > 1:  # without a positive
+            start += g
+            continue
+        rows = points[start : start + g * m]
+        some = pairs.between(rows if g * m < len(points) else points, points, rows=max(1, (pairs.tile or m) // m) * m)
+        plain = functools.partial(_mates, factor=4 * t, size=m)
+        total, same = some.apart(plain, functools.partial(_mates_in_place, **plain.keywords))
+        mate = same.column - start - same.row // m * m
+        total = total.flatten().index_select(0, same.row * m + mate)
+        found.append((softplus(total - 2 * (1 + t) * same.x), same.use & (total > nothing(total))))
+        start += g * m
+    costs, use = (torch.cat(parts) for parts in zip(*found, strict=True))
+    return costs, use
+
+
+def _mates(x: Tensor, negative: Tensor, *, factor: float, size: int) -> Tensor:
+    """For each row and each of its class's `size` items the log of the sum over negatives of both exponentials [q m]."""
+    e, top = _exponentials(factor * x, negative)
+    total = _products(e.unflatten(0, (-1, size))).log() + _both(top[:, None], size)
+    return torch.where(any_in_row(negative)[:, None], total.flatten(0, 1), nothing(x))
+
+
+def _mates_in_place(tile: Tile, *, factor: float, size: int) -> tuple[Tensor, Finish]:
+    top, _ = tile.powers_(tile.x.mul_(factor))
+    e = tile.x.unflatten(0, (-1, size))
+    total = _products(e)
+
+    def finish(grad: Tensor) -> tuple[()]:
+        weight = grad.view_as(total).div(total).mul_(factor)
+        tile.x.mul_(torch.bmm(weight + weight.mT, e).flatten(0, 1))
+        return ()
+
+    return (total.log() + _both(top, size)).flatten(0, 1), finish
+
+
+def _products(e: Tensor) -> Tensor:
+    """Inner products of the rows of each class [g m m], kept off zero."""
+    return (e @ e.mT).clamp_min(torch.finfo(e.dtype).tiny)
+
+
+def _both(top: Tensor, size: int) -> Tensor:
+    """Sums of two rows' numbers within each class [g m m]."""
+    top = top.view(-1, size, 1)
+    return top + top.mT
 
 
 def _angles(x: Tensor, y: Tensor, valid: Tensor, keys: Tensor, *, t: float, geometry: Geometry, plain: bool) -> Tensor:
