@@ -332,17 +332,24 @@ def mean_of_different(pairs: Pairs) -> tuple[Tensor, Tensor]:
         x = pairs.reduce(_sums_of_different).sum(0)
         return x[0], x[1] / x[0].clamp_min(1)
     q, k = pairs.prepared()
-    row, column = equal_ids(pairs.q.id, pairs.k.id)
-    other = pairs.q.code[row] != pairs.k.code[column]
-    row, column = row[other], column[other]
     classes, slot = torch.unique(torch.cat([pairs.q.code, pairs.k.code]), return_inverse=True)
     slots = slot.split([len(q), len(k)])
-    by_class = [z.new_zeros(len(classes), z.shape[1]).index_add(0, s, z) for z, s in zip((q, k), slots, strict=True)]
     sizes = [s.bincount(minlength=len(classes)) for s in slots]
-    number = len(q) * len(k) - (sizes[0] * sizes[1]).sum() - len(row)
-    total = by_class[0].sum(0) @ by_class[1].sum(0) - (by_class[0] * by_class[1]).sum()
-    total = total - (q[row] * k[column]).sum()
+    of_q = _sums_by(q, slots[0], len(classes))
+    of_k = of_q if k is q else _sums_by(k, slots[1], len(classes))
+    number = len(q) * len(k) - (sizes[0] * sizes[1]).sum()
+    total = of_q.sum(0) @ of_k.sum(0) - torch.dot(of_q.flatten(), of_k.flatten())
+    row, column = equal_ids(pairs.q.id, pairs.k.id)
+    other = (pairs.q.code[row] != pairs.k.code[column]).nonzero()[:, 0]
+    if len(other):
+        number = number - len(other)
+        total = total - (q[row[other]] * k[column[other]]).sum()
     return number, total / number.clamp_min(1)
+
+
+def _sums_by(z: Tensor, slot: Tensor, slots: int) -> Tensor:
+    """Sums of the points of each slot [slots d]."""
+    return z.new_zeros(slots, z.shape[1]).index_add(0, slot, z)
 
 
 def _sums_of_different(x: Tensor, y: Tensor, valid: Tensor) -> Tensor:

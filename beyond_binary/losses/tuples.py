@@ -294,7 +294,7 @@ def _negatives(x: Tensor, negative: Tensor, aim: Tensor, *, scale: float) -> Ten
 
 def _negatives_in_place(tile: Tile, aim: Tensor, *, scale: float) -> tuple[Tensor, Finish]:
     gap = (tile.x - aim).clamp_min_(0)
-    beyond = torch.linalg.vecdot(gap, gap)
+    beyond = torch.linalg.vector_norm(gap, dim=1).square_()
     push, pull = of_negatives_in_place(tile, factor=scale)
 
     def finish(grad: Tensor) -> tuple[Tensor]:
