@@ -194,7 +194,7 @@ class Objective(nn.Module):
         if len(q) == 0 or len(k) == 0:
             return zq.sum() * 0 + zk.sum() * 0
         loss: Tensor = self._function(Pairs.of(q, k, self.geometry, self.target, self._miner, self._tile(len(k))))
-        return torch.where(zq.isnan().any() | zk.isnan().any(), torch.nan, loss)
+        return torch.where(zq.amax().isnan() | zk.amax().isnan(), torch.nan, loss)  # several times quicker than any()
 
     def _softmax(self, queries: Points, share: int) -> Tensor:
         assert self.proxies is not None

@@ -18,6 +18,7 @@ from .common import as_number, masked_sum, split
 from .groups import common_classes, equal_ids
 
 CHUNK = 1 << 18  # numbers of the keys that are normalised at once: they stay in the cache
+PRODUCTS = (create_geometry("cosine"), create_geometry("dot"))
 Moments = tuple[Tensor, Tensor, Tensor]
 """Number, mean and variance (population) of some scores, float64."""
 
@@ -130,7 +131,7 @@ def _read_scores(pairs: Pairs) -> bool:
     """Whether the scores must be formed: the plain form is wanted, or they are no inner products by classes."""
     if pairs.plain or pairs.block.miner is not None or not isinstance(pairs.block.target, Classes):
         return True
-    return pairs.block.geometry not in (create_geometry("cosine"), create_geometry("dot"))
+    return pairs.block.geometry not in PRODUCTS
 
 
 def score_moments(pairs: Pairs) -> tuple[Moments, Moments]:
