@@ -66,6 +66,7 @@ class Block:
         loss: the row loss, options bound (a loss of form `pairs` has none).
         in_place: its in-place form, options bound, if it has one.
         share: 1, or the number of processes when each walks only its part of all rows.
+        tile: rows in a tile, None for all: a miner that draws draws by the tile.
     """
 
     geometry: Geometry
@@ -78,6 +79,7 @@ class Block:
     loss: RowLoss | None = None
     in_place: Callable[..., Any] | None = None
     share: int = 1
+    tile: int | None = None
 
     def labels(self, rows: slice, x: Tensor) -> tuple[Tensor, Tensor]:
         """Label distances and valid pairs of some rows, [rows k] each."""
@@ -88,8 +90,26 @@ class Block:
                 valid, y = valid & ~y.isnan(), y.to(x.dtype)
             if self.miner is not None:
                 nearness = x.detach() if self.geometry.kind == "similarity" else -x.detach()
-                valid = valid & self.miner(nearness, y, valid)
+                valid = valid & self._mined(rows.start or 0, nearness, y, valid)
         return y, valid
+
+    @cached_property
+    def _seed(self) -> int:
+        return int(torch.randint(1 << 62, ()))
+
+    def _mined(self, start: int, nearness: Tensor, y: Tensor, valid: Tensor) -> Tensor:
+        """The miner's mask of rows from `start` on; one that draws draws the same in each walk through the block."""
+        assert self.miner is not None
+        if torch.compiler.is_compiling():  # there the block is walked once
+            return self.miner(nearness, y, valid)
+        cuda = nearness.device.type == "cuda"
+        masks = []
+        with torch.random.fork_rng(devices=[nearness.device] if cuda else []):
+            for part in _parts(len(nearness), self.tile or max(len(nearness), 1)):
+                generator = torch.cuda.default_generators[nearness.device.index] if cuda else torch.default_generator
+                generator.manual_seed(self._seed + start + part.start)
+                masks.append(self.miner(nearness[part], y[part], valid[part]))
+        return torch.cat(masks)
 
     @cached_property
     def _of_class(self) -> Join:
@@ -293,7 +313,7 @@ class Pairs:
     @staticmethod
     def of(q: Points, k: Points, geometry: Geometry, target: Target, miner: Miner | None, tile: int | None) -> Pairs:
         """Pairs of queries and keys."""
-        return Pairs(q, k, Block(geometry, target, miner, q.code, k.code, q.id, k.id), tile)
+        return Pairs(q, k, Block(geometry, target, miner, q.code, k.code, q.id, k.id, tile=tile), tile)
 
     @property
     def plain(self) -> bool:
@@ -365,7 +385,6 @@ class _Reduced(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, pairs: Pairs, fn: Callable[..., Tensor], split: int, *inputs: Tensor) -> Tensor:
         ctx.pairs, ctx.fn, ctx.split = pairs, fn, split
-        ctx.random = torch.get_rng_state() if pairs.block.miner is not None else None
         ctx.save_for_backward(*inputs)
         q, k, *extra = (z.detach() for z in inputs)
         q, k = _centred(pairs.block.geometry, q, k)
@@ -380,27 +399,24 @@ class _Reduced(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         pairs, block = ctx.pairs, ctx.pairs.block
-        with torch.random.fork_rng(devices=[], enabled=ctx.random is not None):
-            if ctx.random is not None:  # a miner that draws must draw the same again
-                torch.set_rng_state(ctx.random)
-            if torch.is_grad_enabled():
-                inputs = [z.view_as(z) for z in ctx.saved_tensors]
-                x = block.geometry.pairs(*inputs[:2])
-                again = ctx.fn(x, *block.labels(slice(None), x), *inputs[2:])
-                return None, None, None, *_differentiate(again, inputs, grad)
-            q, k, *extra = (z.detach() for z in ctx.saved_tensors)
-            whole = [torch.zeros_like(z) for z in (q, k, *extra)]
-            q, k = _centred(block.geometry, q, k)
-            for part in _parts(len(q), pairs.tile):
-                x, pull = block.geometry.tile(q[part], k)
-                own = [z[part] if i < ctx.split else z for i, z in enumerate(extra)]
-                with torch.enable_grad():
-                    leaves = [z.detach().requires_grad_() for z in (x, *own)]
-                    result = ctx.fn(leaves[0], *block.labels(part, x), *leaves[1:])
-                    grad_x, *rest = _gradients(result, leaves, grad[part])
-                pull(grad_x, whole[0][part], whole[1])
-                for i, g in enumerate(rest):
-                    (whole[2 + i][part] if i < ctx.split else whole[2 + i]).add_(g)
+        if torch.is_grad_enabled():
+            inputs = [z.view_as(z) for z in ctx.saved_tensors]
+            x = block.geometry.pairs(*inputs[:2])
+            again = ctx.fn(x, *block.labels(slice(None), x), *inputs[2:])
+            return None, None, None, *_differentiate(again, inputs, grad)
+        q, k, *extra = (z.detach() for z in ctx.saved_tensors)
+        whole = [torch.zeros_like(z) for z in (q, k, *extra)]
+        q, k = _centred(block.geometry, q, k)
+        for part in _parts(len(q), pairs.tile):
+            x, pull = block.geometry.tile(q[part], k)
+            own = [z[part] if i < ctx.split else z for i, z in enumerate(extra)]
+            with torch.enable_grad():
+                leaves = [z.detach().requires_grad_() for z in (x, *own)]
+                result = ctx.fn(leaves[0], *block.labels(part, x), *leaves[1:])
+                grad_x, *rest = _gradients(result, leaves, grad[part])
+            pull(grad_x, whole[0][part], whole[1])
+            for i, g in enumerate(rest):
+                (whole[2 + i][part] if i < ctx.split else whole[2 + i]).add_(g)
         return None, None, None, *whole
 
 

@@ -227,9 +227,10 @@ class Objective(nn.Module):
         return softmax.by_proxies(self._by_proxy, plain, self.geometry, z, w, items.code, mine, classes, share)
 
     def _rows(self, queries: Points, keys: Points, share: int) -> Tensor:
+        rows = self._tile(len(keys))
         block = Block(
             self.geometry, self.target, self._miner, queries.code, keys.code, queries.id, keys.id,
-            self._function, self._in_place, share,
+            self._function, self._in_place, share, rows,
         )  # fmt: skip
         zq, zk = _alike(queries.z, keys.z)
         row = None
@@ -241,7 +242,6 @@ class Objective(nn.Module):
         k = q if keys.z is queries.z else self.geometry.prepare(zk)
         if len(keys) == 0:
             return q.sum() * 0 + k.sum() * 0
-        rows = self._tile(len(k))
         loss = dense(block, q, k, row) if rows is None else tiled(block, q, k, rows, row)
         return torch.where(q.isnan().any() | k.isnan().any(), torch.nan, loss)
 

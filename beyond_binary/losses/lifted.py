@@ -115,7 +115,7 @@ def _first_listed(pairs: Pairs) -> tuple[Tensor, Tensor]:
     positive = torch.full((n,), m, device=device)
     for start in range(0, n, pairs.tile or n):
         part = slice(start, start + (pairs.tile or n))
-        same, _ = pairs.block.places(part, pairs.q.z)
+        same = Tile(pairs.q.z, functools.partial(pairs.block.places, part, pairs.q.z)).same
         positive[part].scatter_reduce_(0, same.row, same.flat % m, "amin")
     classes, slot = torch.unique(pairs.q.code, return_inverse=True)
     place = torch.where(positive < m, torch.arange(n, device=device), n)
