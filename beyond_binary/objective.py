@@ -338,6 +338,7 @@ def create_objective(
     fixed = ("x", "y", "valid", "row", "pairs", "z", "code", "proxies", "num_classes", "s", "step")
     LOSSES.check_options(loss, options, fixed=fixed)
     LOSSES.check_values(loss, options)
+    facts.check(loss, options)
     made = create_target(target)
     spec = target if isinstance(target, str) else type(target).__name__
     check_fit(loss, facts.reads, spec, made.gives)
@@ -348,6 +349,8 @@ def create_objective(
         raise ValueError(
             f"{loss} reads a {facts.x}, but geometry {geometry!r} gives a {space.kind}; its paper's is {facts.geometry!r}"
         )
+    if facts.classes_only and not isinstance(made, Classes):
+        raise ValueError(f"{loss} averages over classes and takes target 'classes' alone, got {target!r}")
     proxies = None
     if facts.needs_proxies:
         if not isinstance(made, Classes):

@@ -156,6 +156,7 @@ def _first(x: Tensor, y: Tensor, valid: Tensor) -> Tensor:
     x="similarity",
     geometry="cosine",
     form="pairs",
+    between={"alpha": (0, 90)},
     paper="Wang, Zhou, Wen, Liu, Lin: Deep Metric Learning with Angular Loss, ICCV 2017",
 )
 def angular(pairs: Pairs, *, alpha: float = 45.0) -> Tensor:
@@ -182,8 +183,6 @@ def angular(pairs: Pairs, *, alpha: float = 45.0) -> Tensor:
     Returns:
         A scalar.
     """
-    if not 0 < alpha < 90:
-        raise ValueError(f"angular: alpha must be between 0 and 90 degrees, got {alpha}")
     t = math.tan(math.radians(alpha)) ** 2
     if not pairs.plain and _whole_classes(pairs):
         costs, use = _by_class(pairs, t)
