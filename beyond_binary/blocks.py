@@ -363,22 +363,22 @@ class Pairs:
         self,
         fn: Callable[..., Tensor],
         in_place: Callable[..., tuple[Tensor, Finish]],
+        then: Callable[..., Tensor],
         shared: Sequence[Tensor] = (),
-    ) -> tuple[Tensor, Same]:
-        """Results [q ...] of each row's negatives by `fn(x, negative, *shared)`, and all positives as a list.
+        extra: Sequence[Tensor] = (),
+    ) -> Tensor:
+        """`then(results, same, *extra)`: a scalar of each row's results on its negatives, and of the list of positives.
 
-        In memory of a tile and of the list. `in_place(tile, *shared)` is the same without a graph, on tiles in which
-        all that is no valid negative is infinitely far; it may overwrite the tile, and returns the results and a
-        function that turns their gradient into those of x (which it leaves in `tile.x`) and of `shared`.
+        The results [q ...] are `fn(x, negative, *shared)`. `in_place(tile, *shared)` gives the same without a graph, on
+        tiles in which all that is no valid negative is infinitely far; it may overwrite the tile, and returns the
+        results and a function that turns their gradient into those of x (which it leaves in `tile.x`) and of `shared`.
+        The block is walked twice, for the results and for the gradient, in memory of a tile and of the list of
+        positives, of which one number each is kept.
         """
         if self.plain:
-            x, y, valid = self.dense()
-            positive, negative = split(y, valid)
-            row, column = (torch.arange(n, device=x.device) for n in x.shape)
-            row, column = row[:, None].expand_as(x).flatten(), column.expand_as(x).flatten()
-            return fn(x, negative, *shared), Same(row, column, x.flatten(), positive.flatten())
-        result, x, row, column = _Apart.apply(self, fn, in_place, *self.prepared(), *shared)
-        return result, Same(row, column, x, torch.ones_like(row, dtype=torch.bool))
+            return _all_apart(*self.dense(), fn, then, shared, extra)
+        found: Tensor = _Apart.apply(self, (fn, in_place, then), len(shared), *self.prepared(), *shared, *extra)
+        return found
 
 
 class _Reduced(torch.autograd.Function):
@@ -420,53 +420,73 @@ class _Reduced(torch.autograd.Function):
         return None, None, None, *whole
 
 
+def _all_apart(
+    x: Tensor,
+    y: Tensor,
+    valid: Tensor,
+    fn: Callable[..., Tensor],
+    then: Callable[..., Tensor],
+    shared: Sequence[Tensor],
+    extra: Sequence[Tensor],
+) -> Tensor:
+    """What `Pairs.apart` gives, by the plain formula."""
+    positive, negative = split(y, valid)
+    row, column = (torch.arange(n, device=x.device) for n in x.shape)
+    row, column = row[:, None].expand_as(x).flatten(), column.expand_as(x).flatten()
+    return then(fn(x, negative, *shared), Same(row, column, x.flatten(), positive.flatten()), *extra)
+
+
 class _Apart(torch.autograd.Function):
     @staticmethod
-    def forward(
-        ctx: Any, pairs: Pairs, fn: Callable[..., Tensor], in_place: Callable[..., Any], *inputs: Tensor
-    ) -> Any:
-        q, k, *shared = (z.detach() for z in inputs)
+    def forward(ctx: Any, pairs: Pairs, forms: Sequence[Callable[..., Any]], split: int, *inputs: Tensor) -> Tensor:
+        q, k, *rest = (z.detach() for z in inputs)
         q, k = _centred(pairs.block.geometry, q, k)
+        shared, extra = rest[:split], rest[split:]
         assert pairs.tile is not None
         found = []
-        ctx.sizes = []
         for part in _parts(len(q), pairs.tile):
             tile, near, pull = _opened(pairs.block, q, k, part)
-            result, finish = in_place(tile, *shared)
+            result, finish = forms[1](tile, *shared)
             found.append((result, near, tile.same.row + part.start, tile.same.flat % len(k)))
-            ctx.sizes.append(len(near))
-        ctx.pairs, ctx.fn, ctx.in_place = pairs, fn, in_place
-        ctx.last = (tile, pull, finish) if any(ctx.needs_input_grad) else None
+        ctx.sizes = [len(near) for _, near, *_ in found]
         result, near, row, column = (torch.cat(parts) for parts in zip(*found, strict=True))
-        ctx.mark_non_differentiable(row, column)
-        ctx.save_for_backward(row, column, *inputs)
-        return result, near, row, column
+        ctx.pairs, ctx.forms, ctx.split = pairs, forms, split
+        with torch.enable_grad():
+            leaves = [z.requires_grad_() for z in (result, near, *extra)]
+            loss = forms[2](result, Same(row, column, near, torch.ones_like(row, dtype=torch.bool)), *extra)
+            grads = _gradients(loss, leaves) if any(ctx.needs_input_grad) else []
+        ctx.last = (tile, pull, finish) if grads else None
+        ctx.save_for_backward(*inputs, *grads)
+        return loss.detach()
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor, grad_near: Tensor, *places: Any) -> tuple[Tensor | None, ...]:
-        row, column, *inputs = ctx.saved_tensors
-        block = ctx.pairs.block
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        n = len(ctx.needs_input_grad) - 3
+        inputs, grads = ctx.saved_tensors[:n], ctx.saved_tensors[n:]
+        pairs, block, stop = ctx.pairs, ctx.pairs.block, 2 + ctx.split
         if torch.is_grad_enabled():
             inputs = [z.view_as(z) for z in inputs]
             x = block.geometry.pairs(*inputs[:2])
-            result = ctx.fn(x, split(*block.labels(slice(None), x))[1], *inputs[2:])
-            return None, None, None, *_differentiate([result, x[row, column]], inputs, [grad, grad_near])
-        q, k, *shared = (z.detach() for z in inputs)
-        whole = [torch.zeros_like(z) for z in inputs]
+            (y, valid), (fn, _, then) = block.labels(slice(None), x), ctx.forms
+            again = _all_apart(x, y, valid, fn, then, inputs[2:stop], inputs[stop:])
+            return None, None, None, *_differentiate(again, inputs, grad)
+        slope, near, *of_extra = (g * grad for g in grads)
+        q, k, *shared = (z.detach() for z in inputs[:stop])
+        whole = [torch.zeros_like(z) for z in inputs[:stop]]
         q, k = _centred(block.geometry, q, k)
         last, ctx.last = ctx.last, None
-        for part, near in reversed(list(zip(_parts(len(q), ctx.pairs.tile), grad_near.split(ctx.sizes), strict=True))):
+        for part, some in reversed(list(zip(_parts(len(q), pairs.tile), near.split(ctx.sizes), strict=True))):
             if last is None:
                 tile, _, pull = _opened(block, q, k, part)
-                finish = ctx.in_place(tile, *shared)[1]
+                finish = ctx.forms[1](tile, *shared)[1]
             else:  # of the last tile, or of a small block's only one, everything is there still
                 (tile, pull, finish), last = last, None
-            for z, g in zip(whole[2:], finish(grad[part]), strict=True):
+            for z, g in zip(whole[2:], finish(slope[part]), strict=True):
                 z.add_(g)
-            tile.put(tile.same, near)
+            tile.put(tile.same, some)
             tile.put(tile.off, 0.0)
             pull(tile.x, whole[0][part], whole[1])
-        return None, None, None, *whole
+        return None, None, None, *whole, *of_extra
 
 
 def _opened(block: Block, q: Tensor, k: Tensor, part: slice) -> tuple[Tile, Tensor, Pull]:

@@ -6,12 +6,13 @@ Masks are turned into numbers and looked up by way of their bytes: torch is seve
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..blocks import Finish, Pairs, Same
+from ..blocks import Finish, Pairs
 from ..tiles import Tile
 from ..tiles import split as split
 
@@ -74,14 +75,16 @@ def nothing(x: Tensor) -> float:
     return torch.finfo(x.dtype).min / 4
 
 
-def against_negatives(pairs: Pairs, factor: float) -> tuple[Tensor, Same]:
-    """Log-sum-exp of `factor * x` over each row's negatives [q], `nothing` without any; and the positives as a list.
+def against_negatives(pairs: Pairs, factor: float, then: Callable[..., Tensor], extra: Sequence[Tensor] = ()) -> Tensor:
+    """`then(push, same, *extra)`, see `Pairs.apart`, from the rows' log-sum-exps of `factor * x` over their negatives.
 
-    The factor is positive for similarities and negative for distances.
+    These are `nothing` without a negative. The factor is positive for similarities and negative for distances.
     """
-    return pairs.apart(
-        functools.partial(of_negatives, factor=factor), functools.partial(of_negatives_in_place, factor=factor)
+    plain, quick = (
+        functools.partial(of_negatives, factor=factor),
+        functools.partial(of_negatives_in_place, factor=factor),
     )
+    return pairs.apart(plain, quick, then, extra=extra)
 
 
 def of_negatives(x: Tensor, negative: Tensor, *, factor: float) -> Tensor:

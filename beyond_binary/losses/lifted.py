@@ -8,7 +8,7 @@ import math
 import torch
 from torch import Tensor
 
-from ..blocks import Finish, Pairs
+from ..blocks import Finish, Pairs, Same
 from ..geometry import Geometry
 from ..targets.vectors import Classes
 from ..tiles import Tile
@@ -20,6 +20,7 @@ from .common import (
     log1p_sumexp,
     masked_sum,
     nothing,
+    of_negatives,
     softplus,
     split,
 )
@@ -55,13 +56,26 @@ def lifted_structure(pairs: Pairs, *, margin: float = 1.0) -> Tensor:
     Returns:
         A scalar.
     """
-    own, same = against_negatives(pairs, -1.0)
-    other = own if pairs.k is pairs.q else against_negatives(pairs.swapped(), -1.0)[0]
+    then = functools.partial(_lifted, margin=margin)
+    if pairs.k is pairs.q:
+        return against_negatives(pairs, -1.0, then)
+    other = pairs.swapped().reduce(_push)
+    return against_negatives(pairs, -1.0, then, extra=(other,))
+
+
+def _push(x: Tensor, y: Tensor, valid: Tensor) -> Tensor:
+    """Log-sum-exp of -x over a row's negatives."""
+    return of_negatives(x, split(y, valid)[1], factor=-1.0)
+
+
+def _lifted(own: Tensor, same: Same, other: Tensor | None = None, *, margin: float) -> Tensor:
+    """The loss, from the log-sum-exps of the queries and of the keys (the same if not given)."""
+    other = own if other is None else other
     own, other = own.index_select(0, same.row), other.index_select(0, same.column)
     top = torch.maximum(own, other).detach()
+    some = top > nothing(top)
     push = margin + top + ((own - top).exp() + (other - top).exp()).log()
-    cost = torch.where(top > nothing(top), (push + same.x).relu().square() / 2, 0)
-    return same.mean(cost, top > nothing(top))
+    return same.mean(torch.where(some, (push + same.x).relu().square() / 2, 0), some)
 
 
 @register_loss(
@@ -97,8 +111,7 @@ def n_pairs(pairs: Pairs, *, l2: float = 0.0) -> Tensor:
     if not pairs.plain and pairs.block.miner is None and isinstance(pairs.block.target, Classes):
         anchor, positive = _first_listed(pairs)
         q, k = pairs.q[anchor], pairs.k[positive]
-        push, same = against_negatives(pairs.between(q, k), 1.0)
-        loss = same.mean(softplus(push.index_select(0, same.row) - same.x))
+        loss = against_negatives(pairs.between(q, k), 1.0, _one_each)
         return loss + l2 / 4 * (q.z.square().sum() + k.z.square().sum()) / max(len(q), 1)
     anchors, chosen = _first_pairs(pairs)
     cost = pairs.reduce(functools.partial(_n_pair, chosen=chosen > 0))
@@ -106,6 +119,11 @@ def n_pairs(pairs: Pairs, *, l2: float = 0.0) -> Tensor:
     lengths = (z.square().sum(1) for z in (pairs.q.z, pairs.k.z))
     long = sum(torch.dot(each, weight) for each, weight in zip(lengths, (anchors, chosen), strict=True))
     return (torch.dot(cost, anchors) + l2 / 4 * long) / number
+
+
+def _one_each(push: Tensor, same: Same) -> Tensor:
+    """The mean of N-pair costs."""
+    return same.mean(softplus(push.index_select(0, same.row) - same.x))
 
 
 @torch.no_grad()
@@ -185,8 +203,7 @@ def angular(pairs: Pairs, *, alpha: float = 45.0) -> Tensor:
     """
     t = math.tan(math.radians(alpha)) ** 2
     if not pairs.plain and _whole_classes(pairs):
-        costs, use = _by_class(pairs, t)
-        return torch.where(use, costs, 0).sum() / use.sum().clamp_min(1)
+        return _by_class(pairs, t)
     angles = functools.partial(_angles, t=t, geometry=pairs.block.geometry, plain=pairs.plain)
     value, number = pairs.reduce(angles, shared=(pairs.k.z,)).sum(0).unbind()
     return value / number.clamp_min(1)
@@ -203,25 +220,30 @@ def _whole_classes(pairs: Pairs) -> bool:
     )
 
 
-def _by_class(pairs: Pairs, t: float) -> tuple[Tensor, Tensor]:
-    """Costs of positive pairs and whether they count, from tiles of whole classes of one size: both anchors are there."""
+def _by_class(pairs: Pairs, t: float) -> Tensor:
+    """The loss from tiles of whole classes of one size: both items of a positive pair are there."""
     order, _, runs = by_class(pairs.q.code)
     points = pairs.q[order]
-    found, start = [], 0
+    total, start = points.z.sum() * 0, 0
     for g, m in runs:
-        if m == 1 and len(runs) > 1:  # without a positive
-            start += g
-            continue
-        rows = points[start : start + g * m]
-        some = pairs.between(rows if g * m < len(points) else points, points, rows=max(1, (pairs.tile or m) // m) * m)
-        plain = functools.partial(_mates, factor=4 * t, size=m)
-        total, same = some.apart(plain, functools.partial(_mates_in_place, **plain.keywords))
-        mate = same.column - start - same.row // m * m
-        total = total.flatten().index_select(0, same.row * m + mate)
-        found.append((softplus(total - 2 * (1 + t) * same.x), same.use & (total > nothing(total))))
+        if m > 1:
+            rows = points if len(runs) == 1 else points[start : start + g * m]
+            some = pairs.between(rows, points, rows=max(1, (pairs.tile or m) // m) * m)
+            plain = functools.partial(_mates, factor=4 * t, size=m)
+            quick = functools.partial(_mates_in_place, factor=4 * t, size=m)
+            total = total + some.apart(plain, quick, functools.partial(_angles_of, t=t, start=start))
         start += g * m
-    costs, use = (torch.cat(parts) for parts in zip(*found, strict=True))
-    return costs, use
+    number = sum(g * m * m for g, m in runs) - len(equal_ids(pairs.q.id, pairs.q.id)[0])
+    return total / max(number, 1)
+
+
+def _angles_of(total: Tensor, same: Same, *, t: float, start: int) -> Tensor:
+    """Sum of costs, from the sums over negatives for each row and item of its class [q m]; `start` is the first row."""
+    size = total.shape[1]
+    mate = (same.column - start - same.row // size * size).clamp(0, size - 1)
+    push = total.flatten().index_select(0, same.row * size + mate)
+    cost = softplus(push - 2 * (1 + t) * same.x)
+    return torch.where(same.use & (push > nothing(push)), cost, 0).sum()
 
 
 def _mates(x: Tensor, negative: Tensor, *, factor: float, size: int) -> Tensor:

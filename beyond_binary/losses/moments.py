@@ -328,10 +328,11 @@ def _by_covariance(q: Tensor, shift_q: Tensor, id_q: Tensor, k: Tensor, shift_k:
 
 
 def mean_of_different(pairs: Pairs) -> tuple[Tensor, Tensor]:
-    """Number and mean (0 without any) of the scores of different labels; by sums over classes where that can be."""
+    """Number (at least 1) and mean of the scores of different labels; by sums over classes where that can be."""
     if _read_scores(pairs):
         x = pairs.reduce(_sums_of_different).sum(0)
-        return x[0], x[1] / x[0].clamp_min(1)
+        number = x[0].detach().clamp_min(1)
+        return number, x[1] / number
     q, k = pairs.prepared()
     classes, slot = torch.unique(torch.cat([pairs.q.code, pairs.k.code]), return_inverse=True)
     slots = slot.split([len(q), len(k)])
@@ -345,7 +346,8 @@ def mean_of_different(pairs: Pairs) -> tuple[Tensor, Tensor]:
     if len(other):
         number = number - len(other)
         total = total - (q[row[other]] * k[column[other]]).sum()
-    return number, total / number.clamp_min(1)
+    number = number.clamp_min(1)
+    return number, total / number
 
 
 def _sums_by(z: Tensor, slot: Tensor, slots: int) -> Tensor:

@@ -267,19 +267,22 @@ def tuplet_margin(
     Returns:
         A scalar.
     """
+    then = functools.partial(_tuplets, margin=margin, scale=scale)
     if variance_weight == 0:
-        push, same = against_negatives(pairs, scale)
-        return _tuplets(push, same, margin, scale)
+        return against_negatives(pairs, scale, then)
     number, mean = mean_of_different(pairs)
+    slack, weight = variance_slack, variance_weight
+
+    def both(results: Tensor, same: Same) -> Tensor:
+        push, early = results.unbind(1)
+        late = ((1 - slack) * same.mean(same.x) - same.x).relu().square()
+        return then(push, same) + weight * (same.mean(late) + early.sum() / number)
+
     plain, quick = functools.partial(_negatives, scale=scale), functools.partial(_negatives_in_place, scale=scale)
-    values, same = pairs.apart(plain, quick, shared=((1 + variance_slack) * mean,))
-    push, early = values.unbind(1)
-    late = ((1 - variance_slack) * same.mean(same.x) - same.x).relu().square()
-    spread = same.mean(late) + early.sum() / number.clamp_min(1)
-    return _tuplets(push, same, margin, scale) + variance_weight * spread
+    return pairs.apart(plain, quick, both, shared=((1 + slack) * mean,))
 
 
-def _tuplets(push: Tensor, same: Same, margin: float, scale: float) -> Tensor:
+def _tuplets(push: Tensor, same: Same, *, margin: float, scale: float) -> Tensor:
     """Mean cost of the tuplets, from the log-sum-exps of the negatives [q]."""
     x, push = same.x, push.index_select(0, same.row)
     turned = math.cos(margin) * x + math.sin(margin) * safe_sqrt((1 - x) * (1 + x))
