@@ -120,4 +120,4 @@ def list_losses() -> list[str]:
     return LOSSES.names()
 
 
-from . import continuous, lifted, mean_field, moments, pairs, proxies, ranking, triplets, tuples  # noqa: F401  (they register themselves)
+from . import continuous, lifted, mean_field, moments, pairs, proxies, ranking, swapped, triplets, tuples  # noqa: F401  (they register themselves)
