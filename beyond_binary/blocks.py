@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from . import distributed
-from .geometry import Geometry, Shared
+from .geometry import Geometry, Pull, Shared
 from .points import Points
 from .targets import Target
 from .targets.vectors import Classes
@@ -73,6 +73,7 @@ class Block:
         loss: the row loss, options bound (a loss of form `pairs` has none).
         in_place: its in-place form, options bound, if it has one.
         share: 1, or the number of processes when each walks only its part of all rows.
+        tile: rows in a tile, None for all: a miner that draws draws by the tile.
     """
 
     geometry: Geometry
@@ -85,6 +86,7 @@ class Block:
     loss: RowLoss | None = None
     in_place: Callable[..., Any] | None = None
     share: int = 1
+    tile: int | None = None
 
     def labels(self, rows: slice, x: Tensor) -> tuple[Tensor, Tensor]:
         """Label distances and valid pairs of some rows, [rows k] each."""
@@ -95,8 +97,26 @@ class Block:
                 valid, y = (valid & ~y.isnan()) if _may_hold_nan(y) else valid, y.to(x.dtype)
             if self.miner is not None:
                 nearness = x.detach() if self.geometry.kind == "similarity" else -x.detach()
-                valid = valid & self.miner(nearness, y, valid)
+                valid = valid & self._mined(rows.start or 0, nearness, y, valid)
         return y, valid
+
+    @cached_property
+    def _seed(self) -> int:
+        return int(torch.randint(1 << 62, ()))
+
+    def _mined(self, start: int, nearness: Tensor, y: Tensor, valid: Tensor) -> Tensor:
+        """The miner's mask of rows from `start` on; one that draws draws the same in each walk through the block."""
+        assert self.miner is not None
+        if torch.compiler.is_compiling():  # there the block is walked once
+            return self.miner(nearness, y, valid)
+        cuda = nearness.device.type == "cuda"
+        masks = []
+        with torch.random.fork_rng(devices=[nearness.device] if cuda else []):
+            for part in _parts(len(nearness), self.tile or max(len(nearness), 1)):
+                generator = torch.cuda.default_generators[nearness.device.index] if cuda else torch.default_generator
+                generator.manual_seed(self._seed + start + part.start)
+                masks.append(self.miner(nearness[part], y[part], valid[part]))
+        return torch.cat(masks)
 
     @cached_property
     def _of_class(self) -> Join:
@@ -187,7 +207,7 @@ class _Tiled(torch.autograd.Function):
         return None, None, None, *(g * grad for g in grads), *([None] if row is None else [])
 
 
-def _differentiate(output: Tensor, inputs: Sequence[Tensor], grad: Tensor) -> list[Tensor]:
+def _differentiate(output: Any, inputs: Sequence[Tensor], grad: Any) -> list[Tensor]:
     """Gradients with a graph, zeros where the output does not depend on an input."""
     wanted = [z for z in inputs if z.requires_grad]
     grads = iter(torch.autograd.grad(output, wanted, grad, create_graph=True, allow_unused=True))
@@ -245,22 +265,28 @@ def _tile(
             return *block.rows(x, part, row), []
     if block.in_place is not None and row is None:
         with torch.no_grad():
-            grad = x
-            if block.geometry.kind == "distance":  # which is read again by its pull
-                grad = shared.memory("grad", x.shape, x).copy_(x)
-
-            def labels(rows: slice) -> tuple[Tensor, Tensor]:
-                return block.labels(slice(part.start + rows.start, part.start + rows.stop), x[rows])
-
-            tile = Tile(grad, functools.partial(block.places, part, x), labels, shared)
+            tile = _opened(block, x, part, shared)
             rows = block.in_place(tile)
             if rows is not None:
-                return *_sums(*rows), ([[grad]] if rows[0].ndim == 1 else [[_apart(tile)], [grad]])
+                return *_sums(*rows), ([[tile.x]] if rows[0].ndim == 1 else [[_apart(tile)], [tile.x]])
     with torch.enable_grad():
         leaves = [z.detach().requires_grad_() for z in (x, row) if z is not None]
         value, count = block.rows(leaves[0], part, leaves[1] if row is not None else None)
         grads = [_gradients(v, leaves) for v in value.unbind()]
     return value.detach(), count, grads
+
+
+def _opened(block: Block, x: Tensor, part: slice, shared: Shared) -> Tile:
+    """A tile for an in-place form."""
+    if block.geometry.kind == "distance":  # which is read again by its pull
+        grad = shared.memory("grad", x.shape, x).copy_(x)
+    else:
+        grad = x
+
+    def labels(rows: slice) -> tuple[Tensor, Tensor]:
+        return block.labels(slice(part.start + rows.start, part.start + rows.stop), x[rows])
+
+    return Tile(grad, functools.partial(block.places, part, x), labels, shared)
 
 
 FEW, LARGE = 1 / 32, 1 << 17  # part of a tile of at least so many pairs up to which places are pulled back one by one
@@ -295,6 +321,32 @@ def _gradients(value: Tensor, leaves: Sequence[Tensor], grad: Tensor | None = No
 
 
 @dataclass(frozen=True)
+class Same:
+    """Valid pairs of the same as a list [p]; in the plain form all pairs of the block, of which `use` says which count.
+
+    Attributes:
+        row: their queries.
+        column: their keys.
+        x: their similarities or distances, with gradient.
+        use: those that count.
+    """
+
+    row: Tensor
+    column: Tensor
+    x: Tensor
+    use: Tensor
+
+    def mean(self, value: Tensor, use: Tensor | None = None) -> Tensor:
+        """Mean of one value a pair, over those of `use` (all); 0 without any."""
+        use = self.use if use is None else self.use & use
+        return torch.where(use, value, 0).sum() / use.sum().clamp_min(1)
+
+
+Finish = Callable[[Tensor], Sequence[Tensor]]
+"""From the gradient of a tile's results: leaves that of x in the tile, returns those of what all tiles share."""
+
+
+@dataclass(frozen=True)
 class Pairs:
     """A block of pairs as losses see it that are no sum over rows.
 
@@ -313,16 +365,16 @@ class Pairs:
     @staticmethod
     def of(q: Points, k: Points, geometry: Geometry, target: Target, miner: Miner | None, tile: int | None) -> Pairs:
         """Pairs of queries and keys."""
-        return Pairs(q, k, Block(geometry, target, miner, q.code, k.code, q.id, k.id), tile)
+        return Pairs(q, k, Block(geometry, target, miner, q.code, k.code, q.id, k.id, tile=tile), tile)
 
     @property
     def plain(self) -> bool:
         """Whether the plain formula on the whole block is wanted."""
         return self.tile is None
 
-    def between(self, q: Points, k: Points) -> Pairs:
-        """Other points, compared in the same way (without the miner)."""
-        return Pairs.of(q, k, self.block.geometry, self.block.target, None, self.tile)
+    def between(self, q: Points, k: Points, rows: int | None = None) -> Pairs:
+        """Other points, compared in the same way (without the miner), with as many or `rows` rows in a tile."""
+        return Pairs.of(q, k, self.block.geometry, self.block.target, None, rows or self.tile)
 
     def swapped(self) -> Pairs:
         """Keys as rows against queries."""
@@ -359,12 +411,32 @@ class Pairs:
         result: Tensor = _Reduced.apply(self, fn, len(rows), q, k, *rows, *shared)
         return result
 
+    def apart(
+        self,
+        fn: Callable[..., Tensor],
+        in_place: Callable[..., tuple[Tensor, Finish]],
+        then: Callable[..., Tensor],
+        shared: Sequence[Tensor] = (),
+        extra: Sequence[Tensor] = (),
+    ) -> Tensor:
+        """`then(results, same, *extra)`: a scalar of each row's results on its negatives, and of the list of positives.
+
+        The results [q ...] are `fn(x, negative, *shared)`. `in_place(tile, *shared)` gives the same without a graph, on
+        tiles in which all that is no valid negative is infinitely far; it may overwrite the tile, and returns the
+        results and a function that turns their gradient into those of x (which it leaves in `tile.x`) and of `shared`.
+        The block is walked twice, for the results and for the gradient, in memory of a tile and of the list of
+        positives, of which one number each is kept.
+        """
+        if self.plain:
+            return _all_apart(*self.dense(), fn, then, shared, extra)
+        found: Tensor = _Apart.apply(self, (fn, in_place, then), len(shared), *self.prepared(), *shared, *extra)
+        return found
+
 
 class _Reduced(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, pairs: Pairs, fn: Callable[..., Tensor], split: int, *inputs: Tensor) -> Tensor:
         ctx.pairs, ctx.fn, ctx.split = pairs, fn, split
-        ctx.random = torch.get_rng_state() if pairs.block.miner is not None else None
         ctx.save_for_backward(*inputs)
         q, k, *extra = (z.detach() for z in inputs)
         q, k = _centred(pairs.block.geometry, q, k)
@@ -379,25 +451,101 @@ class _Reduced(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         pairs, block = ctx.pairs, ctx.pairs.block
-        with torch.random.fork_rng(devices=[], enabled=ctx.random is not None):
-            if ctx.random is not None:  # a miner that draws must draw the same again
-                torch.set_rng_state(ctx.random)
-            if torch.is_grad_enabled():
-                inputs = [z.view_as(z) for z in ctx.saved_tensors]
-                x = block.geometry.pairs(*inputs[:2])
-                again = ctx.fn(x, *block.labels(slice(None), x), *inputs[2:])
-                return None, None, None, *_differentiate(again, inputs, grad)
-            q, k, *extra = (z.detach() for z in ctx.saved_tensors)
-            whole = [torch.zeros_like(z) for z in (q, k, *extra)]
-            q, k = _centred(block.geometry, q, k)
-            for part in _parts(len(q), pairs.tile):
-                x, pull = block.geometry.tile(q[part], k)
-                own = [z[part] if i < ctx.split else z for i, z in enumerate(extra)]
-                with torch.enable_grad():
-                    leaves = [z.detach().requires_grad_() for z in (x, *own)]
-                    result = ctx.fn(leaves[0], *block.labels(part, x), *leaves[1:])
-                    grad_x, *rest = _gradients(result, leaves, grad[part])
-                pull(grad_x, whole[0][part], whole[1])
-                for i, g in enumerate(rest):
-                    (whole[2 + i][part] if i < ctx.split else whole[2 + i]).add_(g)
+        if torch.is_grad_enabled():
+            inputs = [z.view_as(z) for z in ctx.saved_tensors]
+            x = block.geometry.pairs(*inputs[:2])
+            again = ctx.fn(x, *block.labels(slice(None), x), *inputs[2:])
+            return None, None, None, *_differentiate(again, inputs, grad)
+        q, k, *extra = (z.detach() for z in ctx.saved_tensors)
+        whole, memory = [torch.zeros_like(z) for z in (q, k, *extra)], Shared()
+        q, k = _centred(block.geometry, q, k)
+        for part in _parts(len(q), pairs.tile):
+            x, pull = block.geometry.tile(q[part], k, memory)
+            own = [z[part] if i < ctx.split else z for i, z in enumerate(extra)]
+            with torch.enable_grad():
+                leaves = [z.detach().requires_grad_() for z in (x, *own)]
+                result = ctx.fn(leaves[0], *block.labels(part, x), *leaves[1:])
+                grad_x, *rest = _gradients(result, leaves, grad[part])
+            pull(grad_x, whole[0][part], whole[1])
+            for i, g in enumerate(rest):
+                (whole[2 + i][part] if i < ctx.split else whole[2 + i]).add_(g)
         return None, None, None, *whole
+
+
+def _all_apart(
+    x: Tensor,
+    y: Tensor,
+    valid: Tensor,
+    fn: Callable[..., Tensor],
+    then: Callable[..., Tensor],
+    shared: Sequence[Tensor],
+    extra: Sequence[Tensor],
+) -> Tensor:
+    """What `Pairs.apart` gives, by the plain formula."""
+    positive, negative = split(y, valid)
+    row, column = (torch.arange(n, device=x.device) for n in x.shape)
+    row, column = row[:, None].expand_as(x).flatten(), column.expand_as(x).flatten()
+    return then(fn(x, negative, *shared), Same(row, column, x.flatten(), positive.flatten()), *extra)
+
+
+class _Apart(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, pairs: Pairs, forms: Sequence[Callable[..., Any]], split: int, *inputs: Tensor) -> Tensor:
+        q, k, *rest = (z.detach() for z in inputs)
+        q, k = _centred(pairs.block.geometry, q, k)
+        shared, extra = rest[:split], rest[split:]
+        assert pairs.tile is not None
+        found, memory = [], Shared()
+        for part in _parts(len(q), pairs.tile):
+            tile, near, pull = _negatives(pairs.block, q, k, part, memory)
+            result, finish = forms[1](tile, *shared)
+            found.append((result, near, tile.same.row + part.start, tile.same.flat % len(k)))
+        ctx.sizes = [len(near) for _, near, *_ in found]
+        result, near, row, column = (torch.cat(parts) for parts in zip(*found, strict=True))
+        ctx.pairs, ctx.forms, ctx.split = pairs, forms, split
+        with torch.enable_grad():
+            leaves = [z.requires_grad_() for z in (result, near, *extra)]
+            loss = forms[2](result, Same(row, column, near, torch.ones_like(row, dtype=torch.bool)), *extra)
+            grads = _gradients(loss, leaves) if any(ctx.needs_input_grad) else []
+        ctx.last = (tile, pull, finish) if grads else None
+        ctx.save_for_backward(*inputs, *grads)
+        return loss.detach()
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        n = len(ctx.needs_input_grad) - 3
+        inputs, grads = ctx.saved_tensors[:n], ctx.saved_tensors[n:]
+        pairs, block, stop = ctx.pairs, ctx.pairs.block, 2 + ctx.split
+        if torch.is_grad_enabled():
+            inputs = [z.view_as(z) for z in inputs]
+            x = block.geometry.pairs(*inputs[:2])
+            (y, valid), (fn, _, then) = block.labels(slice(None), x), ctx.forms
+            again = _all_apart(x, y, valid, fn, then, inputs[2:stop], inputs[stop:])
+            return None, None, None, *_differentiate(again, inputs, grad)
+        slope, near, *of_extra = (g * grad for g in grads)
+        q, k, *shared = (z.detach() for z in inputs[:stop])
+        whole = [torch.zeros_like(z) for z in inputs[:stop]]
+        q, k = _centred(block.geometry, q, k)
+        (last, ctx.last), memory = (ctx.last, None), Shared()
+        for part, some in reversed(list(zip(_parts(len(q), pairs.tile), near.split(ctx.sizes), strict=True))):
+            if last is None:
+                tile, _, pull = _negatives(block, q, k, part, memory)
+                finish = ctx.forms[1](tile, *shared)[1]
+            else:  # of the last tile, or of a small block's only one, everything is there still
+                (tile, pull, finish), last = last, None
+            for z, g in zip(whole[2:], finish(slope[part]), strict=True):
+                z.add_(g)
+            tile.put(tile.same, some)
+            tile.put(tile.off, 0.0)
+            pull(tile.x, whole[0][part], whole[1])
+        return None, None, None, *whole, *of_extra
+
+
+def _negatives(block: Block, q: Tensor, k: Tensor, part: slice, shared: Shared) -> tuple[Tile, Tensor, Pull]:
+    """A tile in which all but valid negatives is infinitely far, its positives' x, and what pulls a gradient back."""
+    x, pull = block.geometry.tile(q[part], k, shared)
+    tile = _opened(block, x, part, shared)
+    near = tile.take(tile.same)
+    for places in (tile.same, tile.off):
+        tile.put(places, -torch.inf if block.geometry.kind == "similarity" else torch.inf)
+    return tile, near, pull

@@ -227,9 +227,10 @@ class Objective(nn.Module):
         return softmax.by_proxies(self._by_proxy, plain, self.geometry, z, w, items.code, mine, classes, share)
 
     def _rows(self, queries: Points, keys: Points, share: int) -> Tensor:
+        rows = self._tile(len(keys))
         block = Block(
             self.geometry, self.target, self._miner, queries.code, keys.code, queries.id, keys.id,
-            self._function, self._in_place, share,
+            self._function, self._in_place, share, rows,
         )  # fmt: skip
         zq, zk = _alike(queries.z, keys.z)
         row = None
@@ -241,7 +242,6 @@ class Objective(nn.Module):
         k = q if keys.z is queries.z else self.geometry.prepare(zk)
         if len(keys) == 0:
             return q.sum() * 0 + k.sum() * 0
-        rows = self._tile(len(k))
         loss = dense(block, q, k, row) if rows is None else tiled(block, q, k, rows, row)
         return _nan_if_nan(loss, q, k)
 
@@ -344,6 +344,7 @@ def create_objective(
     fixed = ("x", "y", "valid", "row", "pairs", "z", "code", "proxies", "num_classes", "s", "step")
     LOSSES.check_options(loss, options, fixed=fixed)
     LOSSES.check_values(loss, options)
+    facts.check(loss, options)
     made = create_target(target, num_classes=num_classes, dim=dim)
     spec = target if isinstance(target, str) else type(target).__name__
     check_fit(loss, facts.reads, spec, made.gives)
@@ -354,6 +355,8 @@ def create_objective(
         raise ValueError(
             f"{loss} reads a {facts.x}, but geometry {geometry!r} gives a {space.kind}; its paper's is {facts.geometry!r}"
         )
+    if facts.classes_only and not isinstance(made, Classes):
+        raise ValueError(f"{loss} averages over classes and takes target 'classes' alone, got {target!r}")
     proxies = None
     if facts.needs_proxies:
         if not isinstance(made, Classes):

@@ -100,11 +100,11 @@ class Tile:
         """Number of each row's valid pairs [rows]."""
         return self.x.shape[1] - self.sums(self.off)
 
-    def softmax_(self, logits: Tensor, extra: float | None = None) -> Tensor:
-        """Turn logits [rows k] in place into their softmax, and return their log-sum-exp [rows].
+    def powers_(self, logits: Tensor, extra: float | None = None) -> tuple[Tensor, Tensor]:
+        """Turn logits [rows k] in place into powers, and return the row's top logit and the sum of powers [rows 1].
 
-        Entries at -inf are out of it, and get (as good as) 0; a row of nothing else gives 0 and some finite numbers.
-        `extra` is one more logit that every row has.
+        A power is `exp(logit - top)`. Entries at -inf are out of it, and get (as good as) 0; a row of nothing else has
+        a very low top. `extra` is one more logit that every row has.
         """
         top = logits.amax(1, keepdim=True) if logits.shape[1] else logits.new_zeros(len(logits), 1)
         top.clamp_min_(torch.finfo(logits.dtype).min / 4 if extra is None else extra)
@@ -112,6 +112,15 @@ class Tile:
         total = logits.sub_(top).clamp_min_(floor).exp_().sum(1, keepdim=True)
         if extra is not None:
             total += (extra - top).exp_()
+        return top, total
+
+    def softmax_(self, logits: Tensor, extra: float | None = None) -> Tensor:
+        """Turn logits [rows k] in place into their softmax, and return their log-sum-exp [rows].
+
+        Entries at -inf are out of it, and get (as good as) 0; a row of nothing else gives 0 and some finite numbers.
+        `extra` is one more logit that every row has.
+        """
+        top, total = self.powers_(logits, extra)
         logits.div_(total)
         return (total.log_() + top)[:, 0]
 

@@ -248,7 +248,7 @@ def facts_table(loss: Loss, readable: Mapping[str, dict[str, Any]]) -> str:
         ("needs", options or "nothing but embeddings and labels"),
         *((label.lower(), cell(text)) for label, text in loss.labelled.items()),
     ]
-    known = {"paper", "reads", "x", "geometry", "rows", "keys"}
+    known = {"paper", "reads", "x", "geometry", "rows", "keys", "between", "classes_only"}
     for field in dataclasses.fields(facts):
         value = getattr(facts, field.name)
         if field.name not in known and value not in (None, field.default):

@@ -205,3 +205,29 @@ def test_memory_where_it_makes_no_sense() -> None:
         bb.create_objective("normalized_softmax", num_classes=3, dim=4, memory=8)
     with pytest.raises(ValueError, match="negative"):
         bb.create_objective("supcon", memory=-1)
+
+
+# ---- miners that draw
+
+
+DRAWN = ["distance_weighted(reads='cosine', dim=4, nonzero_loss_cutoff=3)", "binary(positives=1)"]
+
+
+@pytest.mark.parametrize("mining", DRAWN)
+@pytest.mark.parametrize("loss", ["supcon", "triplet", "lifted_structure", "tuplet_margin", "n_pairs", "angular"])
+def test_all_walks_of_a_block_see_the_same_draws(loss: str, mining: str) -> None:
+    """Values, gradients and gradients with a graph belong to one draw; another seed draws others."""
+    draw = mining.replace("cosine", "distance") if loss in ("triplet", "lifted_structure") else mining
+    space = {"geometry": "euclidean(normalize=True)"} if loss == "lifted_structure" else {}
+    z, labels = batch(12)
+
+    def value(z: Tensor, block: int | None = 5, seed: int = 0) -> Tensor:
+        torch.manual_seed(seed)
+        objective = bb.create_objective(loss, mining=draw, block=block, **space)
+        return objective(z, labels)
+
+    assert torch.autograd.gradcheck(value, (z,))
+    (first,), (with_graph,) = (torch.autograd.grad(value(z), z, create_graph=graph) for graph in (False, True))
+    torch.testing.assert_close(with_graph.detach(), first, rtol=1e-11, atol=1e-11)
+    torch.testing.assert_close(value(z, block=12), value(z, block=None), rtol=1e-11, atol=1e-11)
+    assert len({value(z, seed=seed).item() for seed in range(5)}) > 1

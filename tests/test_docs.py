@@ -91,7 +91,7 @@ def test_targets_of_a_loss_are_those_that_give_what_it_reads() -> None:
         for target, spec in specs.items():
             try:
                 check_fit(name, facts.reads, spec, TARGETS[target].build.gives)
-                gives_it = target == "classes" or not facts.needs_proxies
+                gives_it = target == "classes" or not facts.needs_classes
             except ValueError:
                 gives_it = False
             assert (target in readable) is gives_it, (name, target)

@@ -34,7 +34,7 @@ def test_losses_take_the_targets_that_they_can_read(loss: str, target: str) -> N
     facts = LOSSES[loss].info["facts"]
     gives = bb.create_target(target).gives
     readable = {"same": {"same"}, "order": {"same", "order", "magnitude"}, "magnitude": {"magnitude"}}[facts.reads]
-    if gives in readable and not (facts.needs_proxies and target != "classes"):
+    if gives in readable and not (facts.needs_classes and target != "classes"):
         assert create(loss, target=target).target.gives == gives
         return
     with pytest.raises(ValueError, match=loss) as refused:
@@ -42,7 +42,7 @@ def test_losses_take_the_targets_that_they_can_read(loss: str, target: str) -> N
     if facts.reads == "same" and gives == "magnitude":
         assert f"within('{target}', radius=0.1) or nearest('{target}', k=5)" in str(refused.value)
         create_with_way_out = f"within('{target}', radius=0.1)"
-        if not facts.needs_proxies:
+        if not facts.needs_classes:
             create(loss, target=create_with_way_out)
     elif facts.reads == "magnitude":
         assert "reads the value of label distances, but target" in str(refused.value)

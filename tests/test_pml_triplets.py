@@ -27,6 +27,15 @@ def test_triplets(kind: str, soft: bool, margin: float, block: int | None, batch
     assert_same(ours(z, labels), losses.TripletMarginLoss(margin=margin, smooth_loss=soft)(z, labels, mined), (z, z))
 
 
+@pytest.mark.parametrize("soft", [False, True])
+@pytest.mark.parametrize("block", [7, None])
+def test_swapped_triplets(soft: bool, block: int | None, batch: tuple[Tensor, Tensor]) -> None:
+    z, labels = batch
+    theirs = losses.TripletMarginLoss(margin=0.2, swap=True, smooth_loss=soft)
+    ours = bb.create_objective("swapped_triplet", hinge="soft" if soft else "hinge", block=block)
+    assert_same(ours(z, labels), theirs(z, labels), (z, z))
+
+
 def test_batch_hard_with_the_soft_margin(batch: tuple[Tensor, Tensor]) -> None:
     z, labels = batch
     mined = miners.BatchHardMiner()(z, labels)

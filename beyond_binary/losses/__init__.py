@@ -18,8 +18,8 @@ A loss that is no sum over rows has the form `pairs`: `(pairs, **options) -> los
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Any, Literal, TypeVar
 
 from torch import Tensor
@@ -64,6 +64,8 @@ class LossFacts:
             proxies.
         merge: for a softmax loss with several centres a class, `(s [q c * centers], *, centers, ...) -> [q c]`.
         others_only: whether a softmax loss leaves the own class out of its sum.
+        between: options whose values must lie between two numbers, neither of them included.
+        classes_only: whether items must have a class each, beyond being the same or different.
     """
 
     reads: Gives
@@ -80,6 +82,8 @@ class LossFacts:
     by_proxy: Callable[..., Tensor] | None = None
     merge: Callable[..., Tensor] | None = None
     others_only: bool = False
+    between: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+    classes_only: bool = False
 
     @property
     def parts(self) -> tuple[Callable[..., Any], ...]:
@@ -94,6 +98,17 @@ class LossFacts:
         """Whether the loss learns one proxy per class."""
         return "proxy" in (self.rows, self.keys)
 
+    @property
+    def needs_classes(self) -> bool:
+        """Whether the loss takes target `classes` alone."""
+        return self.needs_proxies or self.classes_only
+
+    def check(self, loss: str, options: Mapping[str, Any]) -> None:
+        """Raise a ValueError if an option's value is out of range."""
+        for name, (low, high) in self.between.items():
+            if name in options and not low < options[name] < high:
+                raise ValueError(f"loss {loss!r}: {name} must be between {low:g} and {high:g}, got {options[name]}")
+
 
 def register_loss(name: str, **facts: Any) -> Callable[[Build], Build]:
     """Decorator that registers a loss with its `LossFacts`."""
@@ -106,4 +121,4 @@ def list_losses() -> list[str]:
     return LOSSES.names()
 
 
-from . import continuous, lifted, mean_field, moments, pairs, proxies, ranking, triplets, tuples  # noqa: F401  (they register themselves)
+from . import continuous, lifted, mean_field, moments, pairs, proxies, ranking, swapped, triplets, tuples  # noqa: F401  (they register themselves)

@@ -5,11 +5,15 @@ Masks are turned into numbers and looked up by way of their bytes: torch is seve
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from ..blocks import Finish, Pairs
+from ..tiles import Tile
 from ..tiles import split as split
 
 
@@ -64,3 +68,36 @@ def softplus(x: Tensor) -> Tensor:
 def log1p_sumexp(x: Tensor, mask: Tensor) -> Tensor:
     """log(1 + sum over the row's entries in `mask` of exp(x)), [q]; 0 for an empty row."""
     return torch.where(any_in_row(mask), softplus(masked_logsumexp(x, mask)), 0)
+
+
+def nothing(x: Tensor) -> float:
+    """In place of the logarithm of 0: sums of two, and what softplus makes of them, are finite still."""
+    return torch.finfo(x.dtype).min / 4
+
+
+def against_negatives(pairs: Pairs, factor: float, then: Callable[..., Tensor], extra: Sequence[Tensor] = ()) -> Tensor:
+    """`then(push, same, *extra)`, see `Pairs.apart`, from the rows' log-sum-exps of `factor * x` over their negatives.
+
+    These are `nothing` without a negative. The factor is positive for similarities and negative for distances.
+    """
+    plain, quick = (
+        functools.partial(of_negatives, factor=factor),
+        functools.partial(of_negatives_in_place, factor=factor),
+    )
+    return pairs.apart(plain, quick, then, extra=extra)
+
+
+def of_negatives(x: Tensor, negative: Tensor, *, factor: float) -> Tensor:
+    """Plain form of `against_negatives`."""
+    return torch.where(any_in_row(negative), masked_logsumexp(factor * x, negative), nothing(x))
+
+
+def of_negatives_in_place(tile: Tile, *, factor: float) -> tuple[Tensor, Finish]:
+    """In-place form of `against_negatives`."""
+    top, total = tile.powers_(tile.x.mul_(factor))
+
+    def finish(grad: Tensor) -> tuple[()]:
+        tile.x.mul_(grad[:, None] * factor / total)
+        return ()
+
+    return (total.log() + top)[:, 0], finish

@@ -8,10 +8,23 @@ import math
 import torch
 from torch import Tensor
 
-from ..blocks import Pairs
+from ..blocks import Finish, Pairs, Same
 from ..geometry import Geometry
+from ..targets.vectors import Classes
+from ..tiles import Tile
 from . import register_loss
-from .common import any_in_row, as_number, log1p_sumexp, masked_logsumexp, masked_sum, softplus, split
+from .common import (
+    against_negatives,
+    any_in_row,
+    as_number,
+    log1p_sumexp,
+    masked_sum,
+    nothing,
+    of_negatives,
+    softplus,
+    split,
+)
+from .groups import by_class, equal_ids
 
 
 @register_loss(
@@ -33,7 +46,8 @@ def lifted_structure(pairs: Pairs, *, margin: float = 1.0) -> Tensor:
     `geometry="euclidean(normalize=True)"`. Positive pairs without any negative are left out.
 
     Paper settings: margin 1.
-    Cost: O(q k) time, memory of a tile; the distances are computed twice (three times against references).
+    Cost: O(q k) time; memory of a tile and O(p) for p positive pairs; the distances are computed twice, of a block of
+    one tile once (against references twice that).
 
     Args:
         pairs: the pairs, with distances.
@@ -42,44 +56,26 @@ def lifted_structure(pairs: Pairs, *, margin: float = 1.0) -> Tensor:
     Returns:
         A scalar.
     """
-    push = functools.partial(_push, margin=margin)
-    own = pairs.reduce(push)
-    other = own if pairs.k is pairs.q else pairs.swapped().reduce(push)
-    pull = _pull if pairs.plain else _pull_sparse
-    value, number = pairs.reduce(pull, rows=(own,), shared=(other,)).sum(0).unbind()
-    return value / (2 * number.clamp_min(1))
+    then = functools.partial(_lifted, margin=margin)
+    if pairs.k is pairs.q:
+        return against_negatives(pairs, -1.0, then)
+    other = pairs.swapped().reduce(_push)
+    return against_negatives(pairs, -1.0, then, extra=(other,))
 
 
-def _push(x: Tensor, y: Tensor, valid: Tensor, margin: float) -> Tensor:
-    """Log-sum-exp over a row's negatives of how much nearer than the margin they are; `_none` for a row without."""
-    _, negative = split(y, valid)
-    return torch.where(any_in_row(negative), masked_logsumexp(margin - x, negative), _none(x))
+def _push(x: Tensor, y: Tensor, valid: Tensor) -> Tensor:
+    """Log-sum-exp of -x over a row's negatives."""
+    return of_negatives(x, split(y, valid)[1], factor=-1.0)
 
 
-def _none(x: Tensor) -> float:
-    """In place of the logarithm of 0; sums of two are finite still."""
-    return torch.finfo(x.dtype).min / 4
-
-
-def _lifted(d: Tensor, own: Tensor, other: Tensor) -> tuple[Tensor, Tensor]:
-    """[J]_+^2 and whether there is a negative."""
+def _lifted(own: Tensor, same: Same, other: Tensor | None = None, *, margin: float) -> Tensor:
+    """The loss, from the log-sum-exps of the queries and of the keys (the same if not given)."""
+    other = own if other is None else other
+    own, other = own.index_select(0, same.row), other.index_select(0, same.column)
     top = torch.maximum(own, other).detach()
-    both = top + ((own - top).exp() + (other - top).exp()).log()
-    return (both + d).relu().square(), top > _none(d)
-
-
-def _pull(x: Tensor, y: Tensor, valid: Tensor, own: Tensor, other: Tensor) -> Tensor:
-    """Rows' sums of `_lifted` over their positives, and the number of these [q 2]."""
-    positive, _ = split(y, valid)
-    value, some = _lifted(x, own[:, None], other[None, :])
-    return torch.stack([masked_sum(value, positive), as_number(positive & some, x).sum(1)], dim=1)
-
-
-def _pull_sparse(x: Tensor, y: Tensor, valid: Tensor, own: Tensor, other: Tensor) -> Tensor:
-    """`_pull` that looks at positives alone."""
-    i, j = split(y, valid)[0].nonzero(as_tuple=True)
-    value, some = _lifted(x[i, j], own[i], other[j])
-    return x.new_zeros(len(x), 2).index_add(0, i, torch.stack([value, some.to(x.dtype)], dim=1))
+    some = top > nothing(top)
+    push = margin + top + ((own - top).exp() + (other - top).exp()).log()
+    return same.mean(torch.where(some, (push + same.x).relu().square() / 2, 0), some)
 
 
 @register_loss(
@@ -102,7 +98,8 @@ def n_pairs(pairs: Pairs, *, l2: float = 0.0) -> Tensor:
     length of unsaid weight, 0.005 in later code; it is off by default.
 
     Paper settings: none given.
-    Cost: O(q k) time, memory of a tile; the similarities are computed twice.
+    Cost: O(c^2) time for c classes that have a pair, memory of a tile. Under a miner, or if labels are no classes,
+    O(q k) time.
 
     Args:
         pairs: the pairs, with similarities.
@@ -111,12 +108,38 @@ def n_pairs(pairs: Pairs, *, l2: float = 0.0) -> Tensor:
     Returns:
         A scalar; it depends on the order of the batch where a class has items to choose from.
     """
-    anchor, chosen = _first_pairs(pairs)
+    if not pairs.plain and pairs.block.miner is None and isinstance(pairs.block.target, Classes):
+        anchor, positive = _first_listed(pairs)
+        q, k = pairs.q[anchor], pairs.k[positive]
+        loss = against_negatives(pairs.between(q, k), 1.0, _one_each)
+        return loss + l2 / 4 * (q.z.square().sum() + k.z.square().sum()) / max(len(q), 1)
+    anchors, chosen = _first_pairs(pairs)
     cost = pairs.reduce(functools.partial(_n_pair, chosen=chosen > 0))
-    number = anchor.sum().clamp_min(1)
+    number = anchors.sum().clamp_min(1)
     lengths = (z.square().sum(1) for z in (pairs.q.z, pairs.k.z))
-    long = sum(torch.dot(each, weight) for each, weight in zip(lengths, (anchor, chosen), strict=True))
-    return (torch.dot(cost, anchor) + l2 / 4 * long) / number
+    long = sum(torch.dot(each, weight) for each, weight in zip(lengths, (anchors, chosen), strict=True))
+    return (torch.dot(cost, anchors) + l2 / 4 * long) / number
+
+
+def _one_each(push: Tensor, same: Same) -> Tensor:
+    """The mean of N-pair costs."""
+    return same.mean(softplus(push.index_select(0, same.row) - same.x))
+
+
+@torch.no_grad()
+def _first_listed(pairs: Pairs) -> tuple[Tensor, Tensor]:
+    """The anchor and the positive of each class that has both [c], as numbers of queries and keys."""
+    n, m, device = len(pairs.q), len(pairs.k), pairs.q.z.device
+    positive = torch.full((n,), m, device=device)
+    for start in range(0, n, pairs.tile or n):
+        part = slice(start, start + (pairs.tile or n))
+        same, _ = pairs.block.places(part, pairs.q.z)
+        positive[part].scatter_reduce_(0, same.row, same.flat % m, "amin")
+    classes, slot = torch.unique(pairs.q.code, return_inverse=True)
+    place = torch.where(positive < m, torch.arange(n, device=device), n)
+    anchor = torch.full((len(classes),), n, device=device).scatter_reduce_(0, slot, place, "amin")
+    anchor = anchor[anchor < n]
+    return anchor, positive[anchor]
 
 
 def _n_pair(x: Tensor, y: Tensor, valid: Tensor, chosen: Tensor) -> Tensor:
@@ -151,6 +174,7 @@ def _first(x: Tensor, y: Tensor, valid: Tensor) -> Tensor:
     x="similarity",
     geometry="cosine",
     form="pairs",
+    between={"alpha": (0, 90)},
     paper="Wang, Zhou, Wen, Liu, Lin: Deep Metric Learning with Angular Loss, ICCV 2017",
 )
 def angular(pairs: Pairs, *, alpha: float = 45.0) -> Tensor:
@@ -166,7 +190,9 @@ def angular(pairs: Pairs, *, alpha: float = 45.0) -> Tensor:
     the embeddings, and beyond unless they are far apart.
 
     Paper settings: alpha 36 to 55 degrees; 45 in later code, 40 in pytorch-metric-learning.
-    Cost: O(q k^2) time; memory of a tile and O(p k) for the p keys that are positives in it.
+    Cost: O(q k) time and that of a product of each class with itself, memory of a tile, for a batch of classes. Against
+    references, under a miner, or if labels are no classes O(q k^2) time and O(p k) memory for the p keys that are
+    positives in a tile.
 
     Args:
         pairs: the pairs, with cosine similarities.
@@ -175,12 +201,80 @@ def angular(pairs: Pairs, *, alpha: float = 45.0) -> Tensor:
     Returns:
         A scalar.
     """
-    if not 0 < alpha < 90:
-        raise ValueError(f"angular: alpha must be between 0 and 90 degrees, got {alpha}")
     t = math.tan(math.radians(alpha)) ** 2
+    if not pairs.plain and _whole_classes(pairs):
+        return _by_class(pairs, t)
     angles = functools.partial(_angles, t=t, geometry=pairs.block.geometry, plain=pairs.plain)
     value, number = pairs.reduce(angles, shared=(pairs.k.z,)).sum(0).unbind()
     return value / number.clamp_min(1)
+
+
+def _whole_classes(pairs: Pairs) -> bool:
+    """Whether a batch of classes is compared with itself, classes fit into tiles, and have no items in common."""
+    if pairs.k is not pairs.q or pairs.block.miner is not None or not isinstance(pairs.block.target, Classes):
+        return False
+    code = pairs.q.code
+    row, column = equal_ids(pairs.q.id, pairs.q.id)
+    return bool((code[row] == code[column]).all()) and int(code.unique(return_counts=True)[1].max()) <= (
+        pairs.tile or 0
+    )
+
+
+def _by_class(pairs: Pairs, t: float) -> Tensor:
+    """The loss from tiles of whole classes of one size: both items of a positive pair are there."""
+    order, _, runs = by_class(pairs.q.code)
+    points = pairs.q[order]
+    total, start = points.z.sum() * 0, 0
+    for g, m in runs:
+        if m > 1:
+            rows = points if len(runs) == 1 else points[start : start + g * m]
+            some = pairs.between(rows, points, rows=max(1, (pairs.tile or m) // m) * m)
+            plain = functools.partial(_mates, factor=4 * t, size=m)
+            quick = functools.partial(_mates_in_place, factor=4 * t, size=m)
+            total = total + some.apart(plain, quick, functools.partial(_angles_of, t=t, start=start))
+        start += g * m
+    number = sum(g * m * m for g, m in runs) - len(equal_ids(pairs.q.id, pairs.q.id)[0])
+    return total / max(number, 1)
+
+
+def _angles_of(total: Tensor, same: Same, *, t: float, start: int) -> Tensor:
+    """Sum of costs, from the sums over negatives for each row and item of its class [q m]; `start` is the first row."""
+    size = total.shape[1]
+    mate = (same.column - start - same.row // size * size).clamp(0, size - 1)
+    push = total.flatten().index_select(0, same.row * size + mate)
+    cost = softplus(push - 2 * (1 + t) * same.x)
+    return torch.where(same.use & (push > nothing(push)), cost, 0).sum()
+
+
+def _mates(x: Tensor, negative: Tensor, *, factor: float, size: int) -> Tensor:
+    """For each row and each of its class's `size` items the log of the sum over negatives of both exponentials [q m]."""
+    e, top = _exponentials(factor * x, negative)
+    total = _products(e.unflatten(0, (-1, size))).log() + _both(top[:, None], size)
+    return torch.where(any_in_row(negative)[:, None], total.flatten(0, 1), nothing(x))
+
+
+def _mates_in_place(tile: Tile, *, factor: float, size: int) -> tuple[Tensor, Finish]:
+    top, _ = tile.powers_(tile.x.mul_(factor))
+    e = tile.x.unflatten(0, (-1, size))
+    total = _products(e)
+
+    def finish(grad: Tensor) -> tuple[()]:
+        weight = grad.view_as(total).div(total).mul_(factor)
+        tile.x.mul_(torch.bmm(weight + weight.mT, e).flatten(0, 1))
+        return ()
+
+    return (total.log() + _both(top, size)).flatten(0, 1), finish
+
+
+def _products(e: Tensor) -> Tensor:
+    """Inner products of the rows of each class [g m m], kept off zero."""
+    return (e @ e.mT).clamp_min(torch.finfo(e.dtype).tiny)
+
+
+def _both(top: Tensor, size: int) -> Tensor:
+    """Sums of two rows' numbers within each class [g m m]."""
+    top = top.view(-1, size, 1)
+    return top + top.mT
 
 
 def _angles(x: Tensor, y: Tensor, valid: Tensor, keys: Tensor, *, t: float, geometry: Geometry, plain: bool) -> Tensor:

@@ -12,7 +12,6 @@ from torch.utils.checkpoint import checkpoint
 
 from ..blocks import Pairs
 from ..points import Points
-from ..targets.vectors import Classes
 from . import Rows, register_loss
 from .common import any_in_row, masked_sum, softplus, split
 from .groups import LOW, by_class, equal_ids, log_sums, sizes, slot_log_sums
@@ -89,11 +88,6 @@ def mean_field_contrastive(
     return pull + masked_sum((negative_margin - 1 + x).relu(), negative), any_in_row(valid)
 
 
-def _only_classes(pairs: Pairs, loss: str) -> None:
-    if not isinstance(pairs.block.target, Classes):
-        raise ValueError(f"{loss} averages over classes and takes target 'classes' alone, got {pairs.block.target}")
-
-
 def _pull(log_mean: Tensor, alpha: float, weight: float) -> Tensor:
     """Sum of log(1 + weight exp(log_mean)) / alpha."""
     return torch.logaddexp(torch.zeros_like(log_mean), log_mean + math.log(weight)).sum() / alpha
@@ -140,7 +134,6 @@ def mean_field_class_wise_multi_similarity(
     Returns:
         The loss, a scalar.
     """
-    _only_classes(pairs, "mean_field_class_wise_multi_similarity")
     log_means = _to_fields_plain if pairs.plain else _to_fields
     own, others, count = log_means(pairs, alpha, beta, base)
     loss = (_pull(own, alpha, 1.0) + others / beta) / count
@@ -183,6 +176,7 @@ def _to_fields(pairs: Pairs, alpha: float, beta: float, base: float) -> tuple[Te
     x="similarity",
     geometry="cosine",
     form="pairs",
+    classes_only=True,
     paper=MFT,
 )
 def class_wise_multi_similarity(
@@ -210,7 +204,6 @@ def class_wise_multi_similarity(
     Returns:
         The loss, a scalar; 0 if no pair is valid.
     """
-    _only_classes(pairs, "class_wise_multi_similarity")
 
     def exponents(x: Tensor, same: Tensor, valid: Tensor) -> Tensor:
         """What each pair adds to the logarithm of its pair of classes."""

@@ -14,10 +14,11 @@ from ..blocks import Pairs
 from ..geometry import create_geometry
 from ..targets.vectors import Classes
 from . import register_loss
-from .common import masked_sum, split
+from .common import as_number, masked_sum, split
 from .groups import common_classes, equal_ids
 
 CHUNK = 1 << 18  # numbers of the keys that are normalised at once: they stay in the cache
+PRODUCTS = (create_geometry("cosine"), create_geometry("dot"))
 Moments = tuple[Tensor, Tensor, Tensor]
 """Number, mean and variance (population) of some scores, float64."""
 
@@ -130,7 +131,7 @@ def _read_scores(pairs: Pairs) -> bool:
     """Whether the scores must be formed: the plain form is wanted, or they are no inner products by classes."""
     if pairs.plain or pairs.block.miner is not None or not isinstance(pairs.block.target, Classes):
         return True
-    return pairs.block.geometry not in (create_geometry("cosine"), create_geometry("dot"))
+    return pairs.block.geometry not in PRODUCTS
 
 
 def score_moments(pairs: Pairs) -> tuple[Moments, Moments]:
@@ -324,3 +325,37 @@ def _by_covariance(q: Tensor, shift_q: Tensor, id_q: Tensor, k: Tensor, shift_k:
         mean = mean_a @ mean_b + s.mean().double() + t.mean().double() + moved
         columns.append(torch.stack([mean.new_tensor(number - len(row)), mean, spread.clamp_min(0)]))
     return torch.stack(columns, 1)
+
+
+def mean_of_different(pairs: Pairs) -> tuple[Tensor, Tensor]:
+    """Number (at least 1) and mean of the scores of different labels; by sums over classes where that can be."""
+    if _read_scores(pairs):
+        x = pairs.reduce(_sums_of_different).sum(0)
+        number = x[0].detach().clamp_min(1)
+        return number, x[1] / number
+    q, k = pairs.prepared()
+    classes, slot = torch.unique(torch.cat([pairs.q.code, pairs.k.code]), return_inverse=True)
+    slots = slot.split([len(q), len(k)])
+    sizes = [s.bincount(minlength=len(classes)) for s in slots]
+    of_q = _sums_by(q, slots[0], len(classes))
+    of_k = of_q if k is q else _sums_by(k, slots[1], len(classes))
+    number = len(q) * len(k) - (sizes[0] * sizes[1]).sum()
+    total = of_q.sum(0) @ of_k.sum(0) - torch.dot(of_q.flatten(), of_k.flatten())
+    row, column = equal_ids(pairs.q.id, pairs.k.id)
+    other = (pairs.q.code[row] != pairs.k.code[column]).nonzero()[:, 0]
+    if len(other):
+        number = number - len(other)
+        total = total - (q[row[other]] * k[column[other]]).sum()
+    number = number.clamp_min(1)
+    return number, total / number
+
+
+def _sums_by(z: Tensor, slot: Tensor, slots: int) -> Tensor:
+    """Sums of the points of each slot [slots d]."""
+    return z.new_zeros(slots, z.shape[1]).index_add(0, slot, z)
+
+
+def _sums_of_different(x: Tensor, y: Tensor, valid: Tensor) -> Tensor:
+    """Number and sum of a row's scores of different labels [q 2]."""
+    _, negative = split(y, valid)
+    return torch.stack([as_number(negative, x).sum(1), masked_sum(x, negative)], 1)

@@ -39,8 +39,8 @@ def triplet(
 
     FaceNet squares the distances (`geometry="squared_euclidean(normalize=True)"`) and sums; the default here is the
     plain distance of Hermans et al. and pytorch-metric-learning, averaged over the triplets that cost something.
-    Its swap of anchor and positive is not offered: it reads the distance from positive to negative, which a row of
-    distances to the anchor does not have.
+    The swap of anchor and positive is `swapped_triplet`: it reads the distance from positive to negative, which a row
+    of distances to the anchor does not have.
 
     With a row's positives sorted by falling distance and their prefix sums S_k, a negative at distance d_n meets the
     first k positives, those with d_p > d_n - margin, and adds S_k + k (margin - d_n).

@@ -9,10 +9,24 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from ..blocks import Pairs
+from ..blocks import Finish, Pairs, Same
 from ..geometry import safe_sqrt
+from ..tiles import Tile
 from . import Rows, in_place, register_loss
-from .common import any_in_row, as_number, log1p_sumexp, masked_logsumexp, masked_sum, softplus, split
+from .common import (
+    against_negatives,
+    any_in_row,
+    as_number,
+    log1p_sumexp,
+    masked_logsumexp,
+    masked_sum,
+    nothing,
+    of_negatives,
+    of_negatives_in_place,
+    softplus,
+    split,
+)
+from .moments import mean_of_different
 
 
 @register_loss(
@@ -240,7 +254,8 @@ def tuplet_margin(
     arc cosine gives NaN where a positive pair coincides. A positive pair nearer than the margin is pushed back to it.
 
     Paper settings: margin 0.1 radians, scale 64, variance_weight 0.5, variance_slack 0.01.
-    Cost: O(q k) time, memory of a tile; one more walk through the pairs for the means, without a gradient.
+    Cost: O(q k) time; memory of a tile and O(p) for p positive pairs; the similarities are computed twice, of a block
+    of one tile once. Under a miner, or if labels are no classes, the mean of the negatives takes two more walks.
 
     Args:
         pairs: the pairs, with cosine similarities.
@@ -252,46 +267,43 @@ def tuplet_margin(
     Returns:
         A scalar.
     """
-    aims = torch.zeros_like(pairs.q.z[0, :1]).expand(2)
-    if variance_weight != 0:
-        with torch.no_grad():
-            aims = _aims(pairs.reduce(_means).sum(0), variance_slack)
-    total = pairs.reduce(functools.partial(_tuplets, margin=margin, scale=scale, aims=aims)).sum(0)
-    (value, tuples), means, spread = total[:2], total[2:6], total[6:]
-    loss = value / tuples.clamp_min(1)
+    then = functools.partial(_tuplets, margin=margin, scale=scale)
     if variance_weight == 0:
-        return loss
-    late, early = _aims(means, variance_slack) - aims  # 0, but their gradient is not
-    squares = spread[2] + 2 * late * spread[1] + late.square() * spread[0]
-    loss = loss + variance_weight * squares / means[1].clamp_min(1)
-    squares = spread[5] - 2 * early * spread[4] + early.square() * spread[3]
-    return loss + variance_weight * squares / means[3].clamp_min(1)
+        return against_negatives(pairs, scale, then)
+    number, mean = mean_of_different(pairs)
+    slack, weight = variance_slack, variance_weight
+
+    def both(results: Tensor, same: Same) -> Tensor:
+        push, early = results.unbind(1)
+        late = ((1 - slack) * same.mean(same.x) - same.x).relu().square()
+        return then(push, same) + weight * (same.mean(late) + early.sum() / number)
+
+    plain, quick = functools.partial(_negatives, scale=scale), functools.partial(_negatives_in_place, scale=scale)
+    return pairs.apart(plain, quick, both, shared=((1 + slack) * mean,))
 
 
-def _aims(means: Tensor, slack: float) -> Tensor:
-    """What positives should not be below, and negatives not above [2], from the sums of `_means` [4]."""
-    near, positives, far, negatives = means.unbind()
-    return torch.stack([(1 - slack) * near / positives.clamp_min(1), (1 + slack) * far / negatives.clamp_min(1)])
-
-
-def _means(x: Tensor, y: Tensor, valid: Tensor) -> Tensor:
-    """Rows' sums of the positive and of the negative similarities, each with their number [q 4]."""
-    masks = split(y, valid)
-    return torch.stack([s for mask in masks for s in (masked_sum(x, mask), as_number(mask, x).sum(1))], dim=1)
-
-
-def _tuplets(x: Tensor, y: Tensor, valid: Tensor, *, margin: float, scale: float, aims: Tensor) -> Tensor:
-    """Rows' sums of tuplet costs and their number; `_means`; `_beyond` of the positives and of the negatives [q 12]."""
-    positive, negative = split(y, valid)
+def _tuplets(push: Tensor, same: Same, *, margin: float, scale: float) -> Tensor:
+    """Mean cost of the tuplets, from the log-sum-exps of the negatives [q]."""
+    x, push = same.x, push.index_select(0, same.row)
     turned = math.cos(margin) * x + math.sin(margin) * safe_sqrt((1 - x) * (1 + x))
-    cost = softplus(masked_logsumexp(scale * x, negative)[:, None] - scale * turned)
-    use = positive & any_in_row(negative)[:, None]
-    tuplets = torch.stack([masked_sum(cost, use), as_number(use, x).sum(1)], dim=1)
-    spread = _beyond(aims[0] - x, positive), _beyond(x - aims[1], negative)
-    return torch.cat([tuplets, _means(x, y, valid), *spread], dim=1)
+    return same.mean(softplus(push - scale * turned), push > nothing(push))
 
 
-def _beyond(gap: Tensor, mask: Tensor) -> Tensor:
-    """The number of a row's positive gaps, their sum and their sum of squares [q 3]."""
-    use = mask & (gap > 0)
-    return torch.stack([as_number(use, gap).sum(1), masked_sum(gap, use), masked_sum(gap.square(), use)], dim=1)
+def _negatives(x: Tensor, negative: Tensor, aim: Tensor, *, scale: float) -> Tensor:
+    """Log-sum-exps of the negatives, and sums of their squares beyond an aim [q 2]."""
+    beyond = torch.where(negative, (x - aim).relu().square(), 0).sum(1)
+    return torch.stack([of_negatives(x, negative, factor=scale), beyond], 1)
+
+
+def _negatives_in_place(tile: Tile, aim: Tensor, *, scale: float) -> tuple[Tensor, Finish]:
+    gap = (tile.x - aim).clamp_min_(0)
+    beyond = torch.linalg.vector_norm(gap, dim=1).square_()
+    push, pull = of_negatives_in_place(tile, factor=scale)
+
+    def finish(grad: Tensor) -> tuple[Tensor]:
+        pull(grad[:, 0])
+        slope = 2 * grad[:, 1:]
+        tile.x.addcmul_(gap, slope)
+        return (-torch.dot(gap.sum(1), slope[:, 0]),)
+
+    return torch.stack([push, beyond], 1), finish

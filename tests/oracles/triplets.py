@@ -40,6 +40,18 @@ def triplet(
     return mean(active) if average == "active" else sum(active) / max(considered, 1)
 
 
+def swapped_triplet(q: Batch, k: Batch, margin: float = 0.2, hinge: str = "hinge", average: str = "active") -> float:
+    """Balntas et al. 2016: the negative counts from the nearer of anchor and positive."""
+    costs = []
+    for i in range(len(q)):
+        for p in others(q, i, k, same=True):
+            for n in others(q, i, k, same=False):
+                far = min(chord(q.z[i], k.z[n]), chord(k.z[p], k.z[n]))
+                gap = chord(q.z[i], k.z[p]) - far + margin
+                costs.append(math.log(1 + math.exp(gap)) if hinge == "soft" else max(gap, 0.0))
+    return mean(costs if average == "all" else [c for c in costs if c > 0])
+
+
 def dense_triplet(q: Batch, k: Batch, margin: float = 0.03, ties: str = "exclude", average: str = "all") -> float:
     """Kim et al. 2019, equation 7: the hinge for all pairs (i, j) of an anchor with D(y_a, y_i) < D(y_a, y_j)."""
     costs = []
@@ -58,7 +70,7 @@ def gap_of(a: Any, b: Any) -> float:
     return euclid(a, b) if isinstance(a, list) else float(a != b)
 
 
-ORACLES = [triplet, dense_triplet]
+ORACLES = [triplet, swapped_triplet, dense_triplet]
 CASES: list[Case] = [
     Case("triplet"),
     Case("triplet", {"margin": 0.5, "triplets": "semi_hard"}),
@@ -70,6 +82,9 @@ CASES: list[Case] = [
     Case("triplet", {"hinge": "soft", "margin": 0.0}),
     Case("triplet", {"hinge": "soft", "margin": 0.5, "triplets": "semi_hard", "power": 2}),
     Case("triplet", {"hinge": "soft", "margin": 0.5, "triplets": "hard"}),
+    Case("swapped_triplet"),
+    Case("swapped_triplet", {"margin": 0.5, "average": "all"}),
+    Case("swapped_triplet", {"hinge": "soft", "margin": 0.0}),
     Case("dense_triplet", {}, "euclidean", vectors),
     Case("dense_triplet", {"average": "active"}, "euclidean", grades),
     Case("dense_triplet", {"margin": 0.3}),
