@@ -99,11 +99,11 @@ class Block:
     def _of_id(self) -> Join:
         return Join(self.id_q, self.id_k)
 
-    def places(self, part: slice, x: Tensor) -> tuple[Places, Places]:
-        """Valid pairs of the same, and pairs that do not count, of some rows; for classes without listing all pairs."""
+    def places(self, part: slice, x: Tensor) -> tuple[Places, Places] | tuple[Tensor, Tensor]:
+        """Valid pairs of the same, and pairs that do not count, of some rows: listed for classes, else as masks."""
         if self.miner is not None or not isinstance(self.target, Classes):
             y, valid = self.labels(part, x)
-            return Places.of(split(y, valid)[0]), Places.of(~valid)
+            return split(y, valid)[0], ~valid
         row, column = self._of_class(part)
         other = self.id_q[part][row] != self.id_k[column]
         row, column = row[other], column[other]
@@ -227,12 +227,13 @@ def _tile(
     if not wanted:
         with torch.no_grad():
             return *block.rows(x, part, row), []
-    if block.in_place is not None and row is None:
+    if block.in_place is not None:
         with torch.no_grad():
             grad = x if block.geometry.kind == "similarity" else x.clone()  # distances are read again by their pull
-            rows = block.in_place(Tile(grad, functools.partial(block.places, part, x)))
+            tile = Tile(grad, functools.partial(block.places, part, x), row)
+            rows = block.in_place(tile)
             if rows is not None:
-                return *_sums(*rows), [[grad]]
+                return *_sums(*rows), [[grad] if tile.grad_row is None else [grad, tile.grad_row]]
     with torch.enable_grad():
         leaves = [z.detach().requires_grad_() for z in (x, row) if z is not None]
         value, count = block.rows(leaves[0], part, leaves[1] if row is not None else None)

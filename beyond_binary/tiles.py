@@ -30,31 +30,45 @@ class Places:
         return Places(flat // max(mask.shape[1], 1), flat)
 
 
+def _listed(places: Places | Tensor) -> Places:
+    return Places.of(places) if isinstance(places, Tensor) else places
+
+
 class Tile:
     """What an in-place form gets: `x` [rows k] to overwrite, and where the same and the uncounted pairs are.
 
     Args:
         x: similarities or distances; the form leaves d(sum of values)/dx here.
-        places: gives `same` (valid pairs of the same) and `off` (pairs that do not count).
+        places: gives `same` (valid pairs of the same) and `off` (pairs that do not count), or both as masks [rows k].
+        row: what the loss reads beside the pairs [rows]; the form leaves the gradient in `grad_row`.
     """
 
-    def __init__(self, x: Tensor, places: Callable[[], tuple[Places, Places]]) -> None:
-        self.x = x
+    def __init__(
+        self, x: Tensor, places: Callable[[], tuple[Places, Places] | tuple[Tensor, Tensor]], row: Tensor | None = None
+    ) -> None:
+        self.x, self.row = x, row
+        self.grad_row: Tensor | None = None
         self._places = places
 
     @cached_property
-    def _both(self) -> tuple[Places, Places]:
+    def _both(self) -> tuple[Places, Places] | tuple[Tensor, Tensor]:
         return self._places()
 
-    @property
+    @cached_property
     def same(self) -> Places:
         """Valid pairs of the same."""
-        return self._both[0]
+        return _listed(self._both[0])
 
-    @property
+    @cached_property
     def off(self) -> Places:
         """Pairs that do not count."""
-        return self._both[1]
+        return _listed(self._both[1])
+
+    @cached_property
+    def different(self) -> Places | None:
+        """Valid pairs of the different, if a miner may have left few; None: they are nearly the whole tile."""
+        same, off = self._both
+        return Places.of(~(same | off)) if isinstance(same, Tensor) and isinstance(off, Tensor) else None
 
     def take(self, places: Places) -> Tensor:
         """Entries of x."""

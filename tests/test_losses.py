@@ -125,21 +125,24 @@ def test_in_place_form_equals_plain_form(case: Case) -> None:
     build, in_place = LOSSES[case.loss].build, facts_of(case).in_place
     assert in_place is not None
     options = {o: v for o, v in {**options_of(build), **case.options}.items() if o in options_of(in_place)}
+    own = {o: v for o, v in case.options.items() if o in options_of(build)}
     y = some_classes(9)[:, None] != some_classes(9)[None, :]
     nothing, no_negative = torch.zeros(9, 9, dtype=torch.bool), ~y
     for valid in (~torch.eye(9, dtype=torch.bool), torch.rand(9, 9) < 0.4, ~nothing, nothing, no_negative, y):
         x = torch.randn(9, 9, dtype=torch.float64)
         x = (x.abs() if facts_of(case).x == "distance" else x).requires_grad_()
-        value, count = build(x, y, valid, **case.options)
-        (expected,) = torch.autograd.grad(value.sum(), x)
-        untouched = x.detach().clone()
-        tile = Tile(untouched.clone(), lambda: (Places.of(valid & ~y), Places.of(~valid)))  # noqa: B023
-        got = in_place(tile, **options)
-        if got is None:
-            close(tile.x, untouched)
-            continue
-        close(got, (value.detach(), count), check_dtype=False)
-        close(tile.x, expected)
+        row = [torch.rand(9, dtype=torch.float64, requires_grad=True)] if facts_of(case).per_row else []
+        value, count = build(x, y, valid, *row, **own)
+        expected = torch.autograd.grad(torch.where(count > 0, value, 0).sum(), [x, *row])
+        untouched, masks = x.detach().clone(), (valid & ~y, ~valid)
+        for found in ((Places.of(masks[0]), Places.of(masks[1])), masks):
+            tile = Tile(untouched.clone(), lambda: found, *(r.detach() for r in row))  # noqa: B023
+            got = in_place(tile, **options)
+            if got is None:
+                close(tile.x, untouched)
+                continue
+            close(got, (value.detach(), count), check_dtype=False)
+            close([tile.x, *([tile.grad_row] if row else [])], list(expected))
 
 
 @pytest.mark.parametrize("case", [c for c in CASES if c.loss != "n_pairs"], ids=str)  # takes a class's first two items

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from ..blocks import Pairs
-from . import Rows, register_loss
+from . import Rows, in_place, register_loss
 from .common import any_in_row, as_number, log1p_sumexp, masked_sum, split
 
 CHUNK = 1 << 20  # comparisons of two keys that `smooth_ap` holds at a time
@@ -20,6 +20,7 @@ CHUNK = 1 << 20  # comparisons of two keys that `smooth_ap` holds at a time
     reads="same",
     x="distance",
     geometry="squared_euclidean(normalize=True)",
+    in_place=in_place.fastap,
     paper="Cakir et al.: Deep Metric Learning to Rank, CVPR 2019",
 )
 def fastap(x: Tensor, y: Tensor, valid: Tensor, *, bins: int = 10) -> Rows:
@@ -27,7 +28,8 @@ def fastap(x: Tensor, y: Tensor, valid: Tensor, *, bins: int = 10) -> Rows:
 
     Squared distances of unit vectors lie in [0, 4], which `bins + 1` centres cut into equal steps. Each pair is shared
     by the two centres around it, in proportion to its nearness. With h+ and h the histograms of positives and of all
-    pairs, and H+ and H their running sums, the loss of a row is `1 - sum_l h+_l H+_l / H_l / number of positives`.
+    pairs, and H+ and H their running sums, the loss of a row is `1 - sum_l h+_l H+_l / H_l / number of positives`. It is
+    computed as `sum_l h+_l H-_l / H_l / number of positives`, where a small loss keeps its digits.
 
     A pair touches two bins, so two scatters replace the product of all pairs with all bins in the authors' code and in
     pytorch-metric-learning, with the same result. Rows without a positive are undefined. Distances outside [0, 4] (by
@@ -56,10 +58,8 @@ def fastap(x: Tensor, y: Tensor, valid: Tensor, *, bins: int = 10) -> Rows:
     both = x.new_zeros(len(x), 2 * (bins + 1))
     both = both.scatter_add(1, index, low_part).scatter_add(1, index + 1, high_part)
     hits, misses = both.unflatten(1, (2, bins + 1)).unbind(1)
-    all_hits, everything = hits.cumsum(1), (hits + misses).cumsum(1)
-    precision = hits * all_hits / torch.where(everything > 0, everything, 1)
     number, some = positive.sum(1).clamp_min(1), any_in_row(positive)
-    return torch.where(some, 1 - precision.sum(1) / number, 0), some
+    return torch.where(some, in_place.misplaced(hits, misses) / number, 0), some
 
 
 @register_loss(
