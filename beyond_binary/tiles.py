@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -26,7 +27,10 @@ class Places:
     @staticmethod
     def of(mask: Tensor) -> Places:
         """The entries of a mask [rows k]."""
-        flat = mask.flatten().nonzero()[:, 0]
+        if mask.device.type == "cpu":
+            flat = torch.from_numpy(np.flatnonzero(mask.numpy()))  # several times faster than torch
+        else:
+            flat = mask.flatten().nonzero()[:, 0]
         return Places(flat // max(mask.shape[1], 1), flat)
 
 
