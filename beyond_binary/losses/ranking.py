@@ -229,9 +229,9 @@ def _cosent_plain(pairs: Pairs, scale: float, x: Tensor, y: Tensor, valid: Tenso
     near, far = (slot_log_sums(torch.where(keep, each, LOW)[:, None], level, count)[:, 0] for each in (-logit, logit))
     beyond, step = F.pad(far[1:], (0, 1), value=LOW), 1
     while step < count:  # as `_farther`, but to be differentiated twice
-        beyond = torch.logaddexp(beyond, F.pad(beyond[step:], (0, step), value=LOW))
+        beyond = torch.stack([beyond, F.pad(beyond[step:], (0, step), value=LOW)]).logsumexp(0)
         step *= 2
-    return softplus((near + beyond).logsumexp(0)).to(x.dtype)
+    return F.pad(near + beyond, (0, 1)).logsumexp(0).to(x.dtype)
 
 
 def _cosent_walk(pairs: Pairs, scale: float, tiles: Tiles) -> tuple[Tensor, Gradient]:
@@ -244,8 +244,8 @@ def _cosent_walk(pairs: Pairs, scale: float, tiles: Tiles) -> tuple[Tensor, Grad
         ys.append(y.flatten()[places[-1]])
     levels, count = _levels(ys)
     near = _level_log_sums([-s for s in logits], levels, count)
-    far = _level_log_sums(logits, levels, count)
-    beyond, before = _farther(far), _farther(near.flip(0)).flip(0)
+    beyond = _farther(_level_log_sums(logits, levels, count))
+    before = _farther(near.flip(0)).flip(0)
     total = (near + beyond).logsumexp(0)
     factor, starts = scale * total.sigmoid(), iter(zip(places, logits, levels, strict=True))
 
@@ -261,7 +261,9 @@ def _cosent_walk(pairs: Pairs, scale: float, tiles: Tiles) -> tuple[Tensor, Grad
 
 def _farther(far: Tensor) -> Tensor:
     """Log-sum-exp over all later levels [levels]."""
-    return F.pad(far[1:].flip(0).logcumsumexp(0).flip(0), (0, 1), value=LOW)
+    beyond = torch.full_like(far, LOW)
+    beyond[:-1] = far[1:].flip(0).logcumsumexp(0).flip(0)
+    return beyond
 
 
 def _levels(ys: list[Tensor]) -> tuple[Sequence[Tensor], int]:
@@ -271,7 +273,7 @@ def _levels(ys: list[Tensor]) -> tuple[Sequence[Tensor], int]:
     y = torch.cat(ys)
     if y.device.type == "cpu":
         known, inverse = np.unique(y.numpy(), return_inverse=True)  # several times faster than torch
-        level = torch.from_numpy(inverse)
+        level = torch.from_numpy(inverse).int()
     else:
         known, level = y.unique(return_inverse=True)
     return level.split([len(y) for y in ys]), max(1, len(known))
