@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from .blocks import Pairs
+from .points import Points
 from .tiles import Tile
 
 Tiles = Iterator[tuple[slice, Tile]]
@@ -17,15 +19,13 @@ Gradient = Callable[[slice, Tile], None]
 """Overwrites the x of the tile of some rows with the gradient of the loss."""
 
 
-def walked(
-    pairs: Pairs, loss: Callable[[Tiles], tuple[Tensor, Gradient]], plain: Callable[[Tensor, Tensor, Tensor], Tensor]
-) -> Tensor:
+def walked(pairs: Pairs, loss: Callable[[Tiles], tuple[Tensor, Gradient]], plain: Callable[[Pairs], Tensor]) -> Tensor:
     """A loss of similarities without a miner, computed without a graph; memory that of a tile and what `loss` keeps.
 
     Args:
         pairs: the pairs.
         loss: sees all tiles once; returns the value, and what finds the gradient of a tile when it comes again.
-        plain: the same from x, y and valid of the whole block with a graph, for higher derivatives.
+        plain: the same by the plain form, for higher derivatives.
     """
     q, k = pairs.prepared()
     wanted = torch.is_grad_enabled() and (q.requires_grad or k.requires_grad)
@@ -58,9 +58,15 @@ class _Walked(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         q, k, *grads = ctx.saved_tensors
         if torch.is_grad_enabled():  # higher-order gradients were asked for: differentiate the plain formula
-            q, k = q.view_as(q), k.view_as(k)
-            x = ctx.pairs.block.geometry.pairs(q, k)
-            value = ctx.plain(x, *ctx.pairs.block.labels(slice(None), x))
-            found = torch.autograd.grad(value, (q, k), grad, create_graph=True, allow_unused=True)
-            return None, None, None, None, *(torch.zeros_like(q) if g is None else g for g in found)
+            leaves = [z.view_as(z) for z in (q, k)]  # preparing them once more changes nothing
+            points = [Points(z, p.code, p.id) for z, p in zip(leaves, (ctx.pairs.q, ctx.pairs.k), strict=True)]
+            value = ctx.plain(replace(ctx.pairs, q=points[0], k=points[1], tile=None))
+            found = torch.autograd.grad(value, leaves, grad, create_graph=True, allow_unused=True)
+            return (
+                None,
+                None,
+                None,
+                None,
+                *(torch.zeros_like(z) if g is None else g for g, z in zip(found, leaves, strict=True)),
+            )
         return None, None, None, None, *(g * grad for g in grads)

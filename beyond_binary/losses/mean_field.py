@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable
 
@@ -11,13 +12,17 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from ..blocks import Pairs
+from ..geometry import create_geometry
 from ..points import Points
 from ..targets.vectors import Classes
+from ..tiles import Places, Tile
+from ..walks import Gradient, Tiles, walked
 from . import Rows, register_loss
 from .common import any_in_row, masked_sum, softplus, split
 from .groups import LOW, by_class, equal_ids, log_sums, sizes, slot_log_sums
 
 TILE = 1 << 19  # pairs that are held at once
+LARGE = 60.0  # exponents up to which sums of exponentials are safe in single precision
 MFT = "Furusawa: Mean Field Theory in Deep Metric Learning, ICLR 2024"
 
 
@@ -211,6 +216,10 @@ def class_wise_multi_similarity(
         The loss, a scalar; 0 if no pair is valid.
     """
     _only_classes(pairs, "class_wise_multi_similarity")
+    if _bounded(pairs, alpha, beta, base):
+        options = {"alpha": alpha, "beta": beta, "base": base, "self_pairs": self_pairs}
+        walk = functools.partial(_class_wise_walk, pairs, **options)
+        return walked(pairs, walk, functools.partial(class_wise_multi_similarity, **options))
 
     def exponents(x: Tensor, same: Tensor, valid: Tensor) -> Tensor:
         """What each pair adds to the logarithm of its pair of classes."""
@@ -221,6 +230,67 @@ def class_wise_multi_similarity(
     pull = _pull(torch.where(same, log_mean, LOW), alpha, 0.5)
     push = softplus(torch.where(same, LOW, log_mean)).sum() / (2 * beta)
     return torch.where(some, (pull + push) / count, 0)
+
+
+def _bounded(pairs: Pairs, alpha: float, beta: float, base: float) -> bool:
+    """Whether the loss can be walked, and no sum of its exponentials can overflow."""
+    known = not pairs.plain and pairs.block.miner is None and pairs.block.geometry == create_geometry("cosine")
+    return known and 0 < alpha * (1 + base) < LARGE and beta > 0 and beta * (1 - base) < LARGE
+
+
+def _powers(x: Tensor, beta: float, base: float) -> Tensor:
+    """`exp(beta (x - base))` in place; what is lost beside 1 is kept where `exp` and products are quick."""
+    lowest = -60.0 if x.dtype == torch.float32 else -600.0
+    return x.sub_(base).mul_(beta).clamp_min_(lowest).exp_()
+
+
+def _class_wise_walk(
+    pairs: Pairs, tiles: Tiles, *, alpha: float, beta: float, base: float, self_pairs: bool
+) -> tuple[Tensor, Gradient]:
+    """As `class_wise_multi_similarity`, by sums of exponentials of each pair of classes."""
+    q, k = pairs.q, pairs.k
+    (classes_q, slot_q), (classes_k, slot_k) = (p.code.unique(return_inverse=True) for p in (q, k))
+    count, width = len(classes_q), len(k)
+    number = (slot_q.bincount()[:, None] * slot_k.bincount()).to(q.z.dtype)
+    push = torch.zeros_like(number)
+    pull, positives = push.new_zeros(2, count)
+
+    def powers(part: slice, tile: Tile) -> tuple[Places, Tensor, Places]:
+        """Places and exponentials of positives, places of other classes that do not count; x: those of the others."""
+        same, off = tile.same, tile.off
+        alike = q.code[part][off.row] == k.code[off.flat - off.row * width]
+        away = Places(off.row[~alike], off.flat[~alike])
+        if self_pairs:
+            same = Places(torch.cat([same.row, off.row[alike]]), torch.cat([same.flat, off.flat[alike]]))
+        near = (alpha * (base - tile.take(same))).exp_()
+        _powers(tile.x, beta, base)
+        tile.put(tile.same, 0.0)
+        tile.put(off, 0.0)
+        return same, near, away
+
+    for part, tile in tiles:
+        same, near, away = powers(part, tile)
+        pull.index_add_(0, slot_q[part][same.row], near)
+        positives.index_add_(0, slot_q[part][same.row], torch.ones_like(near))
+        at = slot_q[part][away.row], slot_k[away.flat - away.row * width]
+        number.index_put_(at, number.new_tensor(-1.0), accumulate=True)
+        here, row = slot_q[part].unique(return_inverse=True)
+        by_row = push.new_zeros(len(here), width).index_add_(0, row, tile.x)
+        push[here] += push.new_zeros(len(classes_k), len(here)).index_add_(0, slot_k, by_row.T.contiguous()).T
+    pull.div_(2 * positives.clamp_min_(1))
+    push.div_(number.clamp_min_(1))
+    some = (k.id != q.id[0]).any() | (q.id != k.id[0]).any()
+    factor = some.to(push.dtype) / count
+    value = factor * (pull.log1p().sum() / alpha + push.log1p().sum() / (2 * beta))
+    of_pull = -factor / (2 * positives * (1 + pull))
+    of_push = push.add_(1).mul_(number).reciprocal_().mul_(factor / 2)
+
+    def gradient(part: slice, tile: Tile) -> None:
+        same, near, _ = powers(part, tile)
+        tile.x.mul_(of_push[slot_q[part]].index_select(1, slot_k))
+        tile.put(same, near * of_pull[slot_q[part][same.row]])
+
+    return value, gradient
 
 
 Exponents = Callable[[Tensor, Tensor, Tensor], Tensor]

@@ -217,11 +217,12 @@ def cosent(pairs: Pairs, *, scale: float = 20.0) -> Tensor:
         A scalar.
     """
     if pairs.plain or pairs.block.miner is not None:
-        return _cosent_plain(pairs, scale, *pairs.dense())
-    return walked(pairs, functools.partial(_cosent_walk, pairs, scale), functools.partial(_cosent_plain, pairs, scale))
+        return _cosent_plain(pairs, scale)
+    return walked(pairs, functools.partial(_cosent_walk, pairs, scale), functools.partial(_cosent_plain, scale=scale))
 
 
-def _cosent_plain(pairs: Pairs, scale: float, x: Tensor, y: Tensor, valid: Tensor) -> Tensor:
+def _cosent_plain(pairs: Pairs, scale: float) -> Tensor:
+    x, y, valid = pairs.dense()
     keep = (valid & _once(pairs, slice(None))).flatten()
     logit, level, count = scale * x.flatten().double(), y.flatten().long(), 2
     if y.dtype != torch.bool:
