@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable
+from dataclasses import replace
 
 import torch
 import torch.nn.functional as F
@@ -133,7 +134,8 @@ def mean_field_class_wise_multi_similarity(
     about log(2) / alpha = 69, a constant that does no harm.
 
     Paper settings: alpha 0.01, beta 80, base (delta) 0.8, regularizer 0 in all published commands.
-    Cost: O(n C d + K C + K^2) time, O(n C) memory; the regulariser O(C^2 d) time, memory of a tile.
+    Cost: O(n C d + K^2) time, O((n + C) d + K^2) memory beside a tile; the regulariser O(C^2 d) time, memory of a tile.
+    With exponents past 60 or another geometry, O(n C + C^2) memory.
 
     Args:
         pairs: items against mean fields.
@@ -146,40 +148,68 @@ def mean_field_class_wise_multi_similarity(
         The loss, a scalar.
     """
     _only_classes(pairs, "mean_field_class_wise_multi_similarity")
-    log_means = _to_fields_plain if pairs.plain else _to_fields
-    own, others, count = log_means(pairs, alpha, beta, base)
-    loss = (_pull(own, alpha, 1.0) + others / beta) / count
+    if _bounded(pairs, alpha, beta, base):
+        across = replace(pairs.swapped(), tile=max(1, (pairs.tile or 1) * len(pairs.k) // len(pairs.q)))
+        walk = functools.partial(_fields_walk, across, alpha=alpha, beta=beta, base=base)
+        loss = walked(across, walk, lambda p: _fields_plain(p.swapped(), alpha, beta, base))
+    else:
+        loss = _fields_plain(pairs, alpha, beta, base)
     if regularizer == 0:
         return loss
     return loss + regularizer * crowding(pairs.k.z, lambda s: (softplus(beta * (s - base)) / beta).square())
 
 
-def _to_fields_plain(pairs: Pairs, alpha: float, beta: float, base: float) -> tuple[Tensor, Tensor, Tensor]:
-    """Log-means of the own classes, sum over unordered pairs of classes, number of classes; all classes have slots."""
+def _fields_plain(pairs: Pairs, alpha: float, beta: float, base: float) -> Tensor:
+    """All classes have slots, so that shapes depend on no data."""
     x, _, _ = pairs.dense()
     code, c = pairs.q.code, len(pairs.k)
     size = torch.zeros(c, dtype=x.dtype, device=x.device).scatter_add(0, code, torch.ones_like(x[:, 0]))
-    count = size.clamp_min(1).log()
-    own = slot_log_sums(alpha * (base - x.gather(1, code[:, None])), code, c)[:, 0] - count
-    to = slot_log_sums(beta * (x - base), code, c) - count[:, None]
+    log_size = size.clamp_min(1).log()
+    own = slot_log_sums(alpha * (base - x.gather(1, code[:, None])), code, c)[:, 0] - log_size
+    to = slot_log_sums(beta * (x - base), code, c) - log_size[:, None]
     itself = torch.eye(c, dtype=torch.bool, device=x.device)
-    both = softplus(torch.logaddexp(to, to.T)).masked_fill(itself, 0)
-    return own, both.sum() / 2, (size > 0).sum()
+    both = torch.stack([to, to.T, torch.zeros_like(to)]).logsumexp(0).masked_fill(itself, 0)
+    return (_pull(own, alpha, 1.0) + both.sum() / (2 * beta)) / (size > 0).sum()
 
 
-def _to_fields(pairs: Pairs, alpha: float, beta: float, base: float) -> tuple[Tensor, Tensor, int]:
-    """As `_to_fields_plain`, with only the classes of the batch as rows."""
-    order, classes, runs = by_class(pairs.q.code)
-    q, k = pairs.prepared()
-    x = pairs.block.geometry.pairs(q[order], k)
-    count = sizes(runs, x).to(x.dtype).log()
-    own = log_sums(alpha * (base - x.gather(1, pairs.q.code[order, None])[:, 0]), runs) - count
-    to = log_sums(beta * (x - base), runs) - count[:, None]
-    present = torch.zeros(len(k), dtype=torch.bool, device=x.device).index_fill(0, classes, True)
-    absent = softplus(to.masked_fill(present[None, :], LOW)).sum()
-    among = to[:, classes]
-    both = softplus(torch.logaddexp(among, among.T)).triu(1).sum()
-    return own, absent + both, len(classes)
+def _fields_walk(fields: Pairs, tiles: Tiles, *, alpha: float, beta: float, base: float) -> tuple[Tensor, Gradient]:
+    """As `_fields_plain`, by means of exponentials; rows are mean fields, keys the items."""
+    classes, slot, size = fields.k.code.unique(return_inverse=True, return_counts=True)
+    of_field = torch.full_like(fields.q.code, -1).index_copy_(
+        0, classes, torch.arange(len(classes), device=slot.device)
+    )
+    count, share = len(classes), 1 / size.to(fields.q.z.dtype)
+    among, pull = share.new_zeros(count, count), torch.zeros_like(share)
+    others = torch.zeros_like(share[0], dtype=torch.float64)
+
+    def means(part: slice, tile: Tile) -> tuple[Tensor, Tensor]:
+        """Own exponentials of the items at `tile.same`, and means [rows classes]; x: exponentials of the other items."""
+        near = (alpha * (base - tile.take(tile.same))).exp_()
+        _powers(tile.x, beta, base)
+        tile.put(tile.same, 0.0)
+        to = share.new_zeros(len(tile.x), count).scatter_add_(1, slot.expand_as(tile.x), tile.x)
+        return near, to.mul_(share)
+
+    for part, tile in tiles:
+        near, to = means(part, tile)
+        pull.index_add_(0, of_field[part][tile.same.row], near)
+        present = of_field[part] >= 0
+        among[of_field[part][present]] = to[present]
+        others += to[~present].log1p_().sum()
+    pull.mul_(share)
+    both = among + among.T
+    value = (pull.log1p().sum() / alpha + (others + both.log1p().sum() / 2) / beta) / count
+    of_pull, of_both = -share / (count * (1 + pull)), 1 / (1 + both)
+
+    def gradient(part: slice, tile: Tile) -> None:
+        near, to = means(part, tile)
+        present = of_field[part] >= 0
+        weight = to.add_(1).reciprocal_()
+        weight[present] = of_both[of_field[part][present]]
+        tile.x.mul_(weight.mul_(share / count).index_select(1, slot))
+        tile.put(tile.same, near * of_pull[of_field[part][tile.same.row]])
+
+    return value, gradient
 
 
 @register_loss(

@@ -248,13 +248,14 @@ def _cosent_walk(pairs: Pairs, scale: float, tiles: Tiles) -> tuple[Tensor, Grad
     beyond = _farther(_level_log_sums(logits, levels, count))
     before = _farther(near.flip(0)).flip(0)
     total = (near + beyond).logsumexp(0)
-    factor, starts = scale * total.sigmoid(), iter(zip(places, logits, levels, strict=True))
+    factor, found = scale * total.sigmoid(), iter(zip(places, logits, levels, strict=True))
+    lowest = _lowest(pairs.q.z)
 
     def gradient(part: slice, tile: Tile) -> None:
-        flat, logit, level = next(starts)
+        flat, logit, level = next(found)
         level = level.long()
-        slope = (before[level] - total).add_(logit).clamp_min_(-700).exp_()
-        slope -= (beyond[level] - total).sub_(logit).clamp_min_(-700).exp_()
+        slope = (before[level] - total).add_(logit).clamp_min_(lowest).exp_()
+        slope -= (beyond[level] - total).sub_(logit).clamp_min_(lowest).exp_()
         tile.x.zero_().view(-1).scatter_(0, flat, slope.mul_(factor).to(tile.x.dtype))
 
     return softplus(total), gradient
@@ -288,9 +289,14 @@ def _level_log_sums(logits: list[Tensor], levels: Sequence[Tensor], count: int) 
     total = torch.zeros(count, dtype=torch.float64, device=top.device)
     for logit, level in zip(logits, levels, strict=True):
         index = level.long()
-        power = (logit - top[index]).clamp_min_(-80 if logit.dtype == torch.float32 else -700).exp_()
+        power = (logit - top[index]).clamp_min_(_lowest(logit)).exp_()
         total.index_add_(0, index, power.double())
     return torch.where(total > 0, total.log() + top, LOW)
+
+
+def _lowest(like: Tensor) -> float:
+    """Exponent below which `exp` and products of its result are slow, and the result is as good as 0."""
+    return -80.0 if like.dtype == torch.float32 else -700.0
 
 
 def _once(pairs: Pairs, part: slice) -> Tensor:
