@@ -23,7 +23,7 @@ from .common import any_in_row, masked_sum, softplus, split
 from .groups import LOW, by_class, equal_ids, log_sums, sizes, slot_log_sums
 
 TILE = 1 << 19  # pairs that are held at once
-LARGE = 60.0  # exponents up to which sums of exponentials are safe in single precision
+LARGE = 75.0  # exponents up to which sums of exponentials are safe in single precision
 MFT = "Furusawa: Mean Field Theory in Deep Metric Learning, ICLR 2024"
 
 
@@ -135,7 +135,7 @@ def mean_field_class_wise_multi_similarity(
 
     Paper settings: alpha 0.01, beta 80, base (delta) 0.8, regularizer 0 in all published commands.
     Cost: O(n C d + K^2) time, O((n + C) d + K^2) memory beside a tile; the regulariser O(C^2 d) time, memory of a tile.
-    With exponents past 60 or another geometry, O(n C + C^2) memory.
+    With exponents past 75 or another geometry, O(n C + C^2) memory.
 
     Args:
         pairs: items against mean fields.
