@@ -26,7 +26,7 @@ from oracles import ORACLES, Case, some_classes
 from torch import Tensor
 
 import beyond_binary as bb
-from beyond_binary.losses import LOSSES
+from beyond_binary.losses import LOSSES, moments
 from beyond_binary.losses.continuous import log_ratio, soft_contrastive
 from beyond_binary.losses.triplets import triplet
 from beyond_binary.registry import options_of
@@ -106,6 +106,16 @@ def test_tiles_equal_dense(case: Case, block: int) -> None:
     for z, labels, proxies in (inputs(case), inputs(case, 31)):
         expected = value_and_grads(build(case, block=None), z, labels, proxies)
         close(value_and_grads(build(case, block=block), z, labels, proxies), expected)
+
+
+@pytest.mark.parametrize("chunk", [1, 2 * DIM, 3 * DIM])
+def test_tiles_equal_dense_for_pd_loss_with_proxies_in_chunks(chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The mean and covariance of all proxies come from those of their chunks."""
+    monkeypatch.setattr(moments, "CHUNK", chunk)
+    case = next(case for case in FIRST if case.loss == "pd_loss")
+    z, labels, proxies = inputs(case)
+    expected = value_and_grads(build(case, block=None), z, labels, proxies)
+    close(value_and_grads(build(case), z, labels, proxies), expected)
 
 
 @every_case
