@@ -109,13 +109,16 @@ def test_tiles_equal_dense(case: Case, block: int) -> None:
 
 
 @pytest.mark.parametrize("chunk", [1, 2 * DIM, 3 * DIM])
-def test_tiles_equal_dense_for_pd_loss_with_proxies_in_chunks(chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("geometry", ["cosine", "dot"])
+def test_tiles_equal_dense_for_pd_loss_with_proxies_in_chunks(
+    geometry: str, chunk: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The mean and covariance of all proxies come from those of their chunks."""
     monkeypatch.setattr(moments, "CHUNK", chunk)
     case = next(case for case in FIRST if case.loss == "pd_loss")
     z, labels, proxies = inputs(case)
-    expected = value_and_grads(build(case, block=None), z, labels, proxies)
-    close(value_and_grads(build(case), z, labels, proxies), expected)
+    expected = value_and_grads(build(case, block=None, geometry=geometry), z, labels, proxies)
+    close(value_and_grads(build(case, geometry=geometry), z, labels, proxies), expected)
 
 
 @every_case

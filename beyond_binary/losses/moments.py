@@ -199,7 +199,8 @@ class _KeyMoments(torch.autograd.Function):
         size = torch.tensor(sizes, dtype=torch.float64, device=z.device)[:, None] / len(z)
         of_parts = torch.stack(means)
         mean = (size * of_parts).sum(0)
-        cov = second / len(z) + (size * (of_parts - mean)).T @ (of_parts - mean)
+        away = of_parts - mean
+        cov = second / len(z) + (size * away).T @ away
         own = F.normalize(z[rows], dim=1) if normalize else z[rows]
         ctx.save_for_backward(z, rows, mean)
         ctx.normalize, ctx.rank = normalize, rank
