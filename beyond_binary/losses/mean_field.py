@@ -6,6 +6,7 @@ import functools
 import math
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -247,7 +248,7 @@ def class_wise_multi_similarity(
     """
     _only_classes(pairs, "class_wise_multi_similarity")
     if _bounded(pairs, alpha, beta, base):
-        options = {"alpha": alpha, "beta": beta, "base": base, "self_pairs": self_pairs}
+        options: dict[str, Any] = {"alpha": alpha, "beta": beta, "base": base, "self_pairs": self_pairs}
         walk = functools.partial(_class_wise_walk, pairs, **options)
         return walked(pairs, walk, functools.partial(class_wise_multi_similarity, **options))
 
