@@ -126,11 +126,11 @@ class Block:
     def _of_id(self) -> Join:
         return Join(self.id_q, self.id_k)
 
-    def places(self, part: slice, x: Tensor) -> tuple[Places, Places]:
-        """Valid pairs of the same, and pairs that do not count, of some rows; for classes without listing all pairs."""
+    def places(self, part: slice, x: Tensor) -> tuple[Places, Places] | tuple[Tensor, Tensor]:
+        """Valid pairs of the same, and pairs that do not count, of some rows: listed for classes, else as masks."""
         if self.miner is not None or not isinstance(self.target, Classes):
             y, valid = self.labels(part, x)
-            return Places.of(split(y, valid)[0]), Places.of(~valid)
+            return split(y, valid)[0], ~valid
         row, column = self._of_class(part)
         other = self.id_q[part][row] != self.id_k[column]
         row, column = row[other], column[other]
@@ -263,12 +263,13 @@ def _tile(
     if not wanted:
         with torch.no_grad():
             return *block.rows(x, part, row), []
-    if block.in_place is not None and row is None:
+    if block.in_place is not None:
         with torch.no_grad():
-            tile = _opened(block, x, part, shared)
+            tile = opened(block, x, part, shared, row)
             rows = block.in_place(tile)
             if rows is not None:
-                return *_sums(*rows), ([[tile.x]] if rows[0].ndim == 1 else [[_apart(tile)], [tile.x]])
+                of_row = [] if tile.grad_row is None else [tile.grad_row]
+                return *_sums(*rows), ([[tile.x, *of_row]] if rows[0].ndim == 1 else [[_apart(tile)], [tile.x]])
     with torch.enable_grad():
         leaves = [z.detach().requires_grad_() for z in (x, row) if z is not None]
         value, count = block.rows(leaves[0], part, leaves[1] if row is not None else None)
@@ -276,7 +277,7 @@ def _tile(
     return value.detach(), count, grads
 
 
-def _opened(block: Block, x: Tensor, part: slice, shared: Shared) -> Tile:
+def opened(block: Block, x: Tensor, part: slice, shared: Shared, row: Tensor | None = None) -> Tile:
     """A tile for an in-place form."""
     if block.geometry.kind == "distance":  # which is read again by its pull
         grad = shared.memory("grad", x.shape, x).copy_(x)
@@ -286,7 +287,7 @@ def _opened(block: Block, x: Tensor, part: slice, shared: Shared) -> Tile:
     def labels(rows: slice) -> tuple[Tensor, Tensor]:
         return block.labels(slice(part.start + rows.start, part.start + rows.stop), x[rows])
 
-    return Tile(grad, functools.partial(block.places, part, x), labels, shared)
+    return Tile(grad, functools.partial(block.places, part, x), labels, shared, row)
 
 
 FEW, LARGE = 1 / 32, 1 << 17  # part of a tile of at least so many pairs up to which places are pulled back one by one
@@ -544,7 +545,7 @@ class _Apart(torch.autograd.Function):
 def _negatives(block: Block, q: Tensor, k: Tensor, part: slice, shared: Shared) -> tuple[Tile, Tensor, Pull]:
     """A tile in which all but valid negatives is infinitely far, its positives' x, and what pulls a gradient back."""
     x, pull = block.geometry.tile(q[part], k, shared)
-    tile = _opened(block, x, part, shared)
+    tile = opened(block, x, part, shared)
     near = tile.take(tile.same)
     for places in (tile.same, tile.off):
         tile.put(places, -torch.inf if block.geometry.kind == "similarity" else torch.inf)

@@ -128,7 +128,9 @@ class Objective(nn.Module):
             if self.gather and distributed.world_size() > 1:
                 start += sum(distributed.sizes(len(z), z.device)[: distributed.rank()])
             ids = torch.arange(start, start + len(z), device=z.device)
-        queries = Points(z, self.target.encode(labels, z.detach()).to(z.device), _ids(ids, z))
+        else:
+            ids = _ids(ids, z)
+        queries = Points(z, self.target.encode(labels, z.detach()).to(z.device), ids)
         if ref_embeddings is None:
             return queries, None
         z = _full(ref_embeddings)

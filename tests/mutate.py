@@ -42,6 +42,8 @@ NEGATED = "(lambda r: (-r[0], *r[1:]) if isinstance(r, tuple) else -r)({})"
 EQUIVALENT: dict[tuple[str, str, str], str] = {
     ("log_ratio", "u - centre[:, None]", "u + centre[:, None]"): "any centre gives the same sum of squares",
     ("log_ratio", "u - centre[:, None]", "u"): "any centre gives the same sum of squares",
+    ("_KeyMoments", "centre.double() + keys.mean(0)", "centre.double() - keys.mean(0)"): "a rounding error's size",
+    ("_KeyMoments", "centre.double() + keys.mean(0)", "centre.double()"): "a rounding error's size",
 }
 """(function, before, after) of changes that change nothing that could be noticed, with the reason."""
 

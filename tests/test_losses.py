@@ -26,7 +26,7 @@ from oracles import ORACLES, Case, some_classes
 from torch import Tensor
 
 import beyond_binary as bb
-from beyond_binary.losses import LOSSES
+from beyond_binary.losses import LOSSES, moments
 from beyond_binary.losses.continuous import log_ratio, soft_contrastive
 from beyond_binary.losses.triplets import triplet
 from beyond_binary.registry import options_of
@@ -108,6 +108,19 @@ def test_tiles_equal_dense(case: Case, block: int) -> None:
         close(value_and_grads(build(case, block=block), z, labels, proxies), expected)
 
 
+@pytest.mark.parametrize("chunk", [1, 2 * DIM, 3 * DIM])
+@pytest.mark.parametrize("geometry", ["cosine", "dot"])
+def test_tiles_equal_dense_for_pd_loss_with_proxies_in_chunks(
+    geometry: str, chunk: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The mean and covariance of all proxies come from those of their chunks."""
+    monkeypatch.setattr(moments, "CHUNK", chunk)
+    case = next(case for case in FIRST if case.loss == "pd_loss")
+    z, labels, proxies = inputs(case)
+    expected = value_and_grads(build(case, block=None, geometry=geometry), z, labels, proxies)
+    close(value_and_grads(build(case, geometry=geometry), z, labels, proxies), expected)
+
+
 @every_case
 def test_single_precision_is_the_double_result_to_rounding(case: Case) -> None:
     z, labels, proxies = inputs(case, 31, torch.float32)
@@ -132,20 +145,23 @@ def test_in_place_form_equals_plain_form(case: Case) -> None:
     for valid in (~torch.eye(9, dtype=torch.bool), torch.rand(9, 9) < 0.4, ~nothing, nothing, same, ~same):
         x = torch.randn(9, 9, dtype=torch.float64)
         x = (x.abs() if facts_of(case).x == "distance" else x).requires_grad_()
-        value, count = build(x, y, valid, **own)
-        (expected,) = torch.autograd.grad(value.sum(), x)
-        untouched = x.detach().clone()
-        tile = Tile(
-            untouched.clone(),
-            lambda: (Places.of(valid & same), Places.of(~valid)),  # noqa: B023
-            lambda rows: (y[rows], valid[rows]),  # noqa: B023
-        )
-        got = in_place(tile, **options)
-        if got is None:
-            close(tile.x, untouched)
-            continue
-        close(got, (value.detach(), count), check_dtype=False)
-        close(tile.x, expected)
+        row = [torch.rand(9, dtype=torch.float64, requires_grad=True)] if facts_of(case).per_row else []
+        value, count = build(x, y, valid, *row, **own)
+        expected = torch.autograd.grad(torch.where(count > 0, value, 0).sum(), [x, *row])
+        untouched, masks = x.detach().clone(), (valid & same, ~valid)
+        for found in ((Places.of(masks[0]), Places.of(masks[1])), masks):
+            tile = Tile(
+                untouched.clone(),
+                lambda: found,  # noqa: B023
+                lambda rows: (y[rows], valid[rows]),  # noqa: B023
+                row=row[0].detach() if row else None,
+            )
+            got = in_place(tile, **options)
+            if got is None:
+                close(tile.x, untouched)
+                continue
+            close(got, (value.detach(), count), check_dtype=False)
+            close([tile.x, *([tile.grad_row] if row else [])], list(expected))
 
 
 @pytest.mark.parametrize("case", [c for c in CASES if c.loss != "n_pairs"], ids=str)  # takes a class's first two items

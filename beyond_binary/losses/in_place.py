@@ -7,6 +7,7 @@ whole, without masks. Each form is tested equal to the plain function it belongs
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from ..tiles import Tile
@@ -144,6 +145,69 @@ def snr_contrastive(
     """See `losses.pairs.snr_contrastive`."""
     margins = {"positive_margin": positive_margin, "negative_margin": negative_margin}
     return contrastive(tile, power=1, average=average, **margins)
+
+
+def margin(tile: Tile, *, alpha: float = 0.2, nu: float = 0.0, over: str = "pairs") -> Rows:
+    """See `losses.pairs.margin`."""
+    x, same, different, row = tile.x, tile.same, tile.different, tile.row
+    assert row is not None
+    far = (tile.take(same) - row[same.row] + alpha).clamp_min_(0)
+    positives, pull, pulling = tile.sums(same), tile.sums(same, far), tile.sums(same, far.sign())
+    if different is None:
+        negatives = tile.valid() - positives
+        tile.put(same, torch.inf)
+        tile.put(tile.off, torch.inf)
+        torch.sub((row + alpha)[:, None], x, out=x).clamp_min_(0)
+        push, pushing = x.sum(1), -x.sign_().neg_().sum(1)
+    else:
+        near = ((row + alpha)[different.row] - tile.take(different)).clamp_min_(0)
+        negatives, push, pushing = (tile.sums(different, each) for each in (None, near, near.sign()))
+        x.zero_()
+        tile.put(different, near.sign_().neg_())
+    betas = positives.new_ones(len(x))
+    far.sign_()
+    if over == "triplets":
+        pull, pulling, push, pushing = pull * negatives, pulling * negatives, push * positives, pushing * positives
+        betas = positives * negatives
+        x.mul_(positives[:, None])
+        far.mul_(negatives[same.row])
+    tile.put(same, far)
+    count = pulling + pushing
+    tile.grad_row = torch.where(count > 0, pushing - pulling + nu * betas, 0)
+    return pull + push + nu * row * betas, count
+
+
+def fastap(tile: Tile, *, bins: int = 10) -> Rows:
+    """See `losses.ranking.fastap`."""
+    x, same = tile.x, tile.same
+    outside = (x < 0) | (x > 4)
+    place = x.nan_to_num_().clamp_(0, 4).mul_(bins / 4)
+    cell = place.floor().clamp_max_(bins - 1)
+    place.sub_(cell)
+    cell = cell.long()
+    part, at = tile.take(same), same.row * (bins + 1) + cell.view(-1)[same.flat]
+    hits = x.new_zeros(len(x) * (bins + 1)).index_add_(0, at, 1 - part).index_add_(0, at + 1, part).view(len(x), -1)
+    for places in (same, tile.off):
+        cell.view(-1).index_fill_(0, places.flat, bins + 1)  # beyond the last centre
+    misses = x.new_zeros(len(x), bins + 3)
+    misses[:, 1:].scatter_add_(1, cell, place)
+    misses[:, :-1].scatter_add_(1, cell, torch.sub(1, place, out=place))
+    number = tile.sums(same)
+    with torch.enable_grad():
+        leaves = hits.requires_grad_(), misses[:, : bins + 1].clone().requires_grad_()
+        value = misplaced(*leaves) / number.clamp_min(1)
+        slopes = [grad.diff() * (bins / 4) for grad in torch.autograd.grad(value.sum(), leaves)]
+    torch.gather(F.pad(slopes[1], (0, 2)), 1, cell, out=x)
+    tile.put(same, slopes[0].reshape(-1)[at - same.row])
+    x.masked_fill_(outside, 0)
+    return value.detach(), number > 0
+
+
+def misplaced(hits: Tensor, misses: Tensor) -> Tensor:
+    """Sum over a row's positives of the share of negatives in its ranking up to there, by histograms [q bins]."""
+    before = misses.cumsum(1)
+    everything = hits.cumsum(1) + before
+    return (hits * before / torch.where(everything > 0, everything, 1)).sum(1)
 
 
 MOST_POSITIVES = 12  # of a row for which triplets are counted positive by positive

@@ -11,7 +11,7 @@ from torch import Tensor
 from ..blocks import Finish, Pairs, Same
 from ..geometry import Geometry
 from ..targets.vectors import Classes
-from ..tiles import Tile
+from ..tiles import Tile, listed
 from . import register_loss
 from .common import (
     against_negatives,
@@ -133,7 +133,7 @@ def _first_listed(pairs: Pairs) -> tuple[Tensor, Tensor]:
     positive = torch.full((n,), m, device=device)
     for start in range(0, n, pairs.tile or n):
         part = slice(start, start + (pairs.tile or n))
-        same, _ = pairs.block.places(part, pairs.q.z)
+        same = listed(pairs.block.places(part, pairs.q.z)[0])
         positive[part].scatter_reduce_(0, same.row, same.flat % m, "amin")
     classes, slot = torch.unique(pairs.q.code, return_inverse=True)
     place = torch.where(positive < m, torch.arange(n, device=device), n)

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -11,12 +14,16 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from ..blocks import Pairs
+from ..geometry import create_geometry
 from ..points import Points
+from ..tiles import Places, Tile
+from ..walks import Gradient, Tiles, walked
 from . import Rows, register_loss
 from .common import any_in_row, masked_sum, softplus, split
 from .groups import LOW, by_class, equal_ids, log_sums, sizes, slot_log_sums
 
 TILE = 1 << 19  # pairs that are held at once
+LARGE = 75.0  # exponents up to which sums of exponentials are safe in single precision
 MFT = "Furusawa: Mean Field Theory in Deep Metric Learning, ICLR 2024"
 
 
@@ -122,7 +129,8 @@ def mean_field_class_wise_multi_similarity(
     about log(2) / alpha = 69, a constant that does no harm.
 
     Paper settings: alpha 0.01, beta 80, base (delta) 0.8, regularizer 0 in all published commands.
-    Cost: O(n C d + K C + K^2) time, O(n C) memory; the regulariser O(C^2 d) time, memory of a tile.
+    Cost: O(n C d + K^2) time, O((n + C) d + K^2) memory beside a tile; the regulariser O(C^2 d) time, memory of a tile.
+    With exponents past 75 or another geometry, O(n C + C^2) memory.
 
     Args:
         pairs: items against mean fields.
@@ -134,40 +142,68 @@ def mean_field_class_wise_multi_similarity(
     Returns:
         The loss, a scalar.
     """
-    log_means = _to_fields_plain if pairs.plain else _to_fields
-    own, others, count = log_means(pairs, alpha, beta, base)
-    loss = (_pull(own, alpha, 1.0) + others / beta) / count
+    if _bounded(pairs, alpha, beta, base):
+        across = replace(pairs.swapped(), tile=max(1, (pairs.tile or 1) * len(pairs.k) // len(pairs.q)))
+        walk = functools.partial(_fields_walk, across, alpha=alpha, beta=beta, base=base)
+        loss = walked(across, walk, lambda p: _fields_plain(p.swapped(), alpha, beta, base))
+    else:
+        loss = _fields_plain(pairs, alpha, beta, base)
     if regularizer == 0:
         return loss
     return loss + regularizer * crowding(pairs.k.z, lambda s: (softplus(beta * (s - base)) / beta).square())
 
 
-def _to_fields_plain(pairs: Pairs, alpha: float, beta: float, base: float) -> tuple[Tensor, Tensor, Tensor]:
-    """Log-means of the own classes, sum over unordered pairs of classes, number of classes; all classes have slots."""
+def _fields_plain(pairs: Pairs, alpha: float, beta: float, base: float) -> Tensor:
+    """All classes have slots, so that shapes depend on no data."""
     x, _, _ = pairs.dense()
     code, c = pairs.q.code, len(pairs.k)
     size = torch.zeros(c, dtype=x.dtype, device=x.device).scatter_add(0, code, torch.ones_like(x[:, 0]))
-    count = size.clamp_min(1).log()
-    own = slot_log_sums(alpha * (base - x.gather(1, code[:, None])), code, c)[:, 0] - count
-    to = slot_log_sums(beta * (x - base), code, c) - count[:, None]
+    log_size = size.clamp_min(1).log()
+    own = slot_log_sums(alpha * (base - x.gather(1, code[:, None])), code, c)[:, 0] - log_size
+    to = slot_log_sums(beta * (x - base), code, c) - log_size[:, None]
     itself = torch.eye(c, dtype=torch.bool, device=x.device)
-    both = softplus(torch.logaddexp(to, to.T)).masked_fill(itself, 0)
-    return own, both.sum() / 2, (size > 0).sum()
+    both = torch.stack([to, to.T, torch.zeros_like(to)]).logsumexp(0).masked_fill(itself, 0)
+    return (_pull(own, alpha, 1.0) + both.sum() / (2 * beta)) / (size > 0).sum()
 
 
-def _to_fields(pairs: Pairs, alpha: float, beta: float, base: float) -> tuple[Tensor, Tensor, int]:
-    """As `_to_fields_plain`, with only the classes of the batch as rows."""
-    order, classes, runs = by_class(pairs.q.code)
-    q, k = pairs.prepared()
-    x = pairs.block.geometry.pairs(q[order], k)
-    count = sizes(runs, x).to(x.dtype).log()
-    own = log_sums(alpha * (base - x.gather(1, pairs.q.code[order, None])[:, 0]), runs) - count
-    to = log_sums(beta * (x - base), runs) - count[:, None]
-    present = torch.zeros(len(k), dtype=torch.bool, device=x.device).index_fill(0, classes, True)
-    absent = softplus(to.masked_fill(present[None, :], LOW)).sum()
-    among = to[:, classes]
-    both = softplus(torch.logaddexp(among, among.T)).triu(1).sum()
-    return own, absent + both, len(classes)
+def _fields_walk(fields: Pairs, tiles: Tiles, *, alpha: float, beta: float, base: float) -> tuple[Tensor, Gradient]:
+    """As `_fields_plain`, by means of exponentials; rows are mean fields, keys the items."""
+    classes, slot, size = fields.k.code.unique(return_inverse=True, return_counts=True)
+    of_field = torch.full_like(fields.q.code, -1).index_copy_(
+        0, classes, torch.arange(len(classes), device=slot.device)
+    )
+    count, share = len(classes), 1 / size.to(fields.q.z.dtype)
+    among, pull = share.new_zeros(count, count), torch.zeros_like(share)
+    others = torch.zeros_like(share[0], dtype=torch.float64)
+
+    def means(part: slice, tile: Tile) -> tuple[Tensor, Tensor]:
+        """Own exponentials of the items at `tile.same`, and means [rows classes]; x: exponentials of the other items."""
+        near = (alpha * (base - tile.take(tile.same))).exp_()
+        _powers(tile.x, beta, base)
+        tile.put(tile.same, 0.0)
+        to = share.new_zeros(len(tile.x), count).scatter_add_(1, slot.expand_as(tile.x), tile.x)
+        return near, to.mul_(share)
+
+    for part, tile in tiles:
+        near, to = means(part, tile)
+        pull.index_add_(0, of_field[part][tile.same.row], near)
+        present = of_field[part] >= 0
+        among[of_field[part][present]] = to[present]
+        others += to[~present].log1p_().sum()
+    pull.mul_(share)
+    both = among + among.T
+    value = (pull.log1p().sum() / alpha + (others + both.log1p().sum() / 2) / beta) / count
+    of_pull, of_both = -share / (count * (1 + pull)), 1 / (1 + both)
+
+    def gradient(part: slice, tile: Tile) -> None:
+        near, to = means(part, tile)
+        present = of_field[part] >= 0
+        weight = to.add_(1).reciprocal_()
+        weight[present] = of_both[of_field[part][present]]
+        tile.x.mul_(weight.mul_(share / count).index_select(1, slot))
+        tile.put(tile.same, near * of_pull[of_field[part][tile.same.row]])
+
+    return value, gradient
 
 
 @register_loss(
@@ -204,6 +240,10 @@ def class_wise_multi_similarity(
     Returns:
         The loss, a scalar; 0 if no pair is valid.
     """
+    if _bounded(pairs, alpha, beta, base):
+        options: dict[str, Any] = {"alpha": alpha, "beta": beta, "base": base, "self_pairs": self_pairs}
+        walk = functools.partial(_class_wise_walk, pairs, **options)
+        return walked(pairs, walk, functools.partial(class_wise_multi_similarity, **options))
 
     def exponents(x: Tensor, same: Tensor, valid: Tensor) -> Tensor:
         """What each pair adds to the logarithm of its pair of classes."""
@@ -214,6 +254,67 @@ def class_wise_multi_similarity(
     pull = _pull(torch.where(same, log_mean, LOW), alpha, 0.5)
     push = softplus(torch.where(same, LOW, log_mean)).sum() / (2 * beta)
     return torch.where(some, (pull + push) / count, 0)
+
+
+def _bounded(pairs: Pairs, alpha: float, beta: float, base: float) -> bool:
+    """Whether the loss can be walked, and no sum of its exponentials can overflow."""
+    known = not pairs.plain and pairs.block.miner is None and pairs.block.geometry == create_geometry("cosine")
+    return known and 0 < alpha * (1 + base) < LARGE and beta > 0 and beta * (1 - base) < LARGE
+
+
+def _powers(x: Tensor, beta: float, base: float) -> Tensor:
+    """`exp(beta (x - base))` in place; what is lost beside 1 is kept where `exp` and products are quick."""
+    lowest = -60.0 if x.dtype == torch.float32 else -600.0
+    return x.sub_(base).mul_(beta).clamp_min_(lowest).exp_()
+
+
+def _class_wise_walk(
+    pairs: Pairs, tiles: Tiles, *, alpha: float, beta: float, base: float, self_pairs: bool
+) -> tuple[Tensor, Gradient]:
+    """As `class_wise_multi_similarity`, by sums of exponentials of each pair of classes."""
+    q, k = pairs.q, pairs.k
+    (classes_q, slot_q), (classes_k, slot_k) = (p.code.unique(return_inverse=True) for p in (q, k))
+    count, width = len(classes_q), len(k)
+    number = (slot_q.bincount()[:, None] * slot_k.bincount()).to(q.z.dtype)
+    push = torch.zeros_like(number)
+    pull, positives = push.new_zeros(2, count)
+
+    def powers(part: slice, tile: Tile) -> tuple[Places, Tensor, Places]:
+        """Places and exponentials of positives, places of other classes that do not count; x: those of the others."""
+        same, off = tile.same, tile.off
+        alike = q.code[part][off.row] == k.code[off.flat - off.row * width]
+        away = Places(off.row[~alike], off.flat[~alike])
+        if self_pairs:
+            same = Places(torch.cat([same.row, off.row[alike]]), torch.cat([same.flat, off.flat[alike]]))
+        near = (alpha * (base - tile.take(same))).exp_()
+        _powers(tile.x, beta, base)
+        tile.put(tile.same, 0.0)
+        tile.put(off, 0.0)
+        return same, near, away
+
+    for part, tile in tiles:
+        same, near, away = powers(part, tile)
+        pull.index_add_(0, slot_q[part][same.row], near)
+        positives.index_add_(0, slot_q[part][same.row], torch.ones_like(near))
+        at = slot_q[part][away.row], slot_k[away.flat - away.row * width]
+        number.index_put_(at, number.new_tensor(-1.0), accumulate=True)
+        here, row = slot_q[part].unique(return_inverse=True)
+        by_row = push.new_zeros(len(here), width).index_add_(0, row, tile.x)
+        push[here] += push.new_zeros(len(classes_k), len(here)).index_add_(0, slot_k, by_row.T.contiguous()).T
+    pull.div_(2 * positives.clamp_min_(1))
+    push.div_(number.clamp_min_(1))
+    some = (k.id != q.id[0]).any() | (q.id != k.id[0]).any()
+    factor = some.to(push.dtype) / count
+    value = factor * (pull.log1p().sum() / alpha + push.log1p().sum() / (2 * beta))
+    of_pull = -factor / (2 * positives * (1 + pull))
+    of_push = push.add_(1).mul_(number).reciprocal_().mul_(factor / 2)
+
+    def gradient(part: slice, tile: Tile) -> None:
+        same, near, _ = powers(part, tile)
+        tile.x.mul_(of_push[slot_q[part]].index_select(1, slot_k))
+        tile.put(same, near * of_pull[slot_q[part][same.row]])
+
+    return value, gradient
 
 
 Exponents = Callable[[Tensor, Tensor, Tensor], Tensor]

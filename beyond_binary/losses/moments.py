@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import itertools
 import warnings
 from collections.abc import Sequence
 from typing import Any, Literal
@@ -198,7 +200,8 @@ class _KeyMoments(torch.autograd.Function):
         size = torch.tensor(sizes, dtype=torch.float64, device=z.device)[:, None] / len(z)
         of_parts = torch.stack(means)
         mean = (size * of_parts).sum(0)
-        cov = second / len(z) + (size * (of_parts - mean)).T @ (of_parts - mean)
+        away = of_parts - mean
+        cov = second / len(z) + (size * away).T @ away
         own = F.normalize(z[rows], dim=1) if normalize else z[rows]
         ctx.save_for_backward(z, rows, mean)
         ctx.normalize, ctx.rank = normalize, rank
@@ -258,7 +261,8 @@ def _class_moments(pairs: Pairs) -> tuple[Moments, Moments]:
     away_q, mean_q, cov_q = _centred(q)
     away_k, mean_k, cov_k = (away_q, mean_q, cov_q) if k is q else _centred(k)
     centre, variance = _all_scores(mean_q, cov_q, mean_k, cov_k)
-    shift_q, shift_k = away_q @ mean_k.to(q.dtype), away_k @ mean_q.to(q.dtype)
+    shift_q = away_q @ mean_k.to(q.dtype)
+    shift_k = shift_q if k is q else away_k @ mean_q.to(q.dtype)
     number, mean, spread = _genuine(pairs, away_q, away_k, shift_q, shift_k)
     row, column = equal_ids(pairs.q.id, pairs.k.id)
     # scores less the mean of all scores, each from centred points: nearly equal scores keep their digits
@@ -280,35 +284,61 @@ def _class_moments(pairs: Pairs) -> tuple[Moments, Moments]:
 
 def _genuine(pairs: Pairs, q: Tensor, k: Tensor, shift_q: Tensor, shift_k: Tensor) -> Moments:
     """Number of genuine pairs of each class, mean of their scores, and centred squares, [c] each, float64."""
-    order_q, order_k, runs = common_classes(pairs.q.code, pairs.k.code)
-    sides = [
-        [t.index_select(0, order).split(parts) for t in points]
-        for order, points, parts in (
-            (order_q, (q, shift_q, pairs.q.id), [g * m for g, m, _ in runs]),
-            (order_k, (k, shift_k, pairs.k.id), [g * n for g, _, n in runs]),
-        )
-    ]
-    found = [torch.zeros(3, 0, dtype=torch.float64, device=q.device)]
-    for run, (g, m, n) in enumerate(runs):
-        points = [t[run].unflatten(0, (g, -1)) for side in sides for t in side]
-        found.append((_by_gram if min(m, n) <= q.shape[1] else _by_covariance)(*points))
+    sides = (q, shift_q, pairs.q.id), (k, shift_k, pairs.k.id)
+    *orders, runs = common_classes(pairs.q.code, pairs.k.code)
+    found, starts = [torch.zeros(3, 0, dtype=torch.float64, device=q.device)], [0, 0]
+    for (by_gram, *_), group in itertools.groupby(runs, functools.partial(_kind, width=q.shape[1])):
+        together, points = list(group), []
+        many = torch.tensor([g for g, *_ in together])
+        for i in range(1 if pairs.k is pairs.q else 2):
+            size = torch.tensor([run[1 + i] for run in together]).repeat_interleave(many).to(q.device)
+            first = starts[i] + size.cumsum(0) - size
+            starts[i] += sum(run[0] * run[1 + i] for run in together)
+            if by_gram:
+                inside = torch.arange(max(run[1 + i] for run in together), device=q.device)
+                at = orders[i][(first[:, None] + inside).clamp_max_(len(orders[i]) - 1)]
+                points += [t.index_select(0, at.flatten()).unflatten(0, at.shape) for t in sides[i]]
+                points.append(inside < size[:, None])
+            else:
+                items = [orders[i][a : a + m] for a, m in zip(first.tolist(), size.tolist(), strict=True)]
+                points += [[t[of] for of in items] for t in sides[i]]
+        points *= 2 if pairs.k is pairs.q else 1
+        found.append((_by_gram if by_gram else _by_covariance)(*points))
     number, mean, spread = torch.cat(found, 1)
     return number, mean, spread
 
 
-def _by_gram(q: Tensor, shift_q: Tensor, id_q: Tensor, k: Tensor, shift_k: Tensor, id_k: Tensor) -> Tensor:
-    """Number, mean and centred squares [3 g] for g classes of [g m d] and [g n d] points, by their scores [g m n]."""
-    counts = id_q[:, :, None] != id_k[:, None, :]
+def _kind(run: tuple[int, int, int], width: int) -> tuple[bool, int, int]:
+    """Whether classes are small enough for products of their points, and roughly how large they are."""
+    _, m, n = run
+    return min(m, n) <= width, (max(m, 8) - 1).bit_length(), (max(n, 8) - 1).bit_length()
+
+
+def _by_gram(
+    q: Tensor, shift_q: Tensor, id_q: Tensor, own_q: Tensor, k: Tensor, shift_k: Tensor, id_k: Tensor, own_k: Tensor
+) -> Tensor:
+    """Number, mean and centred squares [3 g] for g classes of up to [g m d] and [g n d] points, by their scores [g m n].
+
+    Of the points those count that `own_q` [g m] and `own_k` [g n] name.
+    """
+    counts = (id_q[:, :, None] != id_k[:, None, :]) & own_q[:, :, None] & own_k[:, None, :]
     number = counts.sum((1, 2))
-    at = shift_q.mean(1) + shift_k.mean(1)
+    at = shift_q[:, 0] + shift_k[:, 0]
     scores = torch.baddbmm((shift_q - at[:, None])[:, :, None] + shift_k[:, None, :], q, k.mT)
     mean = torch.where(counts, scores, 0).sum((1, 2)) / number.clamp_min(1)
     spread = torch.where(counts, scores - mean[:, None, None], 0).square().sum((1, 2))
     return torch.stack([number.double(), mean.double() + at, spread.double()])
 
 
-def _by_covariance(q: Tensor, shift_q: Tensor, id_q: Tensor, k: Tensor, shift_k: Tensor, id_k: Tensor) -> Tensor:
-    """As `_by_gram`, for classes larger than the points are wide: by covariances [g d d], equal ids taken off."""
+def _by_covariance(
+    q: list[Tensor],
+    shift_q: list[Tensor],
+    id_q: list[Tensor],
+    k: list[Tensor],
+    shift_k: list[Tensor],
+    id_k: list[Tensor],
+) -> Tensor:
+    """As `_by_gram`, for classes larger than the points are wide: by covariances [d d], equal ids taken off."""
     columns = []
     for a, s, ids_a, b, t, ids_b in zip(q, shift_q, id_q, k, shift_k, id_k, strict=True):
         away_a, mean_a, cov_a = _centred(a)

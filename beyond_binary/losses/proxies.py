@@ -11,10 +11,12 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from . import Rows, register_loss
 from .common import any_in_row, log1p_sumexp, softplus, split
 
+CHUNK = 1 << 20  # numbers of the centres whose distances are taken at once
 Own = tuple[Tensor, Tensor | float]
 _OVER_CLASSES: dict[str, Any] = {
     "reads": "same", "x": "similarity", "geometry": "cosine", "keys": "proxy", "form": "softmax"
@@ -215,18 +217,27 @@ def sphereface(
 
 def soft_center(s: Tensor, *, centers: int = 10, gamma: float = 0.1) -> Tensor:
     """A class scores the mean of its centres' scores, weighted by their softmax: [q c * centers] to [q c]."""
-    s = s.unflatten(1, (-1, centers))
-    return ((s / gamma).softmax(2) * s).sum(2)
+    s = s.unflatten(1, (-1, centers)).movedim(2, 0).contiguous()  # short last dimensions are slow
+    return ((s / gamma).softmax(0) * s).sum(0)
 
 
 def few_centers(z: Tensor, proxies: Tensor, *, centers: int = 10, tau: float = 0.2) -> Tensor:
     """`tau` times the mean distance of the centres of a class (equation 13 of the SoftTriple paper)."""
     if len(z) == 0 or centers == 1 or tau == 0:
         return proxies.sum() * 0
+    factor = tau / (len(proxies) * (centers - 1))
+    if torch.compiler.is_compiling():
+        return factor * _center_distances(proxies, centers)
+    parts = proxies.split(max(1, CHUNK // (centers * proxies.shape[1])) * centers)
+    sums = [checkpoint(_center_distances, w, centers, use_reentrant=False, preserve_rng_state=False) for w in parts]
+    return factor * torch.stack(sums).sum()
+
+
+def _center_distances(proxies: Tensor, centers: int) -> Tensor:
+    """Sum of the distances of the centres of each class."""
     w = F.normalize(proxies, dim=1).unflatten(0, (-1, centers))
     first, second = torch.triu_indices(centers, centers, 1, device=w.device)
-    distance = (2 + 1e-5 - 2 * (w @ w.mT)[:, first, second]).sqrt()
-    return tau * distance.sum() / (len(w) * centers * (centers - 1))
+    return (2 + 1e-5 - 2 * (w @ w.mT)[:, first, second]).sqrt().sum()
 
 
 @register_loss(

@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Sequence
 
+import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from ..blocks import Pairs
-from . import Rows, register_loss
-from .common import any_in_row, as_number, log1p_sumexp, masked_sum, split
+from ..tiles import Places, Tile
+from ..walks import Gradient, Tiles, walked
+from . import Rows, in_place, register_loss
+from .common import any_in_row, as_number, masked_sum, softplus, split
+from .groups import LOW, slot_log_sums
 
 CHUNK = 1 << 20  # comparisons of two keys that `smooth_ap` holds at a time
 
@@ -20,6 +26,7 @@ CHUNK = 1 << 20  # comparisons of two keys that `smooth_ap` holds at a time
     reads="same",
     x="distance",
     geometry="squared_euclidean(normalize=True)",
+    in_place=in_place.fastap,
     paper="Cakir et al.: Deep Metric Learning to Rank, CVPR 2019",
 )
 def fastap(x: Tensor, y: Tensor, valid: Tensor, *, bins: int = 10) -> Rows:
@@ -27,7 +34,8 @@ def fastap(x: Tensor, y: Tensor, valid: Tensor, *, bins: int = 10) -> Rows:
 
     Squared distances of unit vectors lie in [0, 4], which `bins + 1` centres cut into equal steps. Each pair is shared
     by the two centres around it, in proportion to its nearness. With h+ and h the histograms of positives and of all
-    pairs, and H+ and H their running sums, the loss of a row is `1 - sum_l h+_l H+_l / H_l / number of positives`.
+    pairs, and H+ and H their running sums, the loss of a row is `1 - sum_l h+_l H+_l / H_l / number of positives`. It is
+    computed as `sum_l h+_l H-_l / H_l / number of positives`, where a small loss keeps its digits.
 
     A pair touches two bins, so two scatters replace the product of all pairs with all bins in the authors' code and in
     pytorch-metric-learning, with the same result. Rows without a positive are undefined. Distances outside [0, 4] (by
@@ -56,10 +64,8 @@ def fastap(x: Tensor, y: Tensor, valid: Tensor, *, bins: int = 10) -> Rows:
     both = x.new_zeros(len(x), 2 * (bins + 1))
     both = both.scatter_add(1, index, low_part).scatter_add(1, index + 1, high_part)
     hits, misses = both.unflatten(1, (2, bins + 1)).unbind(1)
-    all_hits, everything = hits.cumsum(1), (hits + misses).cumsum(1)
-    precision = hits * all_hits / torch.where(everything > 0, everything, 1)
     number, some = positive.sum(1).clamp_min(1), any_in_row(positive)
-    return torch.where(some, 1 - precision.sum(1) / number, 0), some
+    return torch.where(some, in_place.misplaced(hits, misses) / number, 0), some
 
 
 @register_loss(
@@ -198,11 +204,10 @@ def cosent(pairs: Pairs, *, scale: float = 20.0) -> Tensor:
     that are both among queries and keys are met in two orders and count once, from the side of the smaller id. The
     loss grows with the logarithm of the number of couples, so values of different batch sizes do not compare.
 
-    Pairs are sorted by label distance and exponentials summed along, in double precision: exact while scale times the
-    range of similarities is below 700 (with cosines: scale up to 350).
+    Log-sum-exps are taken within the pairs of each label distance, and over these distances along their order.
 
     Paper settings: scale 20.
-    Cost: O(n log n) time for n = q k pairs; memory O(n), the whole block, unlike other losses.
+    Cost: O(n log n) time for n = q k pairs; memory O(n), the whole block, unlike other losses (about 16 bytes a pair).
 
     Args:
         pairs: the pairs, with similarities.
@@ -211,23 +216,91 @@ def cosent(pairs: Pairs, *, scale: float = 20.0) -> Tensor:
     Returns:
         A scalar.
     """
+    if pairs.plain or pairs.block.miner is not None:
+        return _cosent_plain(pairs, scale)
+    return walked(pairs, functools.partial(_cosent_walk, pairs, scale), functools.partial(_cosent_plain, scale=scale))
+
+
+def _cosent_plain(pairs: Pairs, scale: float) -> Tensor:
     x, y, valid = pairs.dense()
-    keep = (valid & _once(pairs)).flatten()
-    level, order = torch.where(keep, y.flatten().to(x.dtype), -torch.inf).sort(descending=True)
-    keep, logit = keep[order], scale * x.flatten()[order].double()
-    logit = torch.where(keep, logit, 0)
-    top = torch.where(keep.any(), torch.where(keep, logit, -torch.inf).amax().detach(), 0)
-    above = torch.where(keep, logit - top, -torch.inf).exp().cumsum(0)
-    farther = torch.searchsorted(-level, -level)  # how many pairs have labels farther apart
-    use = keep & (farther > 0)
-    tiny = torch.finfo(above.dtype).tiny
-    sums = torch.where(use, above[(farther - 1).clamp_min(0)], 1).clamp_min(tiny).log() + top
-    cost = torch.where(use, sums - logit, 0)
-    return log1p_sumexp(cost[None], use[None])[0].to(x.dtype)
+    keep = (valid & _once(pairs, slice(None))).flatten()
+    logit, level, count = scale * x.flatten().double(), y.flatten().long(), 2
+    if y.dtype != torch.bool:
+        level, count = torch.searchsorted(y.flatten().sort().values, y.flatten()), y.numel()
+    near, far = (slot_log_sums(torch.where(keep, each, LOW)[:, None], level, count)[:, 0] for each in (-logit, logit))
+    beyond, step = F.pad(far[1:], (0, 1), value=LOW), 1
+    while step < count:  # as `_farther`, but to be differentiated twice
+        beyond = torch.stack([beyond, F.pad(beyond[step:], (0, step), value=LOW)]).logsumexp(0)
+        step *= 2
+    return F.pad(near + beyond, (0, 1)).logsumexp(0).to(x.dtype)
 
 
-def _once(pairs: Pairs) -> Tensor:
-    """Mask [q k] that leaves out one of two orders in which the block has the same two items."""
+def _cosent_walk(pairs: Pairs, scale: float, tiles: Tiles) -> tuple[Tensor, Gradient]:
+    """As `_cosent_plain`; the levels of label distance are listed once, and each pair knows its own."""
+    places, logits, ys = [], [], []
+    for part, tile in tiles:
+        y, valid = pairs.block.labels(part, tile.x)
+        places.append(Places.of(valid & _once(pairs, part)).flat)
+        logits.append(tile.x.view(-1)[places[-1]] * scale)
+        ys.append(y.flatten()[places[-1]])
+    levels, count = _levels(ys)
+    near = _level_log_sums([-s for s in logits], levels, count)
+    beyond = _farther(_level_log_sums(logits, levels, count))
+    before = _farther(near.flip(0)).flip(0)
+    total = (near + beyond).logsumexp(0)
+    factor, found = scale * total.sigmoid(), iter(zip(places, logits, levels, strict=True))
+    lowest = _lowest(pairs.q.z)
+
+    def gradient(part: slice, tile: Tile) -> None:
+        flat, logit, level = next(found)
+        level = level.long()
+        slope = (before[level] - total).add_(logit).clamp_min_(lowest).exp_()
+        slope -= (beyond[level] - total).sub_(logit).clamp_min_(lowest).exp_()
+        tile.x.zero_().view(-1).scatter_(0, flat, slope.mul_(factor).to(tile.x.dtype))
+
+    return softplus(total), gradient
+
+
+def _farther(far: Tensor) -> Tensor:
+    """Log-sum-exp over all later levels [levels]."""
+    beyond = torch.full_like(far, LOW)
+    beyond[:-1] = far[1:].flip(0).logcumsumexp(0).flip(0)
+    return beyond
+
+
+def _levels(ys: list[Tensor]) -> tuple[Sequence[Tensor], int]:
+    """Which of the different label distances each one is, in their order, and how many there are."""
+    if ys[0].dtype == torch.bool:
+        return ys, 2
+    y = torch.cat(ys)
+    if y.device.type == "cpu":
+        known, inverse = np.unique(y.numpy(), return_inverse=True)  # several times faster than torch
+        level = torch.from_numpy(inverse).int()
+    else:
+        known, level = y.unique(return_inverse=True)
+    return level.split([len(y) for y in ys]), max(1, len(known))
+
+
+def _level_log_sums(logits: list[Tensor], levels: Sequence[Tensor], count: int) -> Tensor:
+    """Log-sum-exp over each level, in float64; empty ones are low."""
+    top = torch.full((count,), LOW, dtype=logits[0].dtype, device=logits[0].device)
+    for logit, level in zip(logits, levels, strict=True):
+        top.scatter_reduce_(0, level.long(), logit, "amax")
+    total = torch.zeros(count, dtype=torch.float64, device=top.device)
+    for logit, level in zip(logits, levels, strict=True):
+        index = level.long()
+        power = (logit - top[index]).clamp_min_(_lowest(logit)).exp_()
+        total.index_add_(0, index, power.double())
+    return torch.where(total > 0, total.log() + top, LOW)
+
+
+def _lowest(like: Tensor) -> float:
+    """Exponent below which `exp` and products of its result are slow, and the result is as good as 0."""
+    return -80.0 if like.dtype == torch.float32 else -700.0
+
+
+def _once(pairs: Pairs, part: slice) -> Tensor:
+    """Mask [rows k] that leaves out one of two orders in which the block has the same two items."""
     q, k = pairs.q.id, pairs.k.id
-    twice = torch.isin(q, k)[:, None] & torch.isin(k, q)[None, :]
-    return ~twice | (q[:, None] < k[None, :])
+    twice = torch.isin(q[part], k)[:, None] & torch.isin(k, q)[None, :]
+    return ~twice | (q[part, None] < k[None, :])
