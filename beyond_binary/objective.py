@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from . import distributed, softmax
-from .blocks import Block, Pairs, dense, tiled
+from .blocks import Block, dense, tiled
 from .geometry import Geometry, create_geometry
 from .keys import Boundary, Memory, Proxies
 from .losses import LOSSES, LossFacts
@@ -19,6 +19,7 @@ from .points import Points
 from .registry import options_of, parse_spec
 from .targets import Target, create_target
 from .targets.vectors import Classes
+from .walks import Pairs
 
 TILE = 1 << 19  # pairs in one tile of the block engine
 

@@ -9,10 +9,11 @@ import torch
 from torch import Tensor
 
 import beyond_binary as bb
-from beyond_binary.blocks import Block, Pairs
+from beyond_binary.blocks import Block
 from beyond_binary.losses import LOSSES, register_loss
 from beyond_binary.losses.common import masked_logsumexp, split
 from beyond_binary.tiles import Places
+from beyond_binary.walks import Pairs
 
 FACTS = {"reads": "same", "x": "distance", "geometry": "euclidean(normalize=True)", "paper": "none"}
 

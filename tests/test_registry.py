@@ -215,7 +215,9 @@ def test_specs_survive_writing_and_reading(name: str, positional: list[Any], key
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("module", ["blocks", "softmax", "objective", "keys", "losses", "losses.in_place", "tiles"])
+@pytest.mark.parametrize(
+    "module", ["blocks", "walks", "softmax", "objective", "keys", "losses", "losses.in_place", "tiles"]
+)
 def test_each_module_can_be_imported_first(module: str) -> None:
     done = subprocess.run([sys.executable, "-c", f"import beyond_binary.{module}"], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

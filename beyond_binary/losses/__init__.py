@@ -13,7 +13,7 @@ defined have value 0 and count 0.
 A softmax loss over learned classes has the form `softmax`: `(s [q], **options) -> (own [q], factor)`, from the score of
 a row's own class to that class's logit, and what turns the scores of the other classes into logits (see `softmax`).
 
-A loss that is no sum over rows has the form `pairs`: `(pairs, **options) -> loss`, on a `blocks.Pairs`.
+A loss that is no sum over rows has the form `pairs`: `(pairs, **options) -> loss`, on a `walks.Pairs`.
 """
 
 from __future__ import annotations

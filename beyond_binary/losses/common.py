@@ -12,9 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..blocks import Finish, Pairs
 from ..tiles import Tile
 from ..tiles import split as split
+from ..walks import Finish, Pairs
 
 
 def any_in_row(mask: Tensor) -> Tensor:

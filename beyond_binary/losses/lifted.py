@@ -8,10 +8,10 @@ import math
 import torch
 from torch import Tensor
 
-from ..blocks import Finish, Pairs, Same
 from ..geometry import Geometry
 from ..targets.vectors import Classes
 from ..tiles import Tile, listed
+from ..walks import Finish, Pairs, Same
 from . import register_loss
 from .common import (
     against_negatives,

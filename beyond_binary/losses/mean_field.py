@@ -13,11 +13,10 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from ..blocks import Pairs
 from ..geometry import create_geometry
 from ..points import Points
 from ..tiles import Places, Tile
-from ..walks import Gradient, Tiles, walked
+from ..walks import Gradient, Pairs, Tiles, walked
 from . import Rows, register_loss
 from .common import any_in_row, masked_sum, softplus, split
 from .groups import LOW, by_class, equal_ids, log_sums, sizes, slot_log_sums

@@ -12,9 +12,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..blocks import Pairs
 from ..geometry import create_geometry
 from ..targets.vectors import Classes
+from ..walks import Pairs
 from . import register_loss
 from .common import as_number, masked_sum, split
 from .groups import common_classes, equal_ids

@@ -11,9 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from ..blocks import Pairs
 from ..tiles import Places, Tile
-from ..walks import Gradient, Tiles, walked
+from ..walks import Gradient, Pairs, Tiles, walked
 from . import Rows, in_place, register_loss
 from .common import any_in_row, as_number, masked_sum, softplus, split
 from .groups import LOW, slot_log_sums

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from ..blocks import Pairs
 from ..points import Points
+from ..walks import Pairs
 from . import register_loss
 from .common import as_number, softplus, split
 

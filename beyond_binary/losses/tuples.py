@@ -9,9 +9,9 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from ..blocks import Finish, Pairs, Same
 from ..geometry import safe_sqrt
 from ..tiles import Tile
+from ..walks import Finish, Pairs, Same
 from . import Rows, in_place, register_loss
 from .common import (
     against_negatives,
