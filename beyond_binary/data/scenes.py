@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -235,3 +236,28 @@ def draw_scene(rng: np.random.Generator, size: int) -> tuple[NDArray[np.uint8], 
     scene = random_scene(rng)
     captions = np.array([tell(scene, rng) for tell in TELLERS])
     return paint_scene(scene, rng, size), captions
+
+
+def scene_words(scenes: int = 1000, dim: int = 24) -> tuple[list[str], NDArray[np.float32]]:
+    """Words of the captions and vectors [words dim] that are near for words used alike.
+
+    They come from how often two words share a caption, in captions of scenes that no data set holds: the leading
+    singular vectors of the positive pointwise mutual information.
+    """
+    texts = []
+    for number in range(scenes):
+        rng = np.random.default_rng([number, 1 << 20])
+        scene = random_scene(rng)
+        texts += [sorted(set(re.findall(r"[a-z]+(?:-[a-z]+)*", tell(scene, rng).lower()))) for tell in TELLERS]
+    words = sorted({word for text in texts for word in text})
+    place = {word: i for i, word in enumerate(words)}
+    there = np.zeros((len(texts), len(words)))
+    for row, text in enumerate(texts):
+        there[row, [place[word] for word in text]] = 1
+    both, alone = there.T @ there / len(texts), there.mean(0)
+    np.fill_diagonal(both, 0)
+    with np.errstate(divide="ignore"):
+        information = np.maximum(np.log(both / np.outer(alone, alone)), 0)
+    across, size, _ = np.linalg.svd(information)
+    vectors = across[:, :dim] * np.sqrt(size[:dim])
+    return words, (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float32)

@@ -46,6 +46,7 @@ from beyond_binary.losses import LOSSES
 Step = Callable[[], float]  # one forward and backward; the loss
 Emit = Callable[[dict[str, Any]], None]
 ROOT = Path(__file__).parents[2]
+ENGINE = ("blocks", "geometry", "keys", "mining", "objective", "softmax", "tiles", "walks")
 MANY = 50_000  # from so many classes on: B = 512 and d = 128 alone, without soft_triple
 PROCESSES = multiprocessing.get_context("forkserver")
 PROCESSES.set_forkserver_preload(["torch", "beyond_binary", "pytorch_metric_learning.losses", "torch._dynamo"])
@@ -431,7 +432,8 @@ def to_skip(cell: Cell, how: How, rows: list[dict[str, Any]]) -> dict[str, str]:
 
 def code_version() -> str:
     """Changes with what the times depend on: the losses, the engine, this script, torch."""
-    files = [Path(__file__), *(ROOT / "beyond_binary").glob("*.py"), *(ROOT / "beyond_binary/losses").glob("*.py")]
+    engine = [ROOT / f"beyond_binary/{name}.py" for name in ENGINE]
+    files = [Path(__file__), *engine, *(ROOT / "beyond_binary/losses").glob("*.py")]
     text = torch.__version__.encode() + b"".join(path.read_bytes() for path in sorted(files))
     return hashlib.sha256(text).hexdigest()[:8]
 
@@ -460,7 +462,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     add = parser.add_argument
     add("--losses", nargs="+", default=bb.list_losses(), help="registered losses")
-    add("--batch", nargs="+", type=int, default=[128, 512, 1024, 2048, 4096, 8192], help="batch sizes B")
+    add("--batch", nargs="+", type=int, default=[128, 512, 2048, 4096, 8192], help="batch sizes B")
     add("--dims", nargs="+", type=int, default=[128, 512], help="widths d of the embeddings")
     add(
         "--samples", nargs="+", type=int, default=[4, 32, 256], help="items M of a class; all but the first at B = 2048"
