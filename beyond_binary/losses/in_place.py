@@ -186,7 +186,7 @@ def fastap(tile: Tile, *, bins: int = 10) -> Rows:
     place.sub_(cell)
     cell = cell.long()
     part, at = tile.take(same), same.row * (bins + 1) + cell.view(-1)[same.flat]
-    hits = x.new_zeros(len(x) * (bins + 1)).index_add_(0, at, 1 - part).index_add_(0, at + 1, part).view(len(x), -1)
+    hits = x.new_zeros(len(x) * (bins + 1)).index_add_(0, at, 1 - part).index_add_(0, at + 1, part).view(-1, bins + 1)
     for places in (same, tile.off):
         cell.view(-1).index_fill_(0, places.flat, bins + 1)  # beyond the last centre
     misses = x.new_zeros(len(x), bins + 3)
@@ -261,7 +261,7 @@ def _ranked_positives(tile: Tile, limit: Tensor) -> Rows:
     met = torch.sub(width, passed, out=torch.empty_like(passed)).to(x.dtype)
     row = torch.arange(len(x), device=x.device)[:, None]
     flat = passed.add_(row * (width + 1)).flatten()
-    found = torch.bincount(flat, minlength=len(x) * (width + 1)).view(len(x), -1)[:, :width].cumsum(1).to(x.dtype)
+    found = torch.bincount(flat, minlength=len(x) * (width + 1)).view(-1, width + 1)[:, :width].cumsum(1).to(x.dtype)
     value = (torch.where(found > 0, ordered, 0) * found).sum(1)
     x.masked_fill_(met == 0, 0.0)
     value -= torch.linalg.vecdot(x, met)

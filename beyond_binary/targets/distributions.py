@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
@@ -197,4 +196,4 @@ class Estimated(nn.Module):
         """Distances between distributions, [q k] in [0, 1]."""
         if self.kind == "hellinger":
             code_q, code_k = code_q.sqrt(), code_k.sqrt()
-        return exact_cdist(code_q, code_k) / math.sqrt(2)
+        return exact_cdist(code_q, code_k).div_(2**0.5)
