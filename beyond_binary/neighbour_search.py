@@ -19,8 +19,9 @@ from .targets.distributions import Estimated, Gaussian, Histogram
 from .targets.pose import Pose
 from .targets.vectors import Cosine, Euclidean, Manhattan
 
-PER_CELL, PROBED = 128, 1024  # items in a cell, and at least so many items looked at for each
-TILE = (256, 2048)
+PER_CELL, PROBED = 128, 6  # items in a cell, and the share of all items that is looked at around it: 1 / 6
+TILE = (128, 1024)
+CHUNK = 1 << 12
 LANDMARKS = 64
 TINY = 1e-18  # of the largest coordinate; below it float32 rounds absolutely
 
@@ -96,13 +97,38 @@ def as_joints(target: Target, code: Tensor) -> Tensor | None:
     return as_joints(target.target, code) if isinstance(target, Scaled) else None
 
 
-def cells(points: Tensor, least: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """Members of each cell of a k-means clustering of `points` [n d], and the items of the cells around it.
+def upper_bounds(joints: Tensor, ids: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """Sums of joint distances that each item's k-th neighbour does not exceed, from the cells around it.
 
-    Each item is a member once; at least `least` items (and PROBED) are around, in the order of the data.
+    Returns:
+        bounds [n] float64, -1 where too few items are around; and an order of all items in which near ones are close.
     """
-    n, probed = len(points), max(least, PROBED)
-    points = (points - points.mean(0)).float()
+    n, order, points = len(joints), [], (joints - joints.mean(0)).flatten(1).float()
+    bounds = torch.full((n,), -1.0, dtype=torch.double)
+    for members, around in cells(points, max(n // PROBED, 8 * k)):
+        order.append(members)
+        half, keys = points[around].square().sum(1) / 2, points[around].T.contiguous()
+        for rows in members.split(PER_CELL):
+            near = torch.addmm(half, points[rows], keys, alpha=-1).topk(min(2 * k + 1, len(around)), largest=False)
+            items = around[near.indices]
+            sums = _sums((joints[rows, None] - joints[items]).double())
+            sums.masked_fill_(ids[rows, None] == ids[items], torch.inf)
+            if sums.shape[1] >= k:
+                bounds[rows] = sums.kthvalue(k).values
+    return bounds.masked_fill(~bounds.isfinite(), -1), torch.cat(order)
+
+
+def _sums(gap: Tensor) -> Tensor:
+    """Summed norms of [... j m]. `gap` is overwritten."""
+    squared = gap.square_()
+    short = gap.shape[-1] <= 3  # reductions over few neighbouring numbers are slow
+    return (sum(squared.unbind(-1), torch.zeros(())) if short else squared.sum(-1)).sqrt_().sum(-1)
+
+
+def cells(points: Tensor, least: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """Members of each cell of a k-means clustering of `points` [n d], and at least `least` items around, the nearest
+    cells' (each item is a member once)."""
+    n = len(points)
     count = max(1, n // PER_CELL)
     chosen = torch.randperm(n, generator=torch.Generator().manual_seed(0))
     centres, sample = points[chosen[:count]], points[chosen[: 32 * count]]
@@ -113,13 +139,10 @@ def cells(points: Tensor, least: int) -> Iterator[tuple[Tensor, Tensor]]:
     cell = _closest(points, centres)
     size = cell.bincount(minlength=count)
     members = cell.argsort(stable=True).split(size.tolist())
-    for own in range(count):
-        if len(members[own]):
-            order = (centres - centres[own]).square().sum(1).argsort(stable=True)
-            order[1:] = order[order != own].clone()
-            order[0] = own
-            enough = int((size[order].cumsum(0) < probed).sum()) + 1
-            yield members[own], torch.cat([members[i] for i in order[:enough].tolist()]).sort().values
+    for own in size.nonzero()[:, 0].tolist():
+        order = (centres - centres[own]).square().sum(1).argsort()
+        enough = int((size[order].cumsum(0) < least).sum()) + 1
+        yield members[own], torch.cat([members[i] for i in order[:enough].tolist()])
 
 
 def _closest(points: Tensor, centres: Tensor) -> Tensor:
@@ -146,16 +169,17 @@ def within_reach(joints: Tensor, reach: Tensor, most: int) -> tuple[np.ndarray, 
     bound = _best_bound(points, reach)
     rows, items, sums, found = [], [], [], 0
     for top in range(0, n, TILE[0]):
-        for left in range(top, n, TILE[1]):
-            i, j = bound.hits(slice(top, top + TILE[0]), slice(left, left + TILE[1]))
-            i, j = i[i < j], j[i < j]
-            gap = torch.linalg.vector_norm(points[i] - points[j], dim=2).sum(1)
-            for a, b in ((i, j), (j, i)):
-                keep = gap <= reach[a]
-                rows.append(a[keep].int())
-                items.append(b[keep].int())
-                sums.append(gap[keep])
-                found += len(rows[-1])
+        stripe = [bound.hits(slice(top, top + TILE[0]), slice(left, left + TILE[1])) for left in range(top, n, TILE[1])]
+        i, j = (torch.cat(part) for part in zip(*stripe, strict=True))
+        i, j = i[i < j], j[i < j]
+        both = zip(i.split(CHUNK), j.split(CHUNK), strict=True)
+        gap = torch.cat([_sums(points.index_select(0, a) - points.index_select(0, b)) for a, b in both])
+        for a, b in ((i, j), (j, i)):
+            keep = gap <= reach[a]
+            rows.append(a[keep].int())
+            items.append(b[keep].int())
+            sums.append(gap[keep])
+            found += len(rows[-1])
         if found > most:
             return None
     return order[torch.cat(rows)].numpy(), order[torch.cat(items)].numpy(), torch.cat(sums).numpy()
@@ -200,7 +224,7 @@ def _best_bound(points: Tensor, reach: Tensor) -> _Bound:
         sample = _Bound(points[some], reach[some], groups)
         left = len(sample.hits(slice(0, TILE[0]), slice(TILE[0], len(some)))[0])
         tried.append(groups)
-        cost.append(groups + 250 * left / (TILE[0] * (len(some) - TILE[0])))
+        cost.append(groups + 280 * left / (TILE[0] * (len(some) - TILE[0])))
     return _Bound(points, reach, tried[int(np.argmin(cost))])
 
 

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .neighbour_search import Lists, as_joints, by_descent, by_faiss, by_landmarks, cells, slack, within_reach
+from .neighbour_search import Lists, as_joints, by_descent, by_faiss, by_landmarks, slack, upper_bounds, within_reach
 from .registry import suggest
 from .targets import Target
 
@@ -152,22 +152,14 @@ def _plain(target: Target, code: Tensor, k: int, ids: Tensor, tile: int, rows: T
 
 
 def _exact(target: Target, code: Tensor, k: int, ids: Tensor, tile: int, joints: Tensor) -> Found:
-    """An upper bound of each item's k-th distance from the cells around it; then everything within that."""
+    """An upper bound of each item's k-th distance first; then everything within that, ranked by the target."""
     n, loose = len(code), 1 + slack(joints[0].numel())
-    reach, place = torch.full((n,), -1.0, dtype=torch.double), torch.empty(n, dtype=torch.int64)
-    done = 0
-    for members, around in cells(joints.flatten(1), 4 * k):
-        place[members] = torch.arange(done, done + len(members))
-        done += len(members)
-        for rows in members.split(tile):
-            never = ids[rows, None] == ids[around]
-            last = _nearest(target.distance(code[rows], code[around]), never, k)[0][:, -1]
-            gap = (joints[rows] - joints[around[last]]).double()
-            reach[rows] = torch.where(last < 0, -1, loose * torch.linalg.vector_norm(gap, dim=2).sum(1))
+    bounds, order = upper_bounds(joints, ids.cpu(), k)
+    reach = torch.where(bounds < 0, bounds, loose * bounds)
     pairs = within_reach(joints, reach, 16 * k * n)
     if pairs is None:
         return _plain(target, code, k, ids, tile, torch.arange(n))
-    found = _ranked(target, code, k, ids, Lists.nearest(*pairs, ids.cpu().numpy(), place.numpy(), k, loose))
+    found = _ranked(target, code, k, ids, Lists.nearest(*pairs, ids.cpu().numpy(), order.argsort().numpy(), k, loose))
     unknown = (reach < 0).nonzero()[:, 0]
     found[0][unknown], found[1][unknown] = _plain(target, code, k, ids, tile, unknown)
     return found
