@@ -182,7 +182,7 @@ def within_reach(joints: Tensor, reach: Tensor, most: int) -> tuple[np.ndarray, 
             found += len(rows[-1])
         if found > most:
             return None
-    return order[torch.cat(rows)].numpy(), order[torch.cat(items)].numpy(), torch.cat(sums).numpy()
+    return order[torch.cat(rows)].numpy(), order[torch.cat(items)].numpy(), (scale * torch.cat(sums)).numpy()
 
 
 class _Bound:

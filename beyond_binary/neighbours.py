@@ -25,6 +25,8 @@ QUICK = 8192
 """From so many items on `exact` bounds distances before it computes them."""
 LARGE = 250_000
 """From so many items on `auto` takes an approximate method where it can."""
+MOST_HITS = 16
+"""Pairs for each neighbour wanted that `exact` keeps in memory; with more of them (ties) it gives way to `plain`."""
 log = logging.getLogger(__name__)
 
 
@@ -156,7 +158,7 @@ def _exact(target: Target, code: Tensor, k: int, ids: Tensor, tile: int, joints:
     n, loose = len(code), 1 + slack(joints[0].numel())
     bounds, order = upper_bounds(joints, ids.cpu(), k)
     reach = torch.where(bounds < 0, bounds, loose * bounds)
-    pairs = within_reach(joints, reach, 16 * k * n)
+    pairs = within_reach(joints, reach, MOST_HITS * k * n)
     if pairs is None:
         return _plain(target, code, k, ids, tile, torch.arange(n))
     found = _ranked(target, code, k, ids, Lists.nearest(*pairs, ids.cpu().numpy(), order.argsort().numpy(), k, loose))
