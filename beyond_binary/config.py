@@ -82,10 +82,12 @@ class SamplerConfig:
     Args:
         name: "random", "classes(samples_per_class=4)" or "dense_triplet(anchors=8, k=5)", with options in it.
         batch_size: Items in a batch of all processes together.
+        cache: Folder that keeps label-space neighbours (dense_triplet) from run to run; unset: computed each time.
     """
 
     name: str = "random"
     batch_size: int = 64
+    cache: str | None = None
 
 
 @dataclass

@@ -19,7 +19,7 @@ from .targets.distributions import Estimated, Gaussian, Histogram
 from .targets.pose import Pose
 from .targets.vectors import Cosine, Euclidean, Manhattan
 
-PER_CELL, PROBED = 128, 6  # items in a cell, and the share of all items that is looked at around it: 1 / 6
+PER_CELL, PROBED = 128, 8  # items in a cell, and the share of all items that is looked at around it: 1 / 8
 TILE = (128, 1024)
 CHUNK = 1 << 12
 LANDMARKS = 64

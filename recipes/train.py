@@ -161,7 +161,7 @@ def set_up(config: Config, accelerator: Accelerator) -> Setup:
         batch_size=config.sampler.batch_size,
         seed=config.seed,
         classes=train.labels if train.labels.ndim == 1 and train.labels.dtype.kind in "iu" else None,
-        neighbours=lambda k: label_neighbours(objective.target, code, k)[0].numpy(),
+        neighbours=lambda k: label_neighbours(objective.target, code, k, cache=config.sampler.cache)[0].numpy(),
         world_size=accelerator.num_processes,
         rank=accelerator.process_index,
     )

@@ -194,7 +194,7 @@ def test_items_with_too_few_others_around_are_searched_plainly(monkeypatch):
     expected = label_neighbours(target, code, 12, ids=ids, method="plain")
     found = label_neighbours(target, code, 12, ids=ids, method="exact")
     assert torch.equal(found[0], expected[0])
-    assert (expected[0][399] == -1).any()
+    assert (expected[0][0] == -1).any()
     np.testing.assert_array_equal(found[1], expected[1])
 
 
@@ -227,13 +227,12 @@ def test_labels_that_are_no_vectors_are_searched_plainly():
         assert neighbours.as_joints(target, target.encode(labels)) is None
 
 
-@pytest.mark.parametrize("method", ["ivf", "nn_descent"])
+@pytest.mark.parametrize("method", ["ivf", pytest.param("nn_descent", marks=pytest.mark.slow)])
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_approximate_searches_find_most_and_say_how_many(method, caplog):
     pytest.importorskip({"ivf": "faiss", "nn_descent": "pynndescent"}[method])
-    targets = [("pose", (1500, 8, 2)), ("euclidean", (1500, 6))]
-    targets += [("circular(period=1)", (1500, 3)), ("pose(mirror=(1, 0, 2, 3))", (1500, 4, 2))] * (method != "ivf")
-    for spec, shape in targets:
+    other = {"ivf": ("euclidean", (1500, 6)), "nn_descent": ("pose(mirror=(1, 0, 2, 3))", (1500, 4, 2))}[method]
+    for spec, shape in (("pose", (1500, 8, 2)), other):
         target = create_target(spec)
         code = target.encode(np.random.default_rng(7).normal(size=shape))
         expected = label_neighbours(target, code, 10, method="plain")
