@@ -89,7 +89,7 @@ class Judge:
         for items in (splits.query, splits.gallery):
             if items is not None:
                 self.target.encode(items.labels)
-        self.monitored([m.name for m in create_metrics(config.metrics, self.target.gives, config.ks)])
+        self.monitored([m.name for m in create_metrics(config.metrics, self.target.gives, config.ks, self.target)])
 
     def encode(self, embedder: Embedder, accelerator: Accelerator) -> dict[str, Tensor]:
         """Embeddings of the `query` items and of the `gallery`, if there is one, [n d] each on the CPU."""

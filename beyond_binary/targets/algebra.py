@@ -90,6 +90,8 @@ class Scaled:
         self.target, self.factor = create_target(target), factor
         if self.target.gives == "order":
             self.gives = "order"
+        if hasattr(self.target, "mean"):
+            self.mean = self.target.mean
 
     def encode(self, labels: Any, z: Tensor | None = None) -> Tensor:
         """The inner target's code."""
