@@ -90,8 +90,11 @@ class Scaled:
         self.target, self.factor = create_target(target), factor
         if self.target.gives == "order":
             self.gives = "order"
-        if hasattr(self.target, "mean"):
-            self.mean = self.target.mean
+
+    def __getattr__(self, name: str) -> Any:
+        if name == "mean":  # there is one where the inner target has one
+            return self.target.mean  # type: ignore[attr-defined]
+        raise AttributeError(name)
 
     def encode(self, labels: Any, z: Tensor | None = None) -> Tensor:
         """The inner target's code."""

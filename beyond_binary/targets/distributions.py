@@ -125,8 +125,8 @@ class Gaussian:
         return total.sqrt_()
 
     def mean(self, weight: Tensor, code: Tensor) -> Tensor:
-        """Weighted means [q m] of codes [k m], weights [q k]."""
-        return weight.to(code) @ code
+        """Weighted means [q ...] of codes [k ...]: of means and of roots of covariances; weights [q k]."""
+        return torch.tensordot(weight.to(code), code, 1)
 
 
 @TARGETS.register("estimated")
