@@ -6,8 +6,10 @@ plain search. `within_reach` names all that can be neighbours, the others most o
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -167,22 +169,42 @@ def within_reach(joints: Tensor, reach: Tensor, most: int) -> tuple[np.ndarray, 
     points, reach = points / scale, reach / scale
     n = len(points)
     bound = _best_bound(points, reach)
-    rows, items, sums, found = [], [], [], 0
-    for top in range(0, n, TILE[0]):
-        stripe = [bound.hits(slice(top, top + TILE[0]), slice(left, left + TILE[1])) for left in range(top, n, TILE[1])]
-        i, j = (torch.cat(part) for part in zip(*stripe, strict=True))
-        i, j = i[i < j], j[i < j]
-        both = zip(i.split(CHUNK), j.split(CHUNK), strict=True)
-        gap = torch.cat([_sums(points.index_select(0, a) - points.index_select(0, b)) for a, b in both])
-        for a, b in ((i, j), (j, i)):
-            keep = gap <= reach[a]
-            rows.append(a[keep].int())
-            items.append(b[keep].int())
-            sums.append(gap[keep])
-            found += len(rows[-1])
-        if found > most:
+    found, count = [], 0
+    for stripe in _side_by_side(lambda top: _stripe(points, reach, bound, top), range(0, n, TILE[0])):
+        found.append(stripe)
+        count += len(stripe[0])
+        if count > most:
             return None
-    return order[torch.cat(rows)].numpy(), order[torch.cat(items)].numpy(), (scale * torch.cat(sums)).numpy()
+    rows, items, sums = (torch.cat(part) for part in zip(*found, strict=True))
+    return order[rows].numpy(), order[items].numpy(), (scale * sums).numpy()
+
+
+def _stripe(points: Tensor, reach: Tensor, bound: _Bound, top: int) -> tuple[Tensor, Tensor, Tensor]:
+    """What is within reach among the items from `top` on, for a tile's height of them and all later ones."""
+    rows = slice(top, top + TILE[0])
+    hits = [bound.hits(rows, slice(left, left + TILE[1])) for left in range(top, len(points), TILE[1])]
+    i, j = (torch.cat(part) for part in zip(*hits, strict=True))
+    i, j = i[i < j], j[i < j]
+    chunks = zip(i.split(CHUNK), j.split(CHUNK), strict=True)
+    gap = torch.cat([_sums(points.index_select(0, a) - points.index_select(0, b)) for a, b in chunks])
+    near, far = gap <= reach[i], gap <= reach[j]
+    both = torch.cat([i[near], j[far]]), torch.cat([j[near], i[far]])
+    return both[0].int(), both[1].int(), torch.cat([gap[near], gap[far]])
+
+
+def _side_by_side(work: Callable[[int], Any], jobs: Iterable[int]) -> Iterator[Any]:
+    """Results of jobs in their order, one thread for each that torch has: many small operations share no work well."""
+    threads = torch.get_num_threads()
+    if threads == 1:
+        yield from map(work, jobs)
+        return
+    pool = ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,))
+    try:
+        torch.set_num_threads(1)
+        yield from pool.map(work, jobs)
+    finally:
+        pool.shutdown(cancel_futures=True)
+        torch.set_num_threads(threads)
 
 
 class _Bound:
@@ -200,14 +222,12 @@ class _Bound:
             size *= 1 - slack(flat.shape[1])
             self.left.append(torch.cat([-2 * flat, size, one], 1))
             self.right.append(torch.cat([flat, one, size], 1).T.contiguous())
-        self.total, self.part = (torch.empty(TILE[0] * TILE[1]) for _ in range(2))
 
     def hits(self, rows: slice, columns: slice) -> tuple[Tensor, Tensor]:
         """Positions of pairs in a tile whose bound is within reach of the column."""
         level = self.level[columns]
         shape = (len(self.left[0][rows]), len(level))
-        total, part = (buffer[: shape[0] * shape[1]].view(shape) for buffer in (self.total, self.part))
-        total.copy_(level.expand(shape))
+        total, part = level.repeat(shape[0], 1), torch.empty(shape)
         for left, right in zip(self.left, self.right, strict=True):
             torch.mm(left[rows], right[:, columns], out=part)
             total.add_(part if self.squared else part.clamp_min_(0).sqrt_())
