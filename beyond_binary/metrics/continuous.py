@@ -61,7 +61,7 @@ def spearman(ranking: Ranking) -> Scores:
 
     1 when the references come exactly in the order of their labels. Ties get average ranks; a query that is
     equally far from everything, in the embedding or in the labels, counts as 0. Needs two references.
-    Sorts all references twice for each query, so it is the slowest metric.
+    Sorts all references twice for each query: with kendall the slowest metric.
     """
     valid, count = ranking.valid, ranking.references
     middle = (count.double() + 1)[:, None] / 2
@@ -88,8 +88,9 @@ def kendall(ranking: Ranking) -> Scores:
     new = torch.ones_like(valid)
     new[:, 1:] = (label[:, 1:] != label[:, :-1]) | (group_x[:, 1:] != group_x[:, :-1])
     tied_both = _tied(new.cumsum(1) - 1, by_both)
+    place = label.sort(dim=1, stable=True).indices if tied_y.any() else then
     pairs = count.double() * (count - 1) / 2
-    agree = pairs - tied_x - tied_y + tied_both - 2 * inversions(label.sort(dim=1, stable=True).indices)
+    agree = pairs - tied_x - tied_y + tied_both - 2 * inversions(place)
     scale = ((pairs - tied_x) * (pairs - tied_y)).sqrt()
     return agree / torch.where(scale > 0, scale, 1), torch.where(count > 1, count, 0)
 
