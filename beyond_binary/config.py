@@ -83,10 +83,12 @@ class SamplerConfig:
         name: "random", "classes(samples_per_class=4)", "dense_triplet(anchors=8, k=5)" or
             "offline_hard(negatives=4, refresh=1)" (hard negatives of the whole set), with options in it.
         batch_size: Items in a batch of all processes together.
+        cache: Folder that keeps label-space neighbours (dense_triplet) from run to run; unset: computed each time.
     """
 
     name: str = "random"
     batch_size: int = 64
+    cache: str | None = None
 
 
 @dataclass

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import reprlib
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -49,7 +50,7 @@ def evaluate(
         labels: their labels [q ...], as the target wants them.
         target: what similar means, such as "classes", "euclidean" or "within('euclidean', radius=0.1)".
         ks: numbers of neighbours (or one number) of the `_at_k` metrics; None: 1, 2, 4, 8 for recall, 1, 10 for
-            mean_label_distance, 10, 100 for ndcg. Larger than the number of references means all of them.
+            mean_label_distance and knn_label_error, 10, 100 for ndcg. Larger than the number of references means all of them.
         ref_embeddings: references [k d]; None: the queries among themselves, each without itself.
         ref_labels: labels of the references [k ...].
         ids: identity of each query [q], integers. A reference with the query's id is never ranked for it.
@@ -72,9 +73,11 @@ def evaluate(
             integers, no metric at all, or ks that are not integers of at least 1.
     """
     target = create_target(target)
-    chosen = create_metrics(metrics, target.gives, ks)
+    chosen = create_metrics(metrics, target.gives, ks, target)
+    geometry = create_geometry(geometry)
     query, refs = _sides(target, embeddings, labels, ids, ref_embeddings, ref_labels, ref_ids)
-    order = _order(ranking, query, refs, create_geometry(geometry), seed)
+    order = _order(ranking, query, refs, geometry, seed)
+    gap = _gap(geometry) if ranking == "embedding" else torch.neg
     depth = max((m.k for m in chosen if m.reads != "same"), default=1)
     sums = torch.zeros(2, len(chosen), dtype=torch.double)
     matched = 0
@@ -83,7 +86,8 @@ def evaluate(
         rows = slice(start, start + tile)
         valid = query.id[rows, None] != refs.id
         y = target.distance(query.code[rows], refs.code, valid)
-        ranked = Ranking.of(order(rows, y), y, valid, target.gives, depth)
+        error = partial(_mean_error, target, query.code[rows], refs.code) if hasattr(target, "mean") else None
+        ranked = Ranking.of(order(rows, y), y, valid, target.gives, depth, gap=gap, mean_error=error)
         found = ranked.relevant if target.gives == "same" else ranked.references
         matched += int((found > 0).sum())
         for column, metric in enumerate(chosen):
@@ -148,13 +152,28 @@ def _ids(ids: Any, name: str) -> Tensor:
     return identity.long()
 
 
+def _gap(geometry: Geometry) -> Callable[[Tensor], Tensor] | None:
+    """From a similarity, as tiles are ranked by it, to the distance; None where there is none."""
+    if geometry.kind == "distance":
+        return torch.neg
+    if getattr(geometry, "normalize", False):  # cosine: the distance of the unit vectors
+        return lambda x: (2 - 2 * x).clamp_min(0).sqrt()
+    return None
+
+
+def _mean_error(target: Any, code_q: Tensor, code_k: Tensor, weight: Tensor) -> Tensor:
+    """Label distance [q] between each query's label and the references' weighted mean."""
+    pairs = zip(code_q.split(256), target.mean(weight, code_k).split(256), strict=True)
+    return torch.cat([target.distance(own, mean).diagonal() for own, mean in pairs])
+
+
 def _order(ranking: str, query: Points, refs: Points, geometry: Geometry, seed: int) -> Order:
     """The similarity that `ranking` means, as a function of a tile; tiles are asked for in order."""
     if ranking == "oracle":
         return lambda rows, y: -y.to(torch.promote_types(y.dtype, torch.float32))
     if ranking == "random":
         noise = torch.Generator().manual_seed(seed)
-        return lambda rows, y: torch.rand(y.shape, generator=noise).to(y.device)
+        return lambda rows, y: torch.rand(y.shape, generator=noise).neg_().to(y.device)
     if ranking != "embedding":
         raise ValueError(f"unknown ranking {ranking!r}{suggest(ranking, ['embedding', 'random', 'oracle'])}")
     dtype = torch.promote_types(query.z.dtype, refs.z.dtype)

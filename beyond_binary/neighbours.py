@@ -1,50 +1,188 @@
-"""Exact nearest neighbours in label space: the one place that searches by a target's own distance."""
+"""Nearest neighbours in label space: the one place that searches by a target's own distance."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import hashlib
+import logging
+import os
+import tempfile
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, Literal, get_args
 
+import numpy as np
 import torch
 from torch import Tensor
 
-if TYPE_CHECKING:
-    from .targets import Target
+from .neighbour_search import Lists, as_joints, by_descent, by_faiss, by_landmarks, slack, upper_bounds, within_reach
+from .registry import suggest
+from .targets import Target
+
+Method = Literal["auto", "exact", "plain", "ivf", "nn_descent"]
+Found = tuple[Tensor, Tensor]
+
+QUICK = 8192
+"""From so many items on `exact` bounds distances before it computes them."""
+LARGE = 250_000
+"""From so many items on `auto` takes an approximate method where it can."""
+MOST_HITS = 16
+"""Pairs for each neighbour wanted that `exact` keeps in memory; with more of them (ties) it gives way to `plain`."""
+log = logging.getLogger(__name__)
 
 
 @torch.no_grad()
 def label_neighbours(
-    target: Target, code: Tensor, k: int, *, ids: Tensor | None = None, tile: int = 256
-) -> tuple[Tensor, Tensor]:
+    target: Target,
+    code: Tensor,
+    k: int,
+    *,
+    ids: Tensor | None = None,
+    tile: int = 256,
+    method: Method = "auto",
+    cache: str | os.PathLike[str] | None = None,
+) -> Found:
     """The `k` items nearest to each item by `target.distance`, nearest first, equal distances by position.
 
     An item is never its own neighbour, nor is another one with the same id. Neither is an item at an unknown
     (NaN) or infinite distance: where fewer than `k` items remain, the row ends in index -1 with distance NaN.
+
+    Methods, all deterministic, all with the target's own distances of what they find:
+
+    - `plain`: every distance, by tiles; O(n^2) calls of the target's work.
+    - `exact`: the same result. From 8,192 items on, for labels that are vectors (euclidean, cosine, manhattan,
+      gaussian, histogram, pose with all joints visible, scaled ones), bounds by matrix products leave only a few
+      distances to compute; else it is `plain`.
+    - `ivf`: approximate, for the same labels: faiss (extra `faiss`) looks for candidates by Euclidean distance in the
+      nearest cells.
+    - `nn_descent`: approximate, for any target: pynndescent (extra `nn_descent`) looks for candidates among the vectors,
+      or, where labels are none, among the items' distances from 64 of them. For metrics.
+    - `auto`: `exact` below 250,000 items and where the extras are not installed, beyond that `ivf` or `nn_descent`.
+
+    Approximate methods measure their recall (see `neighbour_recall`) and log it (level INFO).
 
     Args:
         target: the target that encoded `code`.
         code: [n ...] what the target encodes per item, on any device.
         k: neighbours per item, less than n.
         ids: [n] int64; equal ids are one thing. Default: every item is its own thing.
-        tile: rows computed at a time; memory is O(tile x n), time O(n^2).
+        tile: rows computed at a time by `plain`; memory is O(tile x n).
+        method: how to search, see above.
+        cache: folder that keeps results, by a hash of target, codes, ids, k and method; None: none kept.
 
     Returns:
         indices [n k] int64 and distances [n k] float64, on the CPU.
 
     Raises:
-        ValueError: `k` is not in 1 .. n - 1.
+        ValueError: `k` is not in 1 .. n - 1, an unknown method, or one that does not fit the target.
+        ImportError: the method needs an extra that is not installed.
     """
     n = len(code)
     if not 1 <= k < n:
         raise ValueError(f"expected 1 <= k < {n} (an item is not its own neighbour), got k={k} for {n} items")
+    if method not in get_args(Method):
+        raise ValueError(f"unknown method {method!r}{suggest(method, get_args(Method))}")
     ids = torch.arange(n, device=code.device) if ids is None else ids.to(code.device)
+    if method == "auto":
+        method = _choose(target, code)
+    file = None if cache is None else Path(cache) / f"{_key(target, code, ids, k, method)}.safetensors"
+    if file is not None and (kept := _read(file)) is not None:
+        return kept
+    found = _search(target, code, k, ids, tile, method)
+    if method in ("ivf", "nn_descent"):
+        recall = neighbour_recall(target, code, found[1], ids=ids)
+        log.info("label neighbours of %d items by %s: recall@%d %.4f of a sample", n, method, k, recall)
+    if file is not None:
+        _write(file, found)
+    return found
+
+
+@torch.no_grad()
+def neighbour_recall(
+    target: Target, code: Tensor, distances: Tensor, *, ids: Tensor | None = None, sample: int = 256
+) -> float:
+    """Share of the true neighbours that a search found, against every distance of a sample of items.
+
+    A found neighbour counts if it is not farther than the true k-th one, so that ties are no errors.
+
+    Args:
+        target: the target that encoded `code`.
+        code: [n ...] what the target encodes per item.
+        distances: [n k] what `label_neighbours` returned.
+        ids: as for `label_neighbours`.
+        sample: how many items, evenly spaced.
+    """
+    n, k = distances.shape
+    ids = torch.arange(n, device=code.device) if ids is None else ids.to(code.device)
+    rows = torch.linspace(0, n - 1, min(sample, n)).long()
+    true = _plain(target, code, k, ids, 64, rows)[1]
+    last = true.nan_to_num(nan=-torch.inf).amax(1, keepdim=True)
+    hits = (distances[rows] <= last).sum()
+    return float(hits / (~true.isnan()).sum().clamp_min(1))
+
+
+def _choose(target: Target, code: Tensor) -> Method:
+    if len(code) < LARGE:
+        return "exact"
+    if as_joints(target, code) is not None and find_spec("faiss"):
+        return "ivf"
+    return "nn_descent" if find_spec("pynndescent") else "exact"
+
+
+def _search(target: Target, code: Tensor, k: int, ids: Tensor, tile: int, method: Method) -> Found:
+    joints = None if method == "plain" else as_joints(target, code)
+    if method == "exact" and joints is not None and len(code) >= QUICK:
+        return _exact(target, code, k, ids, tile, joints.cpu())
+    if method in ("plain", "exact"):
+        return _plain(target, code, k, ids, tile, torch.arange(len(code)))
+    wanted = min(3 * k + 10, len(code) - 1)
+    if method == "nn_descent":
+        points = by_landmarks(target, code) if joints is None else joints.flatten(1)
+        return _ranked(target, code, k, ids, by_descent(points.cpu(), wanted))
+    if joints is None:
+        raise ValueError(f"method 'ivf' needs labels that are vectors, not {target}; take 'nn_descent' or 'exact'")
+    return _ranked(target, code, k, ids, by_faiss(joints.cpu().flatten(1), wanted))
+
+
+def _plain(target: Target, code: Tensor, k: int, ids: Tensor, tile: int, rows: Tensor) -> Found:
     # filled in place: small results kept between large tiles would fragment the heap
-    indices, distances = torch.empty(n, k, dtype=torch.int64), torch.empty(n, k, dtype=torch.float64)
-    for rows in (slice(first, first + tile) for first in range(0, n, tile)):
-        never = ids[rows, None] == ids
-        distance = target.distance(code[rows], code)
-        distance = distance if distance.is_floating_point() else distance.float()
-        indices[rows], distances[rows] = smallest(distance.masked_fill(never, torch.inf), k)
+    indices, distances = torch.empty(len(rows), k, dtype=torch.int64), torch.empty(len(rows), k, dtype=torch.float64)
+    for first in range(0, len(rows), tile):
+        part = slice(first, first + tile)
+        never = ids[rows[part], None] == ids
+        indices[part], distances[part] = _nearest(target.distance(code[rows[part]], code), never, k)
     return indices, distances
+
+
+def _exact(target: Target, code: Tensor, k: int, ids: Tensor, tile: int, joints: Tensor) -> Found:
+    """An upper bound of each item's k-th distance first; then everything within that, ranked by the target."""
+    n, loose = len(code), 1 + slack(joints[0].numel())
+    bounds, order = upper_bounds(joints, ids.cpu(), k)
+    reach = torch.where(bounds < 0, bounds, loose * bounds)
+    pairs = within_reach(joints, reach, MOST_HITS * k * n)
+    if pairs is None:
+        return _plain(target, code, k, ids, tile, torch.arange(n))
+    found = _ranked(target, code, k, ids, Lists.nearest(*pairs, ids.cpu().numpy(), order.argsort().numpy(), k, loose))
+    unknown = (reach < 0).nonzero()[:, 0]
+    found[0][unknown], found[1][unknown] = _plain(target, code, k, ids, tile, unknown)
+    return found
+
+
+def _ranked(target: Target, code: Tensor, k: int, ids: Tensor, candidates: Lists) -> Found:
+    """The nearest candidates by the target's own distance."""
+    indices = torch.full((len(code), k), -1)
+    distances = torch.full((len(code), k), torch.nan, dtype=torch.double)
+    for rows, items in candidates.groups(16):
+        never, width = ids[rows, None] == ids[items], min(k, len(items))
+        place, near = _nearest(target.distance(code[rows], code[items]), never, width)
+        indices[rows, :width] = torch.where(place.cpu() < 0, -1, items[place.cpu()])
+        distances[rows, :width] = near.double().cpu()
+    return indices, distances
+
+
+def _nearest(distance: Tensor, never: Tensor, k: int) -> Found:
+    """The `k` smallest of each row [q n] but for those that are never neighbours, see `smallest`."""
+    distance = distance if distance.is_floating_point() else distance.float()
+    return smallest(distance.masked_fill(never, torch.inf), k)
 
 
 def smallest(distance: Tensor, k: int) -> tuple[Tensor, Tensor]:
@@ -66,3 +204,59 @@ def _first_of_level(distance: Tensor, last: Tensor, k: int) -> Tensor:
     nearer, level = distance < last, distance == last
     chosen = nearer | level & (level.cumsum(1, dtype=torch.int32) <= k - nearer.sum(1, keepdim=True))
     return chosen.nonzero()[:, 1].view(-1, k)
+
+
+def _key(target: Target, *parts: Any) -> str:
+    """SHA-256 of all that decides a result."""
+    digest = hashlib.sha256(b"label_neighbours 1")
+    _feed(digest, [target, *parts])
+    return digest.hexdigest()
+
+
+def _feed(digest: Any, thing: Any) -> None:
+    """Add a value, or an object by its class and attributes, to a hash. Raises TypeError where it cannot be told."""
+    digest.update(f"<{type(thing).__module__}.{type(thing).__qualname__}>".encode())
+    if thing is None or isinstance(thing, bool | int | float | str | bytes | torch.dtype | torch.device):
+        digest.update(repr(thing).encode())
+    elif isinstance(thing, np.memmap) and thing.filename is not None:
+        status = os.stat(thing.filename)
+        digest.update(repr((str(thing.filename), status.st_size, status.st_mtime_ns, thing.shape)).encode())
+    elif isinstance(thing, Tensor | np.ndarray):
+        array = np.ascontiguousarray(thing.detach().cpu().numpy() if isinstance(thing, Tensor) else thing)
+        digest.update(repr((array.shape, array.dtype.str)).encode())
+        digest.update(array.data)
+    elif isinstance(thing, list | tuple | dict | set):
+        for part in thing.items() if isinstance(thing, dict) else sorted(thing) if isinstance(thing, set) else thing:
+            _feed(digest, part)
+    elif hasattr(thing, "__dict__") and not callable(thing):
+        _feed(digest, vars(thing))
+    else:
+        raise TypeError(f"{type(thing).__name__} cannot be told apart by content; leave cache out")
+    digest.update(b"</>")
+
+
+def _read(file: Path) -> Found | None:
+    """A kept result; None if there is none that can be read."""
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        kept = load_file(file)
+        return kept["indices"], kept["distances"]
+    except (FileNotFoundError, SafetensorError, KeyError):
+        return None
+
+
+def _write(file: Path, found: Found) -> None:
+    """Keep a result: under a name of its own until it is whole, so that others see all of it or nothing."""
+    from safetensors.torch import save
+
+    file.parent.mkdir(parents=True, exist_ok=True)
+    handle, part = tempfile.mkstemp(prefix=f".{file.stem[:16]}.", suffix=".part", dir=file.parent)
+    try:
+        with os.fdopen(handle, "wb") as stream:
+            stream.write(save({"indices": found[0].contiguous(), "distances": found[1].contiguous()}))
+        os.replace(part, file)
+    except BaseException:
+        Path(part).unlink(missing_ok=True)
+        raise

@@ -89,7 +89,7 @@ class Judge:
         for items in (splits.query, splits.gallery):
             if items is not None:
                 self.target.encode(items.labels)
-        self.monitored([m.name for m in create_metrics(config.metrics, self.target.gives, config.ks)])
+        self.monitored([m.name for m in create_metrics(config.metrics, self.target.gives, config.ks, self.target)])
 
     def encode(self, embedder: Embedder, accelerator: Accelerator) -> dict[str, Tensor]:
         """Embeddings of the `query` items and of the `gallery`, if there is one, [n d] each on the CPU."""
@@ -162,7 +162,7 @@ def set_up(config: Config, accelerator: Accelerator) -> Setup:
         batch_size=config.sampler.batch_size,
         seed=config.seed,
         classes=train.labels if train.labels.ndim == 1 and train.labels.dtype.kind in "iu" else None,
-        neighbours=lambda k: label_neighbours(objective.target, code, k)[0].numpy(),
+        neighbours=lambda k: label_neighbours(objective.target, code, k, cache=config.sampler.cache)[0].numpy(),
         labels=train.labels,
         target=objective.target,
         geometry=objective.geometry,

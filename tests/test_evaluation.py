@@ -11,6 +11,7 @@ import torch
 from pytorch_metric_learning.distances import LpDistance
 from pytorch_metric_learning.utils.accuracy_calculator import AccuracyCalculator
 from pytorch_metric_learning.utils.inference import CustomKNN
+from sklearn.neighbors import KNeighborsRegressor
 from torch import Tensor
 
 from beyond_binary import evaluation
@@ -71,6 +72,70 @@ def test_pose_like_labels_equal_a_loop() -> None:
     assert found["mean_label_distance_at_5"] == pytest.approx(np.mean(near), abs=1e-12)
     oracle = evaluate(z, labels, ranking="oracle", **options)
     assert oracle["mean_label_distance_at_5"] == pytest.approx(np.mean(nearest), abs=1e-6)
+
+
+def test_label_error_equals_nearest_neighbour_regression() -> None:
+    z, labels = np.random.default_rng(2).normal(size=(300, 5)), np.random.default_rng(3).normal(size=(300, 3))
+    fitted = KNeighborsRegressor(4).fit(z[100:], labels[100:])
+    error = np.linalg.norm(fitted.predict(z[:100]) - labels[:100], axis=1).mean()
+    given: dict[str, Any] = {"ref_embeddings": z[100:], "ref_labels": labels[100:]}
+    for target, factor in (("euclidean", 1), ("scaled('euclidean', factor=3.0)", 3)):
+        found = evaluate(z[:100], labels[:100], target=target, metrics=["knn_label_error_at_4"], **given)
+        assert found["knn_label_error_at_4"] == pytest.approx(factor * error, abs=1e-9)
+    few = evaluate(z[:100], labels[:100], target="euclidean", ks=500, **given)
+    mean = np.linalg.norm(labels[100:].mean(0) - labels[:100], axis=1).mean()
+    assert few["knn_label_error_at_500"] == pytest.approx(mean, abs=1e-9)
+
+
+def test_label_error_takes_the_mean_of_the_target() -> None:
+    def error(target: str, query: Any, refs: Any, z: Any = None) -> float:
+        z = torch.arange(len(refs))[:, None].double() if z is None else torch.tensor(z)[:, None].double()
+        name = f"knn_label_error_at_{2 if len(refs) > 2 else len(refs)}"
+        found = evaluate(
+            torch.zeros(1, 1), query, target=target, ref_embeddings=z, ref_labels=refs, metrics=[name], ks=None
+        )
+        return found[name]
+
+    assert error("circular", [0.0], [350.0, 20.0]) == pytest.approx(5, abs=1e-4)
+    assert error("manhattan", [[0.0, 0.0]], [[1.0, 3.0], [2.0, 1.0]]) == pytest.approx(3.5, abs=1e-4)
+    assert error("cosine", [[1.0, 0.0]], [[0.0, 2.0], [1.0, 0.0]]) == pytest.approx(1 - math.sqrt(0.5), abs=1e-4)
+    assert math.isnan(error("cosine", [[1.0, 0.0]], [[0.0, 2.0], [0.0, -1.0]]))  # no direction
+    assert error("histogram", [[1, 0, 0]], [[0, 1, 0], [0, 0, 1]]) == pytest.approx(1.5, abs=1e-4)
+    assert error("gaussian", [[0.0, 1.0]], [[1.0, 2.0], [3.0, 2.0]]) == pytest.approx(math.sqrt(5), abs=1e-4)
+    assert error("gaussian(covariance='full')", [[[0.0, 1.0]]], [[[1.0, 4.0]], [[3.0, 4.0]]]) == pytest.approx(
+        5**0.5, abs=1e-4
+    )
+    assert error("euclidean", [0.0], [2.0, 4.0, 8.0], z=[1, 2, 2]) == pytest.approx(
+        0.5 * 2 + 0.5 * 6, abs=1e-4
+    )  # ties share
+    poses = torch.tensor([[[-1.0, 0], [1, 0]], [[-3, 0], [3, 0]]])
+    assert error("pose", [[[-1.0, 0], [1, 0]]], poses) == pytest.approx(1, abs=1e-4)
+    unseen = torch.cat([poses, torch.tensor([[[1.0], [1.0]], [[1.0], [0.0]]])], 2)  # alone, a joint is its own centre
+    assert error("pose", [[[-1.0, 0], [1, 0]]], unseen) == pytest.approx((0.5 + 0) / 2, abs=1e-4)
+
+
+def test_layouts_are_scored_by_their_overlap() -> None:
+    maps = torch.randint(0, 3, (30, 4, 4))
+    z = torch.randn(30, 3)
+    found = evaluate(z, maps, target="layout(regions=3)", ks=4)
+    assert found["mean_iou_at_4"] == pytest.approx(1 - found["mean_label_distance_at_4"], abs=1e-9)
+    assert "knn_label_error_at_4" not in found
+
+
+def test_log_line_of_each_geometry() -> None:
+    labels = torch.rand(40, 3).double()
+    perfect = {
+        g: evaluate(4 * labels, labels, target="euclidean", geometry=g) for g in ("euclidean", "squared_euclidean")
+    }
+    assert [p["log_slope"] for p in perfect.values()] == pytest.approx([1, 2], abs=1e-6)
+    assert [p["log_r2"] for p in perfect.values()] == pytest.approx([1, 1], abs=1e-6)
+    unit = torch.nn.functional.normalize(labels)
+    assert evaluate(unit, unit, target="euclidean", geometry="cosine")["log_slope"] == pytest.approx(1, abs=1e-4)
+    assert math.isnan(evaluate(labels, labels, target="euclidean", geometry="dot")["log_r2"])
+    assert evaluate(labels, labels, target="euclidean", ranking="oracle")["log_slope"] == pytest.approx(1, abs=1e-4)
+    random = evaluate(labels, labels, target="euclidean", ranking="random")
+    assert abs(random["log_slope"]) < 0.2
+    assert random["log_r2"] < 0.1
 
 
 # ---- tiles, sides and identities -----------------------------------------------------

@@ -11,12 +11,14 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from scipy.stats import spearmanr
+from scipy.stats import kendalltau, linregress, spearmanr
 from sklearn.metrics import ndcg_score
 from torch import Tensor
 
 from beyond_binary.metrics import METRICS, create_metrics, higher_is_better, list_metrics
+from beyond_binary.metrics.continuous import inversions
 from beyond_binary.metrics.ranking import Ranking
+from beyond_binary.targets import create_target
 
 # ---- oracles: label distances in ranked order (floats) -> value ----------------------
 
@@ -206,6 +208,69 @@ def test_spearman_at_its_edges() -> None:
     assert scores(x[:1], torch.full((1, 5), 0.3), ["spearman"], "magnitude")["spearman"].item() == 0
 
 
+@pytest.mark.parametrize("digits", [6, 1, 0])
+@pytest.mark.parametrize("k", [2, 3, 50, 190])
+def test_kendall_equals_scipy(k: int, digits: int) -> None:
+    x, y, valid = torch.randn(15, k).double(), torch.rand(15, k).double(), torch.rand(15, k) < 0.8
+    x, y = x.round(decimals=digits), (4 * y).round(decimals=digits)
+    valid[:, :2] = True
+    found = scores(x, y, ["kendall"], "magnitude", valid)["kendall"]
+    with np.errstate(invalid="ignore"):
+        expected = [kendalltau(-x[i, valid[i]], y[i, valid[i]]).statistic for i in range(15)]
+    assert found.tolist() == pytest.approx(np.nan_to_num(expected).tolist(), abs=1e-12)
+
+
+@given(st.lists(st.tuples(st.integers(0, 2), st.integers(0, 3), st.sampled_from([True, True, False])), max_size=9))
+def test_kendall_equals_a_loop_over_pairs(row: list[tuple[int, int, bool]]) -> None:
+    row = [*row, (0, 0, False)]
+    x, y, valid = (torch.tensor([column]) for column in zip(*row, strict=True))
+    found = scores(x.float(), y.double(), ["kendall"], "magnitude", valid)["kendall"].item()
+    kept = [(a, b) for a, b, ok in row if ok]
+    pairs = list(itertools.combinations(kept, 2))
+    agree = sum(np.sign(c - a) * np.sign(b - d) for (a, b), (c, d) in pairs)
+    scale = math.sqrt(sum(a != c for (a, _), (c, _) in pairs) * sum(b != d for (_, b), (_, d) in pairs))
+    if len(kept) < 2:
+        assert math.isnan(found)
+    else:
+        assert found == pytest.approx(agree / scale if scale else 0, abs=1e-12)
+
+
+@pytest.mark.parametrize("n", [1, 2, 5, 36, 37, 500])
+def test_inversions_equal_a_loop(n: int) -> None:
+    place = torch.stack([torch.randperm(n) for _ in range(4)] + [torch.arange(n), torch.arange(n).flip(0)])
+    expected = [sum(a > b for a, b in itertools.combinations(row.tolist(), 2)) for row in place]
+    assert inversions(place).tolist() == expected
+
+
+def test_inversions_of_more_than_16_bits() -> None:
+    n = 40_000
+    assert inversions(torch.arange(n).flip(0)[None]).tolist() == [n * (n - 1) / 2]
+    assert inversions(torch.arange(n).roll(1)[None]).tolist() == [n - 1]
+
+
+def test_log_line_equals_scipy() -> None:
+    gap, y, valid = torch.rand(15, 40).double(), torch.rand(15, 40).double(), torch.rand(15, 40) < 0.8
+    gap[:, 3], y[:, 5] = 0, 0  # no logarithm
+    y[2, 7], valid[:, :3] = torch.nan, True
+    found = scores(-gap, y, ["log_slope", "log_r2"], "magnitude", valid)
+    for i in range(15):
+        ok = valid[i] & (gap[i] > 0) & (y[i] > 0)
+        line = linregress(y[i, ok].log(), gap[i, ok].log())
+        assert found["log_slope"][i].item() == pytest.approx(line.slope, abs=1e-12)
+        assert found["log_r2"][i].item() == pytest.approx(line.rvalue**2, abs=1e-12)
+
+
+def test_log_line_at_its_edges() -> None:
+    y = torch.tensor([[1.0, 2.0, 4.0]]).expand(5, -1).clone()
+    gap = torch.tensor([[3.0, 6.0, 12.0], [1.0, 4.0, 16.0], [2.0, 2.0, 2.0], [1.0, 2.0, 3.0], [0.0, 0.0, 5.0]])
+    y[3] = 0.7
+    found = scores(-gap, y, ["log_slope", "log_r2"], "magnitude")
+    assert found["log_slope"].tolist() == pytest.approx([1, 2, 0, math.nan, math.nan], nan_ok=True)
+    assert found["log_r2"].tolist() == pytest.approx([1, 1, 0, math.nan, math.nan], nan_ok=True)
+    dot = Ranking.of(-gap, y, torch.ones(5, 3, dtype=torch.bool), "magnitude", gap=None)
+    assert METRICS["log_slope"].build(dot)[1].tolist() == [0] * 5
+
+
 def test_mean_label_distance_is_in_the_labels_unit() -> None:
     y = torch.tensor([[3.0, 50.0, 1.0, 2.0]])
     x = torch.tensor([[4.0, 1.0, 3.0, 2.0]])
@@ -216,7 +281,7 @@ def test_mean_label_distance_is_in_the_labels_unit() -> None:
 # ---- names ---------------------------------------------------------------------------
 
 
-MAGNITUDE_NAMES = ("mean_label_distance_at_k", "ndcg_at_k", "spearman")
+MAGNITUDE_NAMES = ("mean_label_distance_at_k", "ndcg_at_k", "spearman", "kendall", "log_slope", "log_r2")
 
 
 def test_every_metric_says_what_it_reads_and_is_documented() -> None:
@@ -238,8 +303,11 @@ def test_names_and_numbers_of_neighbours() -> None:
         "ndcg_at_10(label_scale=2)",
         "ndcg_at_100(label_scale=2)",
     ]
-    assert names(None, "order") == ["spearman"]
-    assert set(names(None, "magnitude", [7])) == {"mean_label_distance_at_7", "ndcg_at_7", "spearman"}
+    assert names(None, "order") == ["kendall", "spearman"]
+    usual = {"mean_label_distance_at_7", "ndcg_at_7", "spearman", "kendall", "log_slope", "log_r2"}
+    assert set(names(None, "magnitude", [7])) == usual
+    for spec, more in (("euclidean", {"knn_label_error_at_7"}), ("layout", {"mean_iou_at_7"}), ("multi_label", set())):
+        assert set(names(None, "magnitude", [7], create_target(spec))) == usual | more
     assert set(names(None, "same")) == {f"recall_at_{k}" for k in (1, 2, 4, 8)} | {
         "precision_at_1",
         "r_precision",
@@ -252,6 +320,15 @@ def test_which_way_is_better() -> None:
     assert higher_is_better("recall_at_4")
     assert higher_is_better("ndcg_at_10(label_scale=0.1)")
     assert not higher_is_better("mean_label_distance_at_10")
+
+
+def test_metrics_that_need_more_of_a_target_say_so() -> None:
+    layout, scaled = create_target("layout"), create_target("scaled('layout', factor=2.0)")
+    with pytest.raises(ValueError, match="'mean_iou_at_1' needs the target 'layout', not"):
+        create_metrics(["mean_iou_at_1"], "magnitude", None, scaled)
+    with pytest.raises(ValueError, match=r"'knn_label_error_at_3' needs labels that have a mean .* not Layout"):
+        create_metrics(["knn_label_error_at_3"], "magnitude", None, layout)
+    assert create_metrics(["knn_label_error_at_3"], "magnitude", None, create_target("scaled('pose', factor=2.0)"))
 
 
 @pytest.mark.parametrize(

@@ -243,6 +243,14 @@ def test_a_memory_of_earlier_batches_trains(tmp_path: Path) -> None:
     assert int(setup.objective.memory.seen) == result["steps"] * config.sampler.batch_size
 
 
+def test_neighbours_are_kept_from_run_to_run(tmp_path: Path) -> None:
+    cache = tmp_path / "cache"
+    dense = ["--sampler.name", "dense_triplet(anchors=2, k=3)", "--sampler.cache", str(cache)]
+    setups = [recipe.start(tiny(tmp_path / name, *dense))[0] for name in ("one", "two")]
+    assert len(list(cache.iterdir())) == 1
+    assert [list(setup.sampler) for setup in setups[:1]] == [list(setup.sampler) for setup in setups[1:]]
+
+
 def test_class_mean_proxies_start_at_the_means(tmp_path: Path) -> None:
     config = tiny(tmp_path / "run", "--objective.proxy_init", "class_mean", "--optimizer.epochs", "0")
     setup, run, accelerator = recipe.start(config)

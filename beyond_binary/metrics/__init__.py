@@ -44,7 +44,9 @@ def list_metrics() -> list[str]:
     return METRICS.names()
 
 
-def create_metrics(specs: Iterable[str] | None, gives: str, ks: int | Sequence[int] | None = None) -> list[Metric]:
+def create_metrics(
+    specs: Iterable[str] | None, gives: str, ks: int | Sequence[int] | None = None, target: Any = None
+) -> list[Metric]:
     """Bind the metrics called `specs`.
 
     A name that ends in `_at_k` stands for one metric for each of `ks`; when `ks` is None, for each of the
@@ -55,6 +57,7 @@ def create_metrics(specs: Iterable[str] | None, gives: str, ks: int | Sequence[i
             the order or the value of label distances for magnitudes.
         gives: what the target gives: "same", "order" or "magnitude".
         ks: numbers of neighbours, or one number, for the `_at_k` metrics.
+        target: the target, for the metrics that need more of it than its distances.
 
     Raises:
         ValueError: no name, unknown name or option, ks that are not integers of at least 1, or a metric that reads
@@ -63,13 +66,14 @@ def create_metrics(specs: Iterable[str] | None, gives: str, ks: int | Sequence[i
     if isinstance(specs, str):
         raise ValueError(f"expected a list of metric names, got the string {specs!r}; write [{specs!r}]")
     if specs is None:
-        specs = [n for n in list_metrics() if METRICS[n].info["reads"] in USUAL[gives]]
+        specs = [n for n in list_metrics() if METRICS[n].info["reads"] in USUAL[gives] and _offers(target, n)]
     counts = None if ks is None else _counts(ks)
     metrics = [metric for spec in specs for metric in _bind(spec, counts)]
     if not metrics:
         raise ValueError("expected at least one metric, got an empty list; None means those that fit the target")
     for metric in metrics:
         _check_fit(metric, gives)
+        _check_offer(metric, target)
     return metrics
 
 
@@ -129,6 +133,24 @@ def _check_fit(metric: Metric, gives: str) -> None:
             f"metric {metric.name!r} reads {MEANT[metric.reads]}, but the target gives {MEANT[gives]} only; "
             f"{WAY_OUT[metric.reads]}, or take one of: {', '.join(fitting)}"
         )
+
+
+NEEDS = {
+    "mean": "labels that have a mean (euclidean, manhattan, cosine, circular, pose, histogram, gaussian)",
+    "regions": "the target 'layout'",
+}
+"""What a metric may need of a target beyond distances: an attribute, and in words."""
+
+
+def _offers(target: Any, name: str) -> bool:
+    needed = METRICS[name].info.get("needs")
+    return needed is None or hasattr(target, needed)
+
+
+def _check_offer(metric: Metric, target: Any) -> None:
+    name = _find(parse_spec(metric.name)[0])[0].name
+    if not _offers(target, name):
+        raise ValueError(f"metric {metric.name!r} needs {NEEDS[METRICS[name].info['needs']]}, not {target}")
 
 
 from . import continuous, retrieval  # noqa: F401  (they register themselves)

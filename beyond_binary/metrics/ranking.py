@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -63,15 +63,20 @@ class Ranking:
         valid: pairs that count [q k].
         depth: positions that the metrics read; where `y` is bool, at least as many as any query has right
             answers.
+        gap: `x` to the distance in the embedding; None where `x` stands for none (the dot product).
+        mean_error: weights of the references [q k], each row's sum 1, to the label distance [q] between each query's
+            label and the weighted mean of theirs; None where labels have no mean.
     """
 
     x: Tensor
     y: Tensor
     valid: Tensor
     depth: int = 1
+    gap: Callable[[Tensor], Tensor] | None = torch.neg
+    mean_error: Callable[[Tensor], Tensor] | None = None
 
     @staticmethod
-    def of(x: Tensor, y: Tensor, valid: Tensor, gives: str, depth: int = 1) -> Ranking:
+    def of(x: Tensor, y: Tensor, valid: Tensor, gives: str, depth: int = 1, **more: Any) -> Ranking:
         """Rank a tile of a target that gives "same", "order" or "magnitude". `x` is overwritten.
 
         Pairs whose label distance is NaN (unknown) become invalid.
@@ -80,7 +85,7 @@ class Ranking:
             valid = valid & ~y.isnan()
         if gives == "same" and y.dtype != torch.bool:
             y = y != 0
-        return Ranking(x.masked_fill_(~valid, -torch.inf), y, valid, depth)
+        return Ranking(x.masked_fill_(~valid, -torch.inf), y, valid, depth, **more)
 
     @cached_property
     def references(self) -> Tensor:
@@ -128,6 +133,25 @@ class Ranking:
             gains = torch.where(tied, gain(self.y[top.cut]).double(), 0)
             total[top.cut, top.group[top.cut, -1]] = gains.sum(1)
         return total.gather(1, top.group) / top.size
+
+    @cached_property
+    def log_line(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Slope and R2 of the line through (log label distance, log embedding distance) of each query, and its points.
+
+        Float64 [q], points int64 [q]: 0 where there is no line, for all label distances are alike.
+        """
+        if self.gap is None:
+            nothing = torch.zeros(len(self.x), device=self.x.device, dtype=torch.double)
+            return nothing, nothing, nothing.long()
+        gap = self.gap(self.x)
+        ok = self.valid & (gap > 0) & (self.y > 0) & gap.isfinite() & self.y.isfinite()
+        count = ok.sum(1)
+        u, v = (values.double().masked_fill(~ok, 1).log_() for values in (self.y, gap))
+        apart = (u.masked_fill(~ok, -torch.inf).amax(1) > u.masked_fill(~ok, torch.inf).amin(1)) & (count > 1)
+        u, v = ((w - w.sum(1, keepdim=True) / count.clamp_min(1)[:, None]).masked_fill_(~ok, 0) for w in (u, v))
+        uu, uv, vv = (u * u).sum(1), (u * v).sum(1), (v * v).sum(1)
+        slope = uv / torch.where(apart, uu, 1)
+        return slope, slope * uv / torch.where(vv > 0, vv, 1), torch.where(apart, count, 0)
 
     @cached_property
     def found(self) -> Tensor:

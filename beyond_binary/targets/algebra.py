@@ -93,6 +93,11 @@ class Scaled:
         if self.target.gives == "order":
             self.gives = "order"
 
+    def __getattr__(self, name: str) -> Any:
+        if name == "mean":  # there is one where the inner target has one
+            return self.target.mean  # type: ignore[attr-defined]
+        raise AttributeError(name)
+
     def encode(self, labels: Any, z: Tensor | None = None) -> Tensor:
         """The inner target's code."""
         return self.target.encode(labels, z)

@@ -60,6 +60,10 @@ class Histogram:
         gaps = [(gap - gap.median(1, keepdim=True).values).abs_().sum(1) for gap in rows]
         return torch.stack(gaps) if gaps else code_q.new_zeros(0, len(code_k))
 
+    def mean(self, weight: Tensor, code: Tensor) -> Tensor:
+        """Weighted means [q m] of codes [k m], weights [q k]."""
+        return weight.to(code) @ code
+
 
 @TARGETS.register("gaussian")
 @dataclass(frozen=True)
@@ -118,6 +122,10 @@ class Gaussian:
             u, _, v = torch.linalg.svd(code_k[..., 1:].mT @ root)
             total[row] += (root - code_k[..., 1:] @ (u @ v)).square().sum((1, 2))
         return total.sqrt_()
+
+    def mean(self, weight: Tensor, code: Tensor) -> Tensor:
+        """Weighted means [q ...] of codes [k ...]: of means and of roots of covariances; weights [q k]."""
+        return torch.tensordot(weight.to(code), code, 1)
 
 
 @TARGETS.register("estimated")

@@ -104,6 +104,11 @@ class Pose:
         flip = code_k.new_tensor([-1.0] + [1.0] * self.dims)
         return torch.fmin(y, self._distance(code_q, code_k[:, list(self.mirror)] * flip))
 
+    def mean(self, weight: Tensor, code: Tensor) -> Tensor:
+        """Weighted means [q j dims+1] of codes [k j dims+1], each joint's over those that see it; weights [q k]."""
+        total = torch.einsum("qk,kjm->qjm", weight.to(code), code)  # places of unseen joints are 0
+        return torch.cat([total[..., :-1] / total[..., -1:].clamp_min(1e-12), (total[..., -1:] > 0).to(code)], 2)
+
     def _distance(self, code_q: Tensor, code_k: Tensor) -> Tensor:
         total = code_q.new_zeros(len(code_q), len(code_k))
         seen_q, seen_k = code_q[..., -1], code_k[..., -1]

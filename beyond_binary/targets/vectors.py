@@ -107,6 +107,10 @@ class Euclidean:
         """Distances [q k] in the labels' unit."""
         return exact_cdist(code_q, code_k)
 
+    def mean(self, weight: Tensor, code: Tensor) -> Tensor:
+        """Weighted means [q m] of codes [k m], weights [q k]."""
+        return weight.to(code) @ code
+
 
 @TARGETS.register("manhattan")
 @dataclass(frozen=True)
@@ -125,6 +129,10 @@ class Manhattan:
     def distance(self, code_q: Tensor, code_k: Tensor, valid: Tensor | None = None) -> Tensor:
         """Distances [q k] in the labels' unit."""
         return torch.cdist(code_q, code_k, p=1)
+
+    def mean(self, weight: Tensor, code: Tensor) -> Tensor:
+        """Weighted means [q m] of codes [k m], weights [q k]."""
+        return weight.to(code) @ code
 
 
 @TARGETS.register("cosine")
@@ -150,6 +158,11 @@ class Cosine:
     def distance(self, code_q: Tensor, code_k: Tensor, valid: Tensor | None = None) -> Tensor:
         """Distances [q k] in [0, 2]."""
         return exact_cdist(code_q, code_k).square_().div_(2)
+
+    def mean(self, weight: Tensor, code: Tensor) -> Tensor:
+        """Directions [q m] of the weighted sums of codes [k m], NaN where that is zero; weights [q k]."""
+        total = weight.to(code) @ code
+        return total / torch.linalg.vector_norm(total, dim=1, keepdim=True)
 
 
 @TARGETS.register("circular")
@@ -179,3 +192,12 @@ class Circular:
             gap = (a[:, None] - b[None, :]).abs()
             total += torch.minimum(gap, self.period - gap)
         return total / code_q.shape[1]
+
+    def mean(self, weight: Tensor, code: Tensor) -> Tensor:
+        """Weighted circular means [q m] of codes [k m] (the angle of the mean point on the circle), weights [q k]."""
+        turn = 2 * math.pi / self.period
+        return (
+            torch.atan2(weight.to(code) @ (turn * code).sin(), weight.to(code) @ (turn * code).cos())
+            / turn
+            % self.period
+        )
