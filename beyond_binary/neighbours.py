@@ -36,6 +36,9 @@ def label_neighbours(
     n = len(code)
     if not 1 <= k < n:
         raise ValueError(f"expected 1 <= k < {n} (an item is not its own neighbour), got k={k} for {n} items")
+    own = getattr(target, "neighbours", None)  # a quicker search of the target's own
+    if own is not None and (found := own(code, k, ids)) is not None:
+        return found
     ids = torch.arange(n, device=code.device) if ids is None else ids.to(code.device)
     # filled in place: small results kept between large tiles would fragment the heap
     indices, distances = torch.empty(n, k, dtype=torch.int64), torch.empty(n, k, dtype=torch.float64)

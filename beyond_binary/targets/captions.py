@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
@@ -12,7 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from . import TARGETS, Gives
+from ..parallel import in_parallel
+from . import TARGETS, Gives, transport
 from .vectors import as_floating, exact_cdist
 from .words import STOP_WORDS, Reader, WordVectors, load_word_vectors
 
@@ -85,10 +86,67 @@ class Captions:
 
     def distance(self, code_q: Tensor, code_k: Tensor, valid: Tensor | None = None) -> Tensor:
         """Distances [q k], NaN for pairs that do not count: relaxed float32, exact float64."""
-        return in_tiles(self._relaxed, code_q, code_k, valid)
+        if self.relaxed:
+            return in_tiles(self._relaxed, code_q, code_k, valid)
+        return in_tiles(self._exact, code_q, code_k, valid, torch.float64)
 
-    def _relaxed(self, code_q: Tensor, code_k: Tensor) -> Tensor:
+    def _relaxed(self, code_q: Tensor, code_k: Tensor, valid: Tensor) -> Tensor:
         return best_matches(Block(code_q, code_k, self.vectors.vectors).relaxed(), self.reduce)
+
+    def _exact(self, code_q: Tensor, code_k: Tensor, valid: Tensor) -> Tensor:
+        bounds = Block(code_q, code_k, self.vectors.vectors).relaxed().cpu().numpy()
+        texts = transport.Texts.of(torch.cat([code_q, code_k]), self.vectors.vectors)
+        y = np.full(valid.shape, np.nan)
+        for row, keys in enumerate(valid.cpu().numpy()):
+            if keys.any():
+                others, known = texts[len(code_q) + np.flatnonzero(keys)], bounds[:, row][:, :, keys].transpose(2, 0, 1)
+                y[row, keys] = transport.From(texts, row).to(others, known, mean=self.reduce == "mean")
+        return torch.from_numpy(y).to(code_q.device)
+
+    def neighbours(
+        self, code: Tensor, k: int, ids: Tensor | None = None, progress: bool = False
+    ) -> tuple[Tensor, Tensor] | None:
+        """The `k` nearest items of each under the exact distance, as `label_neighbours` gives them.
+
+        All items are ordered by their relaxed distances, and solves go on until these exceed the k-th smallest exact
+        one. None where the relaxed distance itself is wanted: it needs no search of its own.
+        """
+        if self.relaxed:
+            return None
+        return search(code, self.vectors.vectors, k, ids, self.reduce, progress)[:2]
+
+
+def search(
+    code: Tensor,
+    vectors: Tensor,
+    k: int,
+    ids: Tensor | None = None,
+    reduce: str = "sum",
+    progress: bool = False,
+    rows: Tensor | None = None,
+) -> tuple[Tensor, Tensor, int]:
+    """Nearest items [n k] under the exact distance over all cores, their distances, and the number of solves."""
+    texts = transport.Texts.of(code, vectors)
+    numbers = np.arange(len(code)) if ids is None else ids.cpu().numpy()
+    asked = np.arange(len(code)) if rows is None else rows.cpu().numpy()
+    indices, distances = np.empty((len(asked), k), np.int64), np.empty((len(asked), k))
+    tile = min(max(TILE // (code.shape[1] ** 2 * len(code)), 1), 64)
+    jobs = [(at, asked[at]) for at in np.array_split(np.arange(len(asked)), max(len(asked) // tile, 1))]
+    solved = 0
+    shared = (texts, k, numbers, reduce == "mean")
+    for at, where, found, solves in in_parallel(_search, shared, jobs, title="label neighbours", progress=progress):
+        indices[at], distances[at] = where, found
+        solved += solves
+    return torch.from_numpy(indices), torch.from_numpy(distances), solved
+
+
+def _search(shared: tuple[transport.Texts, int, Any, bool], job: tuple[Any, Any]) -> tuple[Any, Any, Any, int]:
+    (texts, k, ids, mean), (at, rows) = shared, job
+    code = torch.from_numpy(texts.words)
+    bounds = Block(code[rows], code, torch.from_numpy(texts.vectors)).relaxed().numpy()
+    found = [transport.nearest(texts, bounds[:, i].transpose(2, 0, 1), row, k, ids == ids[row], mean) for i, row in enumerate(rows)]
+    where, distance, solves = zip(*found, strict=True)
+    return at, np.stack(where), np.stack(distance), sum(solves)
 
 
 def as_texts(labels: Any, target: str) -> np.ndarray[Any, Any]:
@@ -110,18 +168,24 @@ def as_texts(labels: Any, target: str) -> np.ndarray[Any, Any]:
 
 
 def in_tiles(
-    between: Callable[[Tensor, Tensor], Tensor], code_q: Tensor, code_k: Tensor, valid: Tensor | None
+    between: Callable[[Tensor, Tensor, Tensor], Tensor],
+    code_q: Tensor,
+    code_k: Tensor,
+    valid: Tensor | None,
+    dtype: torch.dtype = torch.float32,
 ) -> Tensor:
-    """`between(code_q, code_k)` [q k] by tiles of `TILE` pairs of captions, without rows and columns that do not count."""
-    y = torch.full((len(code_q), len(code_k)), torch.nan, device=code_q.device)
-    rows, keys = torch.arange(len(code_q), device=y.device), torch.arange(len(code_k), device=y.device)
-    if valid is not None:
-        rows, keys = rows[valid.any(1)], keys[valid.any(0)]
+    """`between(code_q, code_k, valid)` [q k] by tiles of `TILE` pairs of captions, but for rows and columns without any
+    valid pair, and NaN where not valid."""
+    y = torch.full((len(code_q), len(code_k)), torch.nan, dtype=dtype, device=code_q.device)
+    if valid is None:
+        valid = torch.ones_like(y, dtype=torch.bool)
+    rows, keys = valid.any(1).nonzero()[:, 0], valid.any(0).nonzero()[:, 0]
     side = max(int(TILE**0.5) // max(code_q.shape[1], 1), 1)
     for row in rows.split(side):
         for key in keys.split(side):
-            y[row[:, None], key] = between(code_q[row], code_k[key]).to(y)
-    return y if valid is None else y.masked_fill_(~valid, torch.nan)
+            part = between(code_q[row], code_k[key], valid[row[:, None], key])
+            y[row[:, None], key] = part.to(y)
+    return y.masked_fill_(~valid, torch.nan)
 
 
 def best_matches(pairs: Tensor, reduce: str = "sum") -> Tensor:
@@ -237,9 +301,9 @@ class Sentences:
 
     def distance(self, code_q: Tensor, code_k: Tensor, valid: Tensor | None = None) -> Tensor:
         """Distances [q k], NaN for pairs that do not count."""
-        return in_tiles(self._between, code_q, code_k, valid)
+        return in_tiles(self._between, code_q, code_k, valid, code_q.dtype)
 
-    def _between(self, code_q: Tensor, code_k: Tensor) -> Tensor:
+    def _between(self, code_q: Tensor, code_k: Tensor, valid: Tensor) -> Tensor:
         q, k = (code.transpose(0, 1).flatten(0, 1) for code in (code_q, code_k))
         pairs = exact_cdist(q, k).square_().div_(2)
         pairs.masked_fill_((q == 0).all(1)[:, None] | (k == 0).all(1)[None, :], torch.inf)
