@@ -75,7 +75,9 @@ class Captions:
             words = self.reader(text)
             if not 1 <= len(words) <= self.length:
                 item, caption = place
-                wrong = f"has {len(words)} known words, more than length={self.length}" if words else "has no known word"
+                wrong = (
+                    f"has {len(words)} known words, more than length={self.length}" if words else "has no known word"
+                )
                 raise ValueError(f"target 'captions': caption {caption} of item {item} {wrong}: {text!r}")
             code[(*place, slice(len(words)))] = sorted(words)
         empty = (code < 0).all((1, 2))
@@ -144,7 +146,10 @@ def _search(shared: tuple[transport.Texts, int, Any, bool], job: tuple[Any, Any]
     (texts, k, ids, mean), (at, rows) = shared, job
     code = torch.from_numpy(texts.words)
     bounds = Block(code[rows], code, torch.from_numpy(texts.vectors)).relaxed().numpy()
-    found = [transport.nearest(texts, bounds[:, i].transpose(2, 0, 1), row, k, ids == ids[row], mean) for i, row in enumerate(rows)]
+    found = [
+        transport.nearest(texts, bounds[:, i].transpose(2, 0, 1), row, k, ids == ids[row], mean)
+        for i, row in enumerate(rows)
+    ]
     where, distance, solves = zip(*found, strict=True)
     return at, np.stack(where), np.stack(distance), sum(solves)
 
@@ -192,7 +197,9 @@ def best_matches(pairs: Tensor, reduce: str = "sum") -> Tensor:
     """Distance of items [q k] from those of their captions [captions q captions k], infinite where there is none."""
     of_q = functools.reduce(torch.minimum, pairs.unbind(2))  # [captions q k]
     of_k = functools.reduce(torch.minimum, pairs.unbind(0)).transpose(0, 1)  # [captions q k]
-    sums = [functools.reduce(torch.add, _or_0(matches).unbind(0)) for matches in (of_q, of_k)]  # in one order: symmetric
+    sums = [
+        functools.reduce(torch.add, _or_0(matches).unbind(0)) for matches in (of_q, of_k)
+    ]  # in one order: symmetric
     if reduce == "sum":
         return sums[0] + sums[1]
     return (sums[0] + sums[1]) / (of_q.isfinite().sum(0) + of_k.isfinite().sum(0))

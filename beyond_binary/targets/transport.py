@@ -18,6 +18,10 @@ SLACK = 1e-5
 """What bounds are lowered by, relatively, as they are rounded."""
 
 
+FAR = np.float32(1e9)
+"""Cost of a word that is not there."""
+
+
 @dataclass(frozen=True)
 class Texts:
     """Captions of items as words [n captions width], -1 for none, and each word's share of its caption.
@@ -36,7 +40,7 @@ class Texts:
         code = code.cpu()
         known = code >= 0
         used, numbers = torch.unique(code[known], return_inverse=True)
-        words = np.full(code.shape, -1)
+        words = np.full(code.shape, -1, dtype=np.int32)
         words[known] = numbers
         words = words[:, :, : max(int(known.sum(2).max()) if known.numel() else 0, 1)]
         there = words >= 0
@@ -88,8 +92,10 @@ class From:
             open_ = (stage < 2) & (total <= limit)[:, None, None] & ((bounds == of_own) | (bounds == of_others))
             if not open_.any():
                 return np.where(total <= limit, total, np.inf)
-            for now, value in ((1, solve), (0, relaxed)):
-                for at in self._alike(others, open_ & (stage == now)):
+            bare = open_ & (stage == 0)
+            ready = open_ & ~bare.any((1, 2), keepdims=True)  # a solve waits until no quick bound is left to be tried
+            for now, value, chosen in ((0, reduced, bare), (1, solve, ready)):
+                for at in self._alike(others, chosen):
                     better = value(*self._rests(others, *at))
                     bounds[at] = better if now else np.maximum(better * (1 - SLACK), bounds[at])
                     stage[at] += 1
@@ -121,7 +127,7 @@ def _total(bounds: Array, mean: bool) -> Array:
 
 
 def nearest(
-    texts: Texts, bounds: Array, row: int, k: int, never: Array, mean: bool = False, step: int = 128
+    texts: Texts, bounds: Array, row: int, k: int, never: Array, mean: bool = False, step: int = 64
 ) -> tuple[Array, Array, int]:
     """The `k` items nearest to one, nearest first, equal distances by position.
 
@@ -148,7 +154,10 @@ def nearest(
     while len(order) and least[order[0]] <= limit:
         items, order = np.split(order, [step if len(where) else k])
         items = items[least[items] <= limit]
-        where, distance = np.append(where, items), np.append(distance, start.to(texts[items], bounds[items], limit, mean))
+        where, distance = (
+            np.append(where, items),
+            np.append(distance, start.to(texts[items], bounds[items], limit, mean)),
+        )
         best = np.lexsort((where, distance))[:k]
         where, distance = where[best], distance[best]
         limit = distance[-1] if len(distance) == k else np.inf
@@ -156,12 +165,19 @@ def nearest(
     return np.append(where, np.full(lack, -1)), np.append(distance, np.full(lack, np.nan)), start.solved
 
 
-def relaxed(a: Array, b: Array, costs: Array) -> Array:
-    """Larger of the two one-sided relaxations [m] between masses a [m i] and b [m j] with costs [m i j]."""
-    far = np.float32(1e30)
-    to_b = (costs + np.where(b > 0, 0, far)[:, None, :]).min(2)
-    to_a = (costs + np.where(a > 0, 0, far)[:, :, None]).min(1)
-    return np.maximum(np.where(a > 0, a * to_b, 0).sum(1), np.where(b > 0, b * to_a, 0).sum(1))
+def reduced(a: Array, b: Array, costs: Array) -> Array:
+    """Lower bounds [m] of the least costs of moving masses a [m i] to b [m j] with costs [m i j].
+
+    The one-sided relaxation of `a` (each mass to its nearest), and the one of `b` under what the costs are then larger
+    than that: a feasible solution of the dual problem. The larger of this and of the same from the other side.
+    """
+    costs = costs + np.where((a > 0)[:, :, None] & (b > 0)[:, None, :], 0, FAR)
+    bounds = []
+    for x, y, c in ((a, b, costs), (b, a, costs.swapaxes(1, 2))):
+        least = np.where(x > 0, c.min(2), 0)
+        rest = (c - least[:, :, None]).min(1)
+        bounds.append((x * least).sum(1) + np.where(y > 0, y * rest, 0).sum(1))
+    return np.maximum(*bounds)
 
 
 def solve(a: Array, b: Array, costs: Array) -> Array:
