@@ -10,7 +10,7 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..parallel import in_parallel
 from . import TARGETS, Gives, transport
@@ -172,6 +172,42 @@ def as_texts(labels: Any, target: str) -> np.ndarray[Any, Any]:
     return texts.astype(np.str_)
 
 
+@torch.no_grad()
+def embed_captions(
+    labels: Any, model: nn.Module, tokenizer: Callable[[list[str]], Tensor], *, batch: int = 256, progress: bool = False
+) -> Tensor:
+    """Embed captions with the text tower of an open_clip model, as labels for the target `sentences`.
+
+    Args:
+        labels: texts [n captions]; an empty text is no caption.
+        model: of open_clip, or anything with `encode_text(tokens) -> Tensor [m d]`; it is used in evaluation mode.
+        tokenizer: the model's, for example `open_clip.get_tokenizer('ViT-B-32')`.
+        batch: texts at a time.
+        progress: show a progress bar.
+
+    Returns:
+        embeddings [n captions d] float32 on the CPU, zero where there is no caption.
+    """
+    from tqdm import tqdm
+
+    captions = as_texts(labels, "sentences")
+    texts, place = np.unique(captions, return_inverse=True)
+    parts = np.array_split(texts, max(-(-len(texts) // batch), 1))
+    device, training = next(model.parameters()).device, model.training
+    model.eval()
+    try:
+        encode: Any = model.encode_text
+        rows = [
+            encode(tokenizer(p.tolist()).to(device)).float().cpu()
+            for p in tqdm(parts, "captions", disable=not progress)
+        ]
+    finally:
+        model.train(training)
+    z = torch.cat(rows)
+    z[torch.tensor([not text.strip() for text in texts.tolist()], dtype=torch.bool)] = 0
+    return z[torch.from_numpy(place).view(captions.shape)]
+
+
 def in_tiles(
     between: Callable[[Tensor, Tensor, Tensor], Tensor],
     code_q: Tensor,
@@ -236,8 +272,7 @@ class Bags:
         place[known] = flat
         length = known.sum(1)
         order = length.argsort(descending=True)
-        counts = known.sum(0)
-        counts = counts[counts > 0].tolist()
+        counts = [count for count in known.sum(0).tolist() if count]
         return cls(words, place[order], order, counts, flat, length.cumsum(0) - length, length == 0)
 
     def nearest(self, d: Tensor) -> Tensor:

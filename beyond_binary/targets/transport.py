@@ -17,7 +17,6 @@ Array = np.ndarray[Any, Any]
 SLACK = 1e-5
 """What bounds are lowered by, relatively, as they are rounded."""
 
-
 FAR = np.float32(1e9)
 """Cost of a word that is not there."""
 
@@ -115,8 +114,8 @@ class From:
         words, share = self.words[own, :width], self.share[own, :width]
         words_k, share_k = others.words[item, other, :width_k], others.share[item, other, :width_k]
         both = np.minimum(share[:, :, None], share_k[:, None, :]) * (words[:, :, None] == words_k[:, None, :])
-        rests = [np.where(rest > 1e-12, rest, 0) for rest in (share - both.sum(2), share_k - both.sum(1))]
-        return *rests, self.costs[self.place[own, :width, None], words_k[:, None, :]]
+        rest, rest_k = (np.where(x > 1e-12, x, 0) for x in (share - both.sum(2), share_k - both.sum(1)))
+        return rest, rest_k, self.costs[self.place[own, :width, None], words_k[:, None, :]]
 
 
 def _total(bounds: Array, mean: bool) -> Array:
@@ -154,10 +153,8 @@ def nearest(
     while len(order) and least[order[0]] <= limit:
         items, order = np.split(order, [step if len(where) else k])
         items = items[least[items] <= limit]
-        where, distance = (
-            np.append(where, items),
-            np.append(distance, start.to(texts[items], bounds[items], limit, mean)),
-        )
+        where = np.append(where, items)
+        distance = np.append(distance, start.to(texts[items], bounds[items], limit, mean))
         best = np.lexsort((where, distance))[:k]
         where, distance = where[best], distance[best]
         limit = distance[-1] if len(distance) == k else np.inf
@@ -188,7 +185,7 @@ def solve(a: Array, b: Array, costs: Array) -> Array:
     total, total_b = a.cumsum(1)[:, -1], b.cumsum(1)[:, -1]  # one after another: the same however wide the padding
     b = b * (total / np.maximum(total_b, 1e-300))[:, None]
     values = np.zeros(len(a))
-    for i in np.flatnonzero(total):
+    for i in np.flatnonzero(np.minimum(total, total_b) > 1e-9):  # less is rounding
         values[i], status = emd_c(a[i], b[i], costs[i], 1_000_000, 1)[1::3]
         if status != 1:
             raise RuntimeError(f"POT's network simplex ended with status {status}")

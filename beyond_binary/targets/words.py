@@ -16,11 +16,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-STOP_WORDS = frozenset(
-    "a an the this that these those and or but nor so of in on at by to from with into onto for as than then it its "
-    "he she they them him her his hers their theirs we us our you your i me my mine is are was were be been being am "
-    "do does did has have had having there here who whom which what where while when how not no".split()
-)
+STOP_WORDS = frozenset({
+    "a", "an", "the", "this", "that", "these", "those", "and", "or", "but", "nor", "so", "of", "in", "on", "at",
+    "by", "to", "from", "with", "into", "onto", "for", "as", "than", "then", "it", "its", "he", "she", "they",
+    "them", "him", "her", "his", "hers", "their", "theirs", "we", "us", "our", "you", "your", "i", "me", "my",
+    "mine", "is", "are", "was", "were", "be", "been", "being", "am", "do", "does", "did", "has", "have", "had",
+    "having", "there", "here", "who", "whom", "which", "what", "where", "while", "when", "how", "not", "no",
+})  # fmt: skip
 """Function words that `stop_words=True` leaves out: articles, pronouns, auxiliaries, prepositions of place and time."""
 
 ENDINGS = (
@@ -111,7 +113,7 @@ def _read_lines(path: Path, lines: Iterator[str]) -> tuple[list[str], list[np.nd
         try:
             row = np.array(parts[-dim:], dtype=np.float32)
         except ValueError:
-            row = np.zeros(0)
+            row = np.zeros(0, np.float32)
         if not dim or len(parts) <= dim or len(row) != dim:
             raise ValueError(f"{path}, line {number}: expected a word and {dim or 'its'} numbers, got {line[:60]!r}")
         words.append(" ".join(parts[:-dim]))  # some words of GloVe have spaces in them
@@ -157,6 +159,13 @@ class Reader:
             return [self.index[stem]]
         parts = re.split("['-]", token)
         return [number for part in parts for number in self._find(part)] if len(parts) > 1 else []
+
+    def __getstate__(self) -> dict[str, Any]:
+        """The options without what was read."""
+        return {"index": self.index, "stop_words": self.stop_words, "stemming": self.stemming}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__init__(**state)  # type: ignore[misc]
 
     def report(self, shown: int = 10) -> str:
         """How many words so far are unknown, and the most frequent of them."""
