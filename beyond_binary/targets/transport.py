@@ -109,13 +109,13 @@ class From:
                 yield item[some], own[some], other[some]
 
     def _rests(self, others: Texts, item: Array, own: Array, other: Array) -> tuple[Array, Array, Array]:
-        """What two captions do not share, [pairs words] and [pairs words'], and the costs from word to word."""
+        """What two captions do not share, [words pairs] and [words' pairs], and the costs from word to word."""
         width, width_k = self.width[own].max(), others.width[item, other].max()
-        words, share = self.words[own, :width], self.share[own, :width]
-        words_k, share_k = others.words[item, other, :width_k], others.share[item, other, :width_k]
-        both = np.minimum(share[:, :, None], share_k[:, None, :]) * (words[:, :, None] == words_k[:, None, :])
-        rest, rest_k = (np.where(x > 1e-12, x, 0) for x in (share - both.sum(2), share_k - both.sum(1)))
-        return rest, rest_k, self.costs[self.place[own, :width, None], words_k[:, None, :]]
+        words, share, place = (np.ascontiguousarray(x[own, :width].T) for x in (self.words, self.share, self.place))
+        words_k, share_k = (np.ascontiguousarray(x[item, other, :width_k].T) for x in (others.words, others.share))
+        both = np.minimum(share[:, None], share_k) * (words[:, None] == words_k)
+        rest, rest_k = (np.where(x > 1e-12, x, 0) for x in (share - both.sum(1), share_k - both.sum(0)))
+        return rest, rest_k, self.costs[place[:, None], words_k]
 
 
 def _total(bounds: Array, mean: bool) -> Array:
@@ -126,12 +126,12 @@ def _total(bounds: Array, mean: bool) -> Array:
 
 
 def nearest(
-    texts: Texts, bounds: Array, row: int, k: int, never: Array, mean: bool = False, step: int = 64
+    texts: Texts, bounds: Array, row: int, k: int, never: Array, mean: bool = False
 ) -> tuple[Array, Array, int]:
     """The `k` items nearest to one, nearest first, equal distances by position.
 
-    Items come in the order of their bounds, `k` and then `step` at a time, until a bound exceeds the k-th smallest
-    distance so far.
+    Items come in the order of their bounds, `k` of them, then as many again as there were, until a bound exceeds the
+    k-th smallest distance so far.
 
     Args:
         texts: all items.
@@ -140,7 +140,6 @@ def nearest(
         k: how many.
         never: [n] items that are not to be found.
         mean: mean of the best matches instead of their sum.
-        step: items at a time.
 
     Returns:
         where they are [k] and their distances [k], -1 and NaN where none is left, and the number of solves.
@@ -149,9 +148,10 @@ def nearest(
     least = _total(bounds, mean) * (1 - SLACK)
     order = np.argsort(least, kind="stable")
     order = order[~never[order]]
-    where, distance, limit = np.zeros(0, np.int64), np.zeros(0), np.inf
+    where, distance, limit, seen = np.zeros(0, np.int64), np.zeros(0), np.inf, 0
     while len(order) and least[order[0]] <= limit:
-        items, order = np.split(order, [step if len(where) else k])
+        items, order = np.split(order, [max(k, seen)])
+        seen += len(items)
         items = items[least[items] <= limit]
         where = np.append(where, items)
         distance = np.append(distance, start.to(texts[items], bounds[items], limit, mean))
@@ -163,27 +163,27 @@ def nearest(
 
 
 def reduced(a: Array, b: Array, costs: Array) -> Array:
-    """Lower bounds [m] of the least costs of moving masses a [m i] to b [m j] with costs [m i j].
+    """Lower bounds [m] of the least costs of moving masses a [i m] to b [j m] with costs [i j m].
 
     The one-sided relaxation of `a` (each mass to its nearest), and the one of `b` under what the costs are then larger
     than that: a feasible solution of the dual problem. The larger of this and of the same from the other side.
     """
-    costs = costs + np.where((a > 0)[:, :, None] & (b > 0)[:, None, :], 0, FAR)
+    costs = costs + np.where((a > 0)[:, None] & (b > 0), 0, FAR)
     bounds = []
-    for x, y, c in ((a, b, costs), (b, a, costs.swapaxes(1, 2))):
-        least = np.where(x > 0, c.min(2), 0)
-        rest = (c - least[:, :, None]).min(1)
-        bounds.append((x * least).sum(1) + np.where(y > 0, y * rest, 0).sum(1))
+    for x, y, c in ((a, b, costs), (b, a, costs.swapaxes(0, 1))):
+        least = np.where(x > 0, c.min(1), 0)
+        rest = (c - least[:, None]).min(0)
+        bounds.append((x * least).sum(0) + np.where(y > 0, y * rest, 0).sum(0))
     return np.maximum(*bounds)
 
 
 def solve(a: Array, b: Array, costs: Array) -> Array:
-    """Least costs [m] of moving masses a [m i] to b [m j], equal in sum, by POT's network simplex."""
+    """Least costs [m] of moving masses a [i m] to b [j m], equal in sum, by POT's network simplex."""
     from ot.lp.emd_wrap import emd_c
 
-    costs = costs.astype(np.float64)
-    total, total_b = a.cumsum(1)[:, -1], b.cumsum(1)[:, -1]  # one after another: the same however wide the padding
-    b = b * (total / np.maximum(total_b, 1e-300))[:, None]
+    total, total_b = a.sum(0), b.sum(0)
+    b = b * (total / np.maximum(total_b, 1e-300))
+    a, b, costs = (np.ascontiguousarray(np.moveaxis(x, -1, 0), dtype=np.float64) for x in (a, b, costs))
     values = np.zeros(len(a))
     for i in np.flatnonzero(np.minimum(total, total_b) > 1e-9):  # less is rounding
         values[i], status = emd_c(a[i], b[i], costs[i], 1_000_000, 1)[1::3]
