@@ -69,7 +69,8 @@ class Captions:
         """Sorted numbers of the words of each caption, then -1 [n captions length] int32."""
         texts = as_texts(labels, "captions")
         code = np.full((*texts.shape, self.length), -1, dtype=np.int32)
-        for place, text in np.ndenumerate(texts):
+        for place in np.ndindex(texts.shape):
+            text = str(texts[place])
             if not text.strip():
                 continue
             words = self.reader(text)
@@ -97,7 +98,9 @@ class Captions:
 
     def _exact(self, code_q: Tensor, code_k: Tensor, valid: Tensor) -> Tensor:
         bounds = Block(code_q, code_k, self.vectors.vectors).relaxed().cpu().numpy()
-        texts = transport.Texts.of(torch.cat([code_q, code_k]), self.vectors.vectors)
+        size = [max(q, k) for q, k in zip(code_q.shape[1:], code_k.shape[1:], strict=True)]
+        padded = [F.pad(c, (0, size[1] - c.shape[2], 0, size[0] - c.shape[1]), value=-1) for c in (code_q, code_k)]
+        texts = transport.Texts.of(torch.cat(padded), self.vectors.vectors)
         y = np.full(valid.shape, np.nan)
         for row, keys in enumerate(valid.cpu().numpy()):
             if keys.any():
@@ -221,6 +224,8 @@ def in_tiles(
     if valid is None:
         valid = torch.ones_like(y, dtype=torch.bool)
     rows, keys = valid.any(1).nonzero()[:, 0], valid.any(0).nonzero()[:, 0]
+    if not len(rows):
+        return y
     side = max(int(TILE**0.5) // max(code_q.shape[1], 1), 1)
     for row in rows.split(side):
         for key in keys.split(side):

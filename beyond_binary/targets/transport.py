@@ -40,7 +40,7 @@ class Texts:
         known = code >= 0
         used, numbers = torch.unique(code[known], return_inverse=True)
         words = np.full(code.shape, -1, dtype=np.int32)
-        words[known] = numbers
+        words[known.numpy()] = numbers.numpy()
         words = words[:, :, : max(int(known.sum(2).max()) if known.numel() else 0, 1)]
         there = words >= 0
         first = there.copy()
