@@ -86,11 +86,12 @@ def _write(shared: tuple[Target, Tensor, Path, int], tile: tuple[int, int]) -> t
     (target, code, part, side), (i, j) = shared, tile
     with torch.no_grad():
         y = target.distance(code[i : i + side], code[j : j + side]).numpy().astype(np.float32)
-    own = i == j
     bad = (y < 0) | np.isinf(y)
-    if own:
-        scale = np.nanmax(np.abs(y), initial=0)
-        bad |= (np.abs(y - y.T) > 1e-5 * scale) | (np.eye(len(y), dtype=bool) & (y > 1e-5 * scale))
+    if i == j:
+        slack = 1e-5 * np.max(y, initial=0, where=np.isfinite(y))
+        with np.errstate(invalid="ignore"):
+            bad |= (np.abs(y - y.T) > slack) | (np.isnan(y) != np.isnan(y.T))
+        bad |= np.eye(len(y), dtype=bool) & (y > slack)
         y = np.triu(y, 1)
         y += y.T
     if bad.any():
