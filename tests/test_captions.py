@@ -348,6 +348,13 @@ def test_options() -> None:
     assert copy.encode([["red dogs"]]).equal(RELAXED.encode([["red dogs"]]))
 
 
+def test_the_exact_distance_says_what_it_needs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "find_spec", lambda name: None)
+    Captions(VECTORS)
+    with pytest.raises(ImportError, match=r"needs POT; install beyond_binary\[text\]"):
+        Captions(VECTORS, relaxed=False)
+
+
 def test_a_loss_reads_captions() -> None:
     z = torch.randn(6, 4, requires_grad=True)
     texts = np.array(random_texts(6))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 from typing import Any, ClassVar, Literal
 
 import numpy as np
@@ -57,6 +58,8 @@ class Captions:
     ) -> None:
         if length < 1:
             raise ValueError(f"captions: length must be at least 1, got {length}")
+        if not relaxed and find_spec("ot") is None:
+            raise ImportError("captions(relaxed=False) needs POT; install beyond_binary[text]")
         self.vectors = vectors if isinstance(vectors, WordVectors) else load_word_vectors(vectors)
         self.relaxed, self.reduce, self.length = relaxed, reduce, length
         left_out = (STOP_WORDS if stop_words else ()) if isinstance(stop_words, bool) else stop_words
