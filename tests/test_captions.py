@@ -208,6 +208,7 @@ def test_neighbours_leave_out_equal_ids_and_say_where_none_is_left() -> None:
     assert found[:, 8:].isnan().all()
 
 
+@pytest.mark.slow
 def test_a_search_over_processes_gives_the_same_with_few_solves() -> None:
     texts = random_texts(700, captions=2, seed=5)
     code = EXACT.encode(texts)

@@ -170,6 +170,7 @@ def test_what_is_no_distance_is_refused(value: float, at: tuple[int, int], tmp_p
         write(bb.create_target("nearest('euclidean', k=2)"), torch.tensor([[0.0], [1.0], [3.0], [7.0]]), tmp_path)
 
 
+@pytest.mark.slow
 def test_processes_write_the_same(tmp_path: Path) -> None:
     target = bb.create_target("euclidean")
     code = target.encode(np.random.default_rng(0).normal(size=(40, 2)))
