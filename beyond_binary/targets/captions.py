@@ -241,9 +241,7 @@ def best_matches(pairs: Tensor, reduce: str = "sum") -> Tensor:
     """Distance of items [q k] from those of their captions [captions q captions k], infinite where there is none."""
     of_q = functools.reduce(torch.minimum, pairs.unbind(2))  # [captions q k]
     of_k = functools.reduce(torch.minimum, pairs.unbind(0)).transpose(0, 1)  # [captions q k]
-    sums = [
-        functools.reduce(torch.add, _or_0(matches).unbind(0)) for matches in (of_q, of_k)
-    ]  # in one order: symmetric
+    sums = [functools.reduce(torch.add, _or_0(x).unbind(0)) for x in (of_q, of_k)]  # in one order: symmetric
     if reduce == "sum":
         return sums[0] + sums[1]
     return (sums[0] + sums[1]) / (of_q.isfinite().sum(0) + of_k.isfinite().sum(0))
@@ -305,8 +303,8 @@ class Block:
     def __init__(self, code_q: Tensor, code_k: Tensor, vectors: Tensor) -> None:
         self.q, self.k = Bags.of(code_q), Bags.of(code_k)
         self.shape = (code_q.shape[1], len(code_q), code_k.shape[1], len(code_k))
-        vectors = vectors.to(code_q.device)
-        self.costs = exact_cdist(vectors[self.q.words], vectors[self.k.words])
+        q, k = (vectors[bags.words.to(vectors.device)].to(code_q.device) for bags in (self.q, self.k))
+        self.costs = exact_cdist(q, k)
 
     def relaxed(self) -> Tensor:
         """Relaxed word mover's distances of captions [captions q captions k], infinite where there is none."""
