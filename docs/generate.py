@@ -25,7 +25,9 @@ import torch
 from beyond_binary import create_objective
 from beyond_binary.losses import LOSSES, LossFacts
 from beyond_binary.targets import TARGETS
+from beyond_binary.targets.captions import Captions
 from beyond_binary.targets.tables import PairScores, Precomputed
+from beyond_binary.targets.words import WordVectors
 
 FOLDER = ROOT / "docs"
 MARK = "<!-- Written by docs/generate.py. Do not edit: change the docstring or the registration and run it again. -->"
@@ -33,11 +35,16 @@ LABELS = ("Paper settings", "Cost")
 CLASSES, DIM, ITEMS = 4, 8, 32
 WRAPPED = {"radius": 0.3, "k": 5, "factor": 2.0}
 SPECS = {
+    "captions": "captions('vectors.npz')",
     "sum": "sum(('circular', \"scaled('classes', factor=90.0)\"))",
     "precomputed": "precomputed('distances.npy')",
     "pair_scores": "pair_scores('scores.csv')",
 }
-TABLES = {"precomputed": Precomputed([[0.0]]), "pair_scores": PairScores([[0, 1, 1.0]])}
+TABLES = {
+    "captions": Captions(WordVectors(torch.zeros(1, 1), {"word": 0})),
+    "precomputed": Precomputed([[0.0]]),
+    "pair_scores": PairScores([[0, 1, 1.0]]),
+}
 FIELDS = {
     "form": "form of the function",
     "in_place": "has an in-place form",

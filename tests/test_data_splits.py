@@ -80,6 +80,13 @@ def test_columns_are_stacked_in_table_order_without_rounding(tmp_path: Path) -> 
     assert chosen.query.labels.tolist() == [[10, 1 / 3, 4]]
 
 
+def test_columns_of_text_are_captions(tmp_path: Path) -> None:
+    splits = load(tmp_path, {"cap0": ["a dog", "b", "c", "d"], "cap1": list("xyzw")}, label="cap*", **BY_ROWS)
+    assert splits.train.labels.tolist() == [["a dog", "x"], ["b", "y"], ["c", "z"]]
+    assert splits.query.labels.tolist() == [["d", "w"]]
+    assert splits.class_names is None
+
+
 def test_fixed_size_lists_and_text_dictionaries() -> None:
     from beyond_binary.data.columns import column_values
 

@@ -83,10 +83,13 @@ def read_labels(rows: Rows, config: DataConfig, index: np.ndarray) -> tuple[np.n
             _refuse_near_numbers(chosen[0], columns[0])
             return class_values(rows, chosen, index)
         return columns[0], rows.class_names.get(chosen[0])
-    if text := [name for name, values in zip(chosen, columns, strict=True) if values.dtype.kind == "U"]:
+    text = [name for name, values in zip(chosen, columns, strict=True) if values.dtype.kind == "U"]
+    if len(text) == len(chosen):
+        return np.stack(columns, axis=1), None
+    if text:
         raise ValueError(
             "several label columns are stacked to a vector and must be numeric, but "
-            f"{', '.join(map(repr, text))} holds text; if the columns make a class together, name them in "
+            f"{', '.join(map(repr, text))} holds text (text in all of them would be captions); if the columns make a class together, name them in "
             f"data.class_columns and leave data.label unset"
         )
     return np.concatenate([v.reshape(len(v), -1).astype(np.float64) for v in columns], axis=1), None

@@ -67,4 +67,4 @@ def list_targets() -> list[str]:
     return TARGETS.names()
 
 
-from . import algebra, distributions, layout, pose, sets, tables, vectors  # noqa: F401  (they register themselves)
+from . import algebra, captions, distributions, layout, pose, sets, tables, vectors  # noqa: F401  (they register themselves)

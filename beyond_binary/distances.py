@@ -1,0 +1,145 @@
+"""All label distances of a run, computed once and kept in a file that the target `precomputed` reads."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TextIO
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .fingerprint import fingerprint
+from .parallel import in_parallel
+from .targets import Target
+
+SIDE = 256
+"""Items in a tile's row."""
+
+
+def label_distances(
+    target: Target,
+    code: Tensor,
+    folder: str | Path,
+    *,
+    workers: int | None = None,
+    progress: bool = True,
+    side: int = SIDE,
+) -> Path:
+    """Write the distances of all items from each other to a float32 file [n n], once, and say where it is.
+
+    The file's name is a hash of what the distances depend on (the codes, the target with its options and tables), so
+    that the same call again finds it and another one never takes it by mistake. Tiles that are finished are recorded:
+    after an interruption the same call goes on from there, and a file that is not finished has another name. Read it
+    by `precomputed('...')` on labels that are the items' numbers.
+
+    Args:
+        target: any target whose distance is the same both ways.
+        code: [n ...] what the target encodes per item.
+        folder: where the file goes.
+        workers: processes; None: one a core.
+        progress: show a progress bar.
+        side: items in a row of a tile; memory is O(side^2) beside what the target needs.
+
+    Returns:
+        the file, `distances-<hash>.npy`.
+
+    Raises:
+        ValueError: a distance that is negative, infinite, not the same both ways or not 0 from an item to itself.
+    """
+    code = code.cpu()
+    path = Path(folder).absolute() / f"distances-{fingerprint(target, code)}.npy"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with _journal(path.with_suffix(f".{side}.done")) as journal:
+        if path.exists():
+            return path
+        part = path.with_suffix(f".{side}.part")
+        if not part.exists():
+            journal.truncate(0)
+            _create(part, len(code))
+        done = _recorded(journal)
+        tiles = [(i, j) for i in range(0, len(code), side) for j in range(i, len(code), side)]
+        left = [tile for tile in tiles if tile not in done]
+        shared = (target, code, part, side)
+        for tile in in_parallel(
+            _write,
+            shared,
+            left,
+            workers=workers,
+            title="label distances",
+            progress=progress,
+            done=len(tiles) - len(left),
+        ):
+            journal.write(f"{tile[0]} {tile[1]}\n")
+            journal.flush()
+            os.fsync(journal.fileno())
+        os.replace(part, path)
+    return path
+
+
+def _write(shared: tuple[Target, Tensor, Path, int], tile: tuple[int, int]) -> tuple[int, int]:
+    """Compute one tile and write it and its mirror image."""
+    (target, code, part, side), (i, j) = shared, tile
+    with torch.no_grad():
+        y = target.distance(code[i : i + side], code[j : j + side]).numpy().astype(np.float32)
+    bad = (y < 0) | np.isinf(y)
+    if i == j:
+        slack = 1e-5 * np.max(y, initial=0, where=np.isfinite(y))
+        with np.errstate(invalid="ignore"):
+            bad |= (np.abs(y - y.T) > slack) | (np.isnan(y) != np.isnan(y.T))
+        bad |= np.eye(len(y), dtype=bool) & (y > slack)
+        y = np.triu(y, 1)
+        y += y.T
+    if bad.any():
+        a, b = (int(p[0]) for p in np.nonzero(bad))
+        raise ValueError(
+            f"label_distances needs finite distances of at least 0, the same both ways and 0 from an item to itself, but "
+            f"those of items {i + a} and {j + b} are not"
+        )
+    file = np.load(part, mmap_mode="r+")
+    file[i : i + side, j : j + side] = y
+    file[j : j + side, i : i + side] = y.T
+    file.flush()
+    return tile
+
+
+def _create(part: Path, n: int) -> None:
+    """A file of n x n float32, under its name only when it is there in full."""
+    if shutil.disk_usage(part.parent).free < 4 * n * n:
+        raise OSError(f"{part.parent} has no room for the {4 * n * n / 1e9:.1f} GB of distances between {n} items")
+    new = part.with_suffix(".new")
+    np.lib.format.open_memmap(new, "w+", np.float32, (n, n)).flush()
+    os.replace(new, part)
+
+
+@contextmanager
+def _journal(path: Path) -> Iterator[TextIO]:
+    """A file of the tiles that are finished, a line each, for one process at a time; it is removed in the end.
+
+    After an error or an interruption it stays.
+    """
+    with path.open("a+") as file:
+        _lock(file)
+        yield file
+    path.unlink(missing_ok=True)
+
+
+def _recorded(journal: TextIO) -> set[tuple[int, int]]:
+    """The tiles in a journal; what follows is written after them."""
+    journal.seek(0)
+    whole = journal.read().rpartition("\n")[0]  # a line that was cut off does not count
+    journal.write("\n")
+    return {(int(i), int(j)) for i, j in (line.split() for line in whole.splitlines() if line.count(" ") == 1)}
+
+
+def _lock(file: Any) -> None:
+    """Wait until no other process has the file; where the system has no such locks, go on."""
+    try:
+        import fcntl
+    except ImportError:
+        return
+    fcntl.flock(file, fcntl.LOCK_EX)
