@@ -382,7 +382,8 @@ def batches(config: Config, setup: Setup, accelerator: Accelerator, model: nn.Mo
         first = progress.batch // accumulate * accumulate
         size = min(accumulate, len(setup.sampler) - first)
         last = progress.batch + 1 == first + size
-        images, labels, ids = (batch[name].to(accelerator.device) for name in ("images", "labels", "ids"))
+        images, ids = (batch[name].to(accelerator.device) for name in ("images", "ids"))
+        labels = batch["labels"]  # text stays where it is; codes go to the device
         if last:
             loss = model(images, labels, ids)
             accelerator.backward(loss / size)

@@ -46,7 +46,7 @@ def test_more_items_begin_with_the_same_items_and_splits_differ(name):
         ("digits", (), np.int64, "classes"),
         ("figures", (14, 2), np.float64, "pose(root=(2, 3))"),
         ("rooms", (32, 32), np.uint8, "layout"),
-        ("scenes", (5,), np.str_, None),
+        ("scenes", (5,), np.str_, "captions(vectors='embedded:scenes')"),
     ],
 )
 def test_shapes_types_and_ids(name, shape, dtype, target):

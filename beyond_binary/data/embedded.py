@@ -151,5 +151,6 @@ def rooms(seed: int, train: int | None, test: int | None, size: int) -> Splits:
 
 @SETS.register()
 def scenes(seed: int, train: int | None, test: int | None, size: int) -> Splits:
-    """Drawn shapes with five captions each."""
-    return drawn(draw_scene, "scene", seed, (train or 800, test or 200), size, None)
+    """Drawn shapes with five captions each; the target is the distance of the captions."""
+    target = "captions(vectors='embedded:scenes')"
+    return drawn(draw_scene, "scene", seed, (train or 800, test or 200), size, target)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -238,6 +239,7 @@ def draw_scene(rng: np.random.Generator, size: int) -> tuple[NDArray[np.uint8], 
     return paint_scene(scene, rng, size), captions
 
 
+@functools.cache
 def scene_words(scenes: int = 1000, dim: int = 24) -> tuple[list[str], NDArray[np.float32]]:
     """Words of the captions and vectors [words dim] that are near for words used alike.
 

@@ -16,6 +16,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..data.scenes import scene_words
+
 STOP_WORDS = frozenset({
     "a", "an", "the", "this", "that", "these", "those", "and", "or", "but", "nor", "so", "of", "in", "on", "at",
     "by", "to", "from", "with", "into", "onto", "for", "as", "than", "then", "it", "its", "he", "she", "they",
@@ -50,14 +52,16 @@ def load_word_vectors(path: str | Path) -> WordVectors:
     An npz file has `words` (text) and `vec` [words dim]. Nothing is unpickled. Of a word that comes twice, the first
     counts; a word that is there with capitals alone is found in lower case too.
 
+    `embedded:scenes` stands for vectors of the words that the embedded set `scenes` uses.
+
     Raises:
         FileNotFoundError: there is no such file.
         ValueError: another form, a line that does not fit (it is named), numbers that are not finite.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"no file of word vectors {str(path)!r}")
-    words, vectors = _read_npz(path) if path.suffix == ".npz" else _read_text(path)
+    if str(path) == "embedded:scenes":
+        words, vectors = scene_words()
+    else:
+        words, vectors = _read(Path(path))
     if not len(words):
         raise ValueError(f"{path} holds no word vectors")
     bad = ~np.isfinite(vectors).all(1)
@@ -68,6 +72,12 @@ def load_word_vectors(path: str | Path) -> WordVectors:
         for row, word in enumerate(spelled):
             index.setdefault(word, row)
     return WordVectors(torch.from_numpy(vectors), index)
+
+
+def _read(path: Path) -> tuple[list[str], np.ndarray[Any, Any]]:
+    if not path.is_file():
+        raise FileNotFoundError(f"no file of word vectors {str(path)!r}")
+    return _read_npz(path) if path.suffix == ".npz" else _read_text(path)
 
 
 def _read_npz(path: Path) -> tuple[list[str], np.ndarray[Any, Any]]:
