@@ -165,6 +165,7 @@ def _ends_of_ties(ordered: Tensor) -> Tensor:
     reads="magnitude",
     x="distance",
     geometry="euclidean",
+    in_place=in_order.soft_contrastive,
     paper="Kim et al.: Embedding Transfer with Label Relaxation for Improved Metric Learning, CVPR 2021",
 )
 def soft_contrastive(

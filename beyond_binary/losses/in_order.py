@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ..geometry import row_dots
-from ..tiles import Tile
+from ..tiles import Places, Tile
 
 Rows = tuple[Tensor, Tensor]
 
@@ -35,6 +35,33 @@ def log_ratio(
         powers = embedding_power, label_power
         value[part], count[part] = _log_ratio_rows(tile.x[part], y, valid, powers, ties == "exclude", eps)
     return value, count
+
+
+def soft_contrastive(
+    tile: Tile, *, sigma: float = 1.0, delta: float = 1.0, mean_gradient: bool = True, count_self: bool = False
+) -> Rows:
+    """See `losses.continuous.soft_contrastive`; some rows at a time."""
+    value, count = tile.x.new_zeros(len(tile.x)), tile.x.new_zeros(len(tile.x))
+    low = -80.0 if tile.x.dtype == torch.float32 else -700.0  # exp of less is slow, and as good as 0
+    for part in tile.parts():
+        (y, valid), x = tile.labels(part), tile.x[part]
+        out = Places.of(~valid).flat
+        count[part] = x.shape[1] - torch.bincount(out // max(x.shape[1], 1), minlength=len(x)).to(x.dtype)
+        keys = count[part].clamp_min(1) + count_self
+        mean = x.view(-1).index_fill_(0, out, 0.0).view_as(x).sum(1) / keys
+        unit = torch.where(mean > 0, 1 / mean, 1)[:, None]
+        ratio = x.mul_(unit)
+        same = y.to(x.dtype).square().mul_(-1 / sigma).clamp_min_(low).exp_()
+        near = torch.sub(delta, ratio).clamp_min_(0)
+        push = (1 - same).mul_(near).view(-1).index_fill_(0, out, 0.0).view_as(x)
+        pull = same.mul_(ratio)
+        value[part] = row_dots(pull, ratio) + row_dots(push, near)
+        slope = pull.sub_(push).mul_(2)
+        through_mean = (
+            torch.where(mean > 0, -row_dots(slope, ratio) / keys, 0) if mean_gradient else torch.zeros_like(keys)
+        )
+        torch.add(slope, through_mean[:, None], out=x).mul_(unit).view(-1).index_fill_(0, out, 0.0)
+    return value, count > 0
 
 
 def _log_ratio_rows(x: Tensor, y: Tensor, valid: Tensor, powers: tuple[float, float], untie: bool, eps: float) -> Rows:
