@@ -276,8 +276,10 @@ def _tile(
             tile = opened(block, x, part, shared, row)
             rows = block.in_place(tile)
             if rows is not None:
-                of_row = [] if tile.grad_row is None else [tile.grad_row]
-                return *_sums(*rows), ([[tile.x, *of_row]] if rows[0].ndim == 1 else [[_apart(tile)], [tile.x]])
+                if rows[0].ndim == 2:
+                    return *_sums(*rows), [[_apart(tile)], [tile.x]]
+                grad = tile.x if tile.sparse is None else tile.sparse
+                return *_sums(*rows), [[grad] if tile.grad_row is None else [grad, tile.grad_row]]
     with torch.enable_grad():
         leaves = [z.detach().requires_grad_() for z in (x, row) if z is not None]
         value, count = block.rows(leaves[0], part, leaves[1] if row is not None else None)

@@ -53,6 +53,8 @@ class Tile:
         labels: gives label distances and valid pairs of some rows, [rows k] each.
         shared: what tiles of the same walk share.
         row: what the loss reads beside the pairs [rows]; the form leaves the gradient in `grad_row`.
+
+    A form whose gradient is 0 but for some places may leave these and their gradient in `sparse`, and x as it is.
     """
 
     def __init__(
@@ -65,6 +67,7 @@ class Tile:
     ) -> None:
         self.x, self.row, self.labels = x, row, labels
         self.grad_row: Tensor | None = None
+        self.sparse: tuple[Places, Tensor] | None = None
         self._places = places
         self._shared = shared or Shared()
 

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..tiles import Tile
+from ..tiles import Places, Tile
 from .common import softplus
 
 Rows = tuple[Tensor, Tensor]
@@ -162,16 +162,22 @@ def margin(tile: Tile, *, alpha: float = 0.2, nu: float = 0.0, over: str = "pair
     else:
         near = ((row + alpha)[different.row] - tile.take(different)).clamp_min_(0)
         negatives, push, pushing = (tile.sums(different, each) for each in (None, near, near.sign()))
-        x.zero_()
-        tile.put(different, near.sign_().neg_())
     betas = positives.new_ones(len(x))
     far.sign_()
     if over == "triplets":
         pull, pulling, push, pushing = pull * negatives, pulling * negatives, push * positives, pushing * positives
         betas = positives * negatives
-        x.mul_(positives[:, None])
         far.mul_(negatives[same.row])
-    tile.put(same, far)
+    if different is not None:
+        near = near.sign_().neg_() if over == "pairs" else near.sign_().mul_(-positives[different.row])
+        tile.sparse = (
+            Places(torch.cat([same.row, different.row]), torch.cat([same.flat, different.flat])),
+            torch.cat([far, near]),
+        )
+    else:
+        if over == "triplets":
+            x.mul_(positives[:, None])
+        tile.put(same, far)
     count = pulling + pushing
     tile.grad_row = torch.where(count > 0, pushing - pulling + nu * betas, 0)
     return pull + push + nu * row * betas, count
