@@ -434,7 +434,7 @@ def to_skip(cell: Cell, how: How, rows: list[dict[str, Any]]) -> dict[str, str]:
 def code_version() -> str:
     """Changes with what the times depend on: the losses, the engine and torch, but for comments and docstrings."""
     engine = [ROOT / f"beyond_binary/{name}.py" for name in ENGINE]
-    text = torch.__version__
+    text = str(torch.__version__)
     for path in sorted([*engine, *(ROOT / "beyond_binary/losses").glob("*.py")]):
         tree = ast.parse(path.read_text())
         for node in ast.walk(tree):
