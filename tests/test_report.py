@@ -15,7 +15,7 @@ from beyond_binary.evaluation import evaluate
 from beyond_binary.report import write_report
 from beyond_binary.report.charts import COLOURS, density_chart, loss_chart, smoothed
 from beyond_binary.report.labels import flattened, label_colours, painter, steady_tree
-from beyond_binary.report.page import duration, number, way
+from beyond_binary.report.page import _caption, duration, number, way
 from beyond_binary.report.pairs import sample_pairs, separation, spread
 from beyond_binary.targets import create_target
 
@@ -379,3 +379,9 @@ def test_colours_are_near_where_labels_are_near():
 def test_words_and_numbers_of_labels_are_shown(tmp_path):
     page, _ = make_run(tmp_path, np.linspace(0, 1, 40), "euclidean")
     assert "0.512821" in page.text()
+
+
+def test_the_first_caption_of_an_item_is_shown():
+    items = labelled(np.array([["a <red> box", "one more"], ["a star", ""]]))
+    words = _caption(items, 0, Splits(items, items))
+    assert words == "<span>a &lt;red&gt; box</span>"
