@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
+from oracles import ranking
+from oracles.common import Batch
 from torch import Tensor
 
 import beyond_binary as bb
@@ -36,3 +40,16 @@ def test_a_small_fastap_keeps_its_digits_in_single_precision(block: int | None) 
     wide, single = outcome(z.double()), outcome(z)
     assert 0 < wide < 1e-3
     torch.testing.assert_close(single, wide, rtol=2e-5, atol=0)
+
+
+@pytest.mark.parametrize("block", [2, None])
+@pytest.mark.parametrize(("loss", "oracle"), [("fastap", ranking.fastap), ("histogram", ranking.histogram)])
+def test_antipodes_fall_into_the_last_bin(
+    loss: str, oracle: Callable[[Batch, Batch], float], block: int | None
+) -> None:
+    z = torch.tensor([[1.0, 0], [-1, 0], [0, 1], [0, -1], [-1, 0], [0, -1]], dtype=torch.float64)
+    labels = torch.tensor([0, 0, 1, 1, 2, 2])
+    batch = Batch(z.tolist(), labels.tolist(), range(6))
+    value = bb.create_objective(loss, block=block)(z, labels).item()
+    assert value == pytest.approx(oracle(batch, batch), rel=1e-12)
+    assert value > 0.1
