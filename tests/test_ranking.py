@@ -47,9 +47,10 @@ def test_a_small_fastap_keeps_its_digits_in_single_precision(block: int | None) 
 def test_antipodes_fall_into_the_last_bin(
     loss: str, oracle: Callable[[Batch, Batch], float], block: int | None
 ) -> None:
-    z = torch.tensor([[1.0, 0], [-1, 0], [0, 1], [0, -1], [-1, 0], [0, -1]], dtype=torch.float64)
-    labels = torch.tensor([0, 0, 1, 1, 2, 2])
-    batch = Batch(z.tolist(), labels.tolist(), range(6))
+    turn = torch.tensor([0.0, 180, 90, 270, 180, 270, 169, 181], dtype=torch.float64).deg2rad()
+    z = torch.stack([turn.cos(), turn.sin()], 1).round(decimals=12)
+    labels = torch.tensor([0, 0, 1, 1, 2, 2, 1, 2])
+    batch = Batch(z.tolist(), labels.tolist(), range(8))
     value = bb.create_objective(loss, block=block)(z, labels).item()
     assert value == pytest.approx(oracle(batch, batch), rel=1e-12)
     assert value > 0.1
