@@ -213,7 +213,8 @@ def test_lsun_types_are_chosen_and_unknown_ones_left_out(tmp_path: Path) -> None
         ValueError, match=r"1 of 4 layouts .*room2.*4 regions, but layout type 4 has 3.*bad_images=skip"
     ):
         load(f"lsun_rooms:{root}")
-    skipped = load(f"lsun_rooms:{root}", bad_images="skip")
+    with pytest.warns(UserWarning, match=r"1 of 4 layouts .* these rooms are left out"):
+        skipped = load(f"lsun_rooms:{root}", bad_images="skip")
     assert names_of(skipped) == [["room0"], ["room3", "room4"]]
     with pytest.raises(ValueError, match=r"layout_type=0; types there \(rooms\): 4 \(1\), 5 \(3\), 11 \(1\)"):
         load(f"lsun_rooms:{root}", options={"layout_type": 0})
@@ -225,7 +226,12 @@ def test_lsun_maps_may_be_missing_when_bad_ones_are_skipped(tmp_path: Path) -> N
     savemat(root / "layout_seg" / "room2.mat", {"a": np.ones((2, 2)), "b": np.ones((2, 2))})
     with pytest.raises(ValueError, match=r"2 of 4 layouts .*first: no .*room0.mat' \(or .png\)"):
         load(f"lsun_rooms:{root}")
-    assert names_of(load(f"lsun_rooms:{root}", bad_images="skip")) == [["room1"], ["room3"]]
+    with pytest.warns(UserWarning, match=r"2 of 4 layouts"):
+        assert names_of(load(f"lsun_rooms:{root}", bad_images="skip")) == [["room1"], ["room3"]]
+    for i in (1, 3):
+        (root / "layout_seg" / f"room{i}.mat").write_bytes(b"")
+    with pytest.raises(ValueError, match=r"4 of 4 layouts"):
+        load(f"lsun_rooms:{root}", bad_images="skip")
 
 
 def test_lsun_labels_may_be_other_columns(tmp_path: Path) -> None:
@@ -246,6 +252,12 @@ def test_surfaces_are_named_by_place_for_every_type(kind: int) -> None:
         shuffled = np.random.default_rng(seed).permutation(50)[truth]
         found = named_surfaces(shuffled, kind, 10)
         np.testing.assert_array_equal(found, truth[2::4, 1::3])
+
+
+@pytest.mark.parametrize("value", [-1.0, 0.5, 1e6, float("inf"), float("nan")])
+def test_regions_must_be_numbers(value: float) -> None:
+    with pytest.raises(ValueError, match="no numbers from 0 to 65535"):
+        named_surfaces(np.array([[1.0, value]]), 10, 2)
 
 
 # ---------------------------------------------------------------- Karpathy

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+import warnings
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -266,10 +267,10 @@ def lsun_rooms(
     """Rooms of the LSUN room layout challenge; labels are maps [n side side] of `rooms.SURFACES`.
 
     training.mat trains and validation.mat tests (testing.mat has no layouts). The challenge numbers the regions of a map
-    in the order in which they were found, so they are named by place here: the ceiling has the least mean height in the
-    picture, the floor the greatest, walls follow from left to right; which of them there are is said by the type. Rooms of
-    no known type are left out. A map with too many or too few regions for its type is an error, or is left out with
-    bad_images="skip". Maps are reduced to a square, each cell with the region at its centre: squash images likewise.
+    in the order in which they were found, so they are named by their mean place here: the floor is lowest, the ceiling
+    highest, walls follow from left to right; the layout type says which of them there are. Rooms of no known type are left
+    out. A map with too many or too few regions for its type is an error, or left out with data.bad_images=skip. Maps are
+    reduced to a square, each cell with the region at its centre: let the embedder squash the images likewise.
 
     Args:
         layout_type: only rooms of this layout type, 0 to 10.
@@ -292,26 +293,41 @@ def lsun_rooms(
             f"{counts}"
         )
     chosen = [
-        (split, str(room.image).removesuffix(".jpg"), str(getattr(room, "scene", "")), int(kind))
+        Room(split, str(room.image).removesuffix(".jpg"), str(getattr(room, "scene", "")), int(kind))
         for (split, room), kind in zip(rooms, kinds, strict=True)
         if kind in every
     ]
-    with ThreadPoolExecutor() as pool:
-        maps = list(pool.map(lambda room: lsun_map(path, room[1], room[3], side), chosen))
-    if config.bad_images != "skip" and (wrong := [m for m in maps if isinstance(m, Exception)]):
-        raise ValueError(
-            f"{len(wrong)} of {len(maps)} layouts cannot be used, the first: {wrong[0]}; expected {LSUN_PARTS} (leave "
-            f"such rooms out with data.bad_images=skip)"
-        ) from wrong[0]
-    good = [(room, m) for room, m in zip(chosen, maps, strict=True) if not isinstance(m, Exception)]
-    if not good:
-        raise ValueError(f"none of the {len(maps)} layouts can be used, the first: {maps[0]}; expected {LSUN_PARTS}")
-    split, names, scenes, types = (list(column) for column in zip(*(room for room, _ in good), strict=True))
-    files = [path / "images" / f"{name}.jpg" for name in names]
+    chosen, maps = with_maps(path, chosen, side, config)
+    files = [path / "images" / f"{room.name}.jpg" for room in chosen]
     check_images_exist(files, config, LSUN_PARTS)
-    columns = {"file": names, "scene": scenes, "type": types, **split_columns(split, queries)}
+    names, split = [room.name for room in chosen], split_columns([room.split for room in chosen], queries)
+    facts = {"file": names, "scene": [room.scene for room in chosen], "type": [room.kind for room in chosen]}
     images = StoredImages([str(f) for f in files], None, config.size)
-    return Rows(images, names, as_table(columns), labels=np.stack([m for _, m in good]), target="layout")
+    return Rows(images, names, as_table({**facts, **split}), labels=maps, target="layout")
+
+
+class Room(NamedTuple):
+    """What training.mat and validation.mat say about a room."""
+
+    split: str
+    name: str
+    scene: str
+    kind: int
+
+
+def with_maps(path: Path, rooms: list[Room], side: int, config: DataConfig) -> tuple[list[Room], NDArray[np.uint8]]:
+    """The rooms whose maps can be used, and these [n side side]; ValueError for others, unless they are left out."""
+    with ThreadPoolExecutor() as pool:
+        maps = list(pool.map(lambda room: lsun_map(path, room.name, room.kind, side), rooms))
+    good = [(room, m) for room, m in zip(rooms, maps, strict=True) if not isinstance(m, Exception)]
+    if wrong := [m for m in maps if isinstance(m, Exception)]:
+        found = f"{len(wrong)} of {len(maps)} layouts cannot be used, the first: {wrong[0]}"
+        if config.bad_images != "skip" or not good:
+            raise ValueError(
+                f"{found}; expected {LSUN_PARTS} (leave such rooms out with data.bad_images=skip)"
+            ) from wrong[0]
+        warnings.warn(f"{found}; these rooms are left out", stacklevel=2)
+    return [room for room, _ in good], np.stack([m for _, m in good])
 
 
 def lsun_list(file: Path, name: str) -> list[Any]:
@@ -351,12 +367,18 @@ def read_map(file: Path) -> NDArray[Any]:
 def named_surfaces(regions: NDArray[Any], kind: int, side: int) -> NDArray[np.uint8]:
     """A map [h w] of numbered regions as a map [side side] of surfaces, named by their place in the picture."""
     h, w = regions.shape
-    values, region = np.unique(regions, return_inverse=True)
-    region, surfaces = region.reshape(h, w), list(LAYOUT_TYPES[kind])
+    if not 0 <= regions.min() <= regions.max() <= 65535 or (regions % 1).any():
+        raise ValueError("regions that are no numbers from 0 to 65535")
+    whole = regions.astype(np.uint16)
+    counts = np.bincount(whole.ravel())
+    values, surfaces = np.flatnonzero(counts), list(LAYOUT_TYPES[kind])
     if len(values) != len(surfaces):
         raise ValueError(f"{len(values)} regions, but layout type {kind} has {len(surfaces)}")
-    size = np.bincount(region.ravel())
-    x, y = (np.bincount(region.ravel(), weights=place.ravel()) / size for place in np.indices((h, w))[::-1])
+    number_of = np.zeros(len(counts), dtype=np.uint8)
+    number_of[values] = np.arange(len(values))
+    region = number_of[whole]
+    masks = [region == r for r in range(len(values))]
+    y, x = ([float(np.arange(n) @ m.sum(axis) / m.sum()) for m in masks] for axis, n in ((1, h), (0, w)))
     names, left = np.empty(len(values), dtype=np.uint8), set(range(len(values)))
     for surface, extreme in ((FLOOR, max), (CEILING, min)):
         if surface in surfaces:

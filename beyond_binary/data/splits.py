@@ -21,7 +21,7 @@ def load_splits(config: DataConfig) -> Splits:
 
     Labels are int64 [n] for one column of integers, float64 [n] of floats, int64 [n] codes 0..C-1 (in sorted
     order, with `class_names`) of text or of several class columns, float64 [n m ...] of several numeric
-    columns or of lists. Ids are row numbers.
+    columns or of lists, or the own labels of a set in its original files. Ids are row numbers.
 
     Raises:
         FileNotFoundError, ConnectionError: the source or some of its images cannot be found.
