@@ -342,6 +342,9 @@ def test_matlab_files_with_other_content_are_refused(tmp_path: Path) -> None:
     savemat(tmp_path / MPII, {"RELEASE": structs({"annolist": structs({"image": 1}), "img_train": 1})})
     with pytest.raises(ValueError, match="not of the form of MPII Human Pose"):
         load(f"mpii:{tmp_path}")
+    write_mpii(tmp_path, [{"people": structs(person(9, 9, joints=17))}], [1])
+    with pytest.raises(ValueError, match=r"000.jpg has a joint with the id 16, expected 0 to 15"):
+        load(f"mpii:{tmp_path}")
     write_mpii(tmp_path, [{"people": structs(person(9, 9))}], [0])
     with pytest.raises(ValueError, match="no person with a place, a scale and 16 joints"):
         load(f"mpii:{tmp_path}")

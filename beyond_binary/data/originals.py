@@ -168,59 +168,78 @@ def mpii(
             f"data.options: expected 0 < train < 1, 0 <= missing < 16 and margin > 0, got train={train}, "
             f"missing={missing}, margin={margin}"
         )
-    must_exist(path, MPII_PARTS)
-    file = next((f for f in (path / MPII, *sorted(path.glob(f"*/{MPII}"))) if f.exists()), path / MPII)
-    found = load_matlab(must_exist(file, MPII_PARTS))
-    if not hasattr(found.get("RELEASE"), "annolist"):
-        raise ValueError(f"{str(file)!r} has no struct RELEASE with annolist and img_train; expected {MPII_PARTS}")
-    try:
-        people = list(mpii_people(found["RELEASE"], missing, occluded))
-    except (AttributeError, IndexError, ValueError) as error:
-        raise ValueError(f"{str(file)!r} is not of the form of MPII Human Pose: {error}") from error
-    if not people:
-        raise ValueError(f"{str(file)!r} has no person with a place, a scale and {16 - missing} joints or more")
-    names, numbers, groups = (list(column) for column in zip(*(p[:3] for p in people), strict=True))
-    joints, centre, height = (np.stack(column) for column in zip(*(p[3:] for p in people), strict=True))
-
-    side = np.maximum(np.rint(margin * height), 1)
-    corner = np.rint(centre - side[:, None] / 2)
-    boxes = np.concatenate([corner, corner + side[:, None]], axis=1).astype(np.int64)
-    joints[..., :2] = (joints[..., :2] - corner[:, None]) / side[:, None, None] * (joints[..., 2:] >= 0)
-    joints[..., 2] = joints[..., 2] > 0
-
+    people = read_mpii(path, missing, occluded)
+    names, split = [p.image for p in people], whole_groups([p.group for p in people], train, config.seed)
     files = [path / "images" / name for name in names]
     check_images_exist(files, config, MPII_PARTS)
-    split = ["train" if first else "test" for first in whole_groups(groups, train, config.seed)]
-    columns = {"file": names, "person": numbers, "group": groups, **split_columns(split, queries)}
-    labels = [f"{name} person {person}" for name, person in zip(names, numbers, strict=True)]
+
+    height, centre = np.array([p.height for p in people]), np.stack([p.centre for p in people])
+    side = np.maximum(np.rint(margin * height), 1)[:, None]
+    corner = np.rint(centre - side / 2)
+    boxes = np.concatenate([corner, corner + side], axis=1).astype(np.int64)
+    joints, known = np.stack([p.joints for p in people]), np.stack([p.known for p in people])
+    joints[..., :2] = np.where(known[..., None], (joints[..., :2] - corner[:, None]) / side[:, None], 0)
+
+    columns: dict[str, list[Any]] = {
+        "file": names,
+        "person": [p.number for p in people],
+        "group": [p.group for p in people],
+    }
+    columns |= split_columns(["train" if first else "test" for first in split], queries)
     images = CroppedImages([str(f) for f in files], boxes, config.size)
-    return Rows(images, labels, as_table(columns), labels=joints, target="pose")
+    return Rows(
+        images, [f"{p.image} person {p.number}" for p in people], as_table(columns), labels=joints, target="pose"
+    )
 
 
-Person = tuple[str, int, str, NDArray[np.float64], NDArray[np.float64], float]
+class Person(NamedTuple):
+    """A person of an image: place in it, joints [16 3] in pixels with what counts, which of them are known [16]."""
+
+    image: str
+    number: int
+    group: str
+    centre: NDArray[np.float64]
+    height: float
+    joints: NDArray[np.float64]
+    known: NDArray[np.bool_]
 
 
-def mpii_people(release: Any, missing: int, occluded: bool) -> Iterator[Person]:
-    """Each usable person: image, number in it, video or image, joints [16 3], centre [2], height in pixels.
+def read_mpii(path: Path, missing: int, occluded: bool) -> list[Person]:
+    """The usable people of the training images, in the order of the file."""
+    must_exist(path, MPII_PARTS)
+    file = next((f for f in (path / MPII, *sorted(path.glob(f"*/{MPII}"))) if f.exists()), path / MPII)
+    found = load_matlab(must_exist(file, MPII_PARTS)).get("RELEASE")
+    if not hasattr(found, "annolist"):
+        raise ValueError(f"{str(file)!r} has no struct RELEASE with annolist and img_train; expected {MPII_PARTS}")
+    try:
+        images = zip(elements(found, "annolist"), elements(found, "img_train"), strict=True)
+        people = [person for image, train in images if train for person in people_of(image, occluded)]
+    except (AttributeError, IndexError, ValueError) as error:
+        raise ValueError(f"{str(file)!r} is not of the form of MPII Human Pose: {error}") from error
+    people = [p for p in people if (~p.known).sum() <= missing and p.joints[:, 2].any()]
+    if not people:
+        raise ValueError(f"{str(file)!r} has no person with a place, a scale and {16 - missing} joints or more")
+    return people
 
-    The third number of a joint is 1 if it counts, 0 if it is hidden and hidden ones do not, -1 without annotation.
-    """
-    annotated = elements(release, "annolist")
-    for image, train in zip(annotated, elements(release, "img_train"), strict=True):
-        if not train:
+
+def people_of(image: Any, occluded: bool) -> Iterator[Person]:
+    """The people of an element of annolist that have a place and a scale."""
+    name, video = str(image.image.name), number(image, "vididx")
+    group = name if np.isnan(video) else f"video {video:.0f}"
+    for index, person in enumerate(elements(image, "annorect"), 1):
+        place = [number(spot, axis) for spot in elements(person, "objpos")[:1] for axis in "xy"]
+        height = 200 * number(person, "scale")
+        if len(place) < 2 or not np.isfinite([*place, height]).all() or height <= 0:
             continue
-        name, video = str(image.image.name), number(image, "vididx")
-        for index, person in enumerate(elements(image, "annorect"), 1):
-            joints = np.tile([0.0, 0.0, -1.0], (16, 1))
-            for part in elements(person, "annopoints")[:1]:
-                for point in elements(part, "point"):
-                    seen = occluded or number(point, "is_visible") != 0
-                    joints[int(number(point, "id"))] = number(point, "x"), number(point, "y"), seen
-            spot = (elements(person, "objpos") or [None])[0]
-            centre, height = np.array([number(spot, "x"), number(spot, "y")]), 200 * number(person, "scale")
-            known = np.isfinite([*centre, height]).all() and height > 0
-            if known and (joints[:, 2] < 0).sum() <= missing and (joints[:, 2] > 0).any():
-                yield name, index, name if np.isnan(video) else f"video {video:.0f}", joints, centre, height
+        joints, known = np.zeros((16, 3)), np.zeros(16, dtype=bool)
+        for point in [p for part in elements(person, "annopoints")[:1] for p in elements(part, "point")]:
+            j, x, y = (number(point, field) for field in ("id", "x", "y"))
+            if j not in range(16):
+                raise ValueError(f"{name} has a joint with the id {j:g}, expected 0 to 15")
+            joints[int(j)] = x, y, occluded or number(point, "is_visible") != 0
+            known[int(j)] = np.isfinite(x + y)
+        joints[~known] = 0
+        yield Person(name, index, group, np.array(place), height, joints, known)
 
 
 def whole_groups(groups: Sequence[str], share: float, seed: int) -> NDArray[np.bool_]:
@@ -301,7 +320,11 @@ def lsun_rooms(
     files = [path / "images" / f"{room.name}.jpg" for room in chosen]
     check_images_exist(files, config, LSUN_PARTS)
     names, split = [room.name for room in chosen], split_columns([room.split for room in chosen], queries)
-    facts = {"file": names, "scene": [room.scene for room in chosen], "type": [room.kind for room in chosen]}
+    facts: dict[str, list[Any]] = {
+        "file": names,
+        "scene": [room.scene for room in chosen],
+        "type": [room.kind for room in chosen],
+    }
     images = StoredImages([str(f) for f in files], None, config.size)
     return Rows(images, names, as_table({**facts, **split}), labels=maps, target="layout")
 
