@@ -15,6 +15,7 @@ from beyond_binary.config import check_config, parse_config
 from beyond_binary.data import DataConfig, Splits, load_checked, load_splits
 from beyond_binary.data.originals import LAYOUT_TYPES, MPII, ORIGINALS, named_surfaces, whole_groups
 from beyond_binary.data.rooms import SURFACES
+from beyond_binary.registry import options_of
 from beyond_binary.targets import create_target
 
 CONFIGS = Path(__file__).parent.parent / "recipes" / "configs"
@@ -128,10 +129,12 @@ def test_mpii_leaves_out_who_has_no_pose(tmp_path: Path) -> None:
     no_place, no_scale, no_points, few = (person(20, 20) for _ in range(4))
     no_place["objpos"], no_scale["scale"], no_points["annopoints"] = (np.zeros((0, 0)),) * 3
     few["annopoints"] = person(20, 20, joints=14)["annopoints"]
+    no_number = person(20, 20)
+    no_number["annopoints"][0, 0]["point"][0, 7]["x"] = np.zeros((0, 0))
     one_point = {**person(20, 20), "annopoints": structs({"point": structs({"x": 1.0, "y": 2.0, "id": 9})})}
     only_head = structs({"x1": 1, "x2": 2})
     images = [
-        {"people": structs(no_place, no_scale, no_points, few, one_point, person(20, 20))},
+        {"people": structs(no_place, no_scale, no_points, few, one_point, person(20, 20), no_number)},
         {},
         {"people": only_head},
         {"people": structs(person(9, 9))},
@@ -143,7 +146,8 @@ def test_mpii_leaves_out_who_has_no_pose(tmp_path: Path) -> None:
     splits = load(f"mpii:{root}", options={"missing": 2, "train": 0.6})
     names = [*splits.train.names, *splits.query.names]
     labels = np.concatenate([splits.train.labels, splits.query.labels])
-    assert sorted(names) == ["000.jpg person 4", "000.jpg person 6", "004.jpg person 1"]
+    assert sorted(names) == [*(f"000.jpg person {i}" for i in (4, 6, 7)), "004.jpg person 1"]
+    assert labels[names.index("000.jpg person 7")][7].tolist() == [0, 0, 0]
     assert labels[names.index("000.jpg person 4")][14:].tolist() == [[0, 0, 0], [0, 0, 0]]
 
 
@@ -388,6 +392,14 @@ def test_options_that_do_not_fit(tmp_path: Path, options: dict[str, Any], fields
 def test_numbers_out_of_range(tmp_path: Path, name: str, options: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=r"data.options: expected"):
         load(f"{name}:{tmp_path}", options=options)
+
+
+def test_every_option_is_named_in_the_help() -> None:
+    text = (DataConfig.__doc__ or "").split("options: ")[1].split("table: ")[0]
+    for name in ORIGINALS.names():
+        assert f"{name}:" in text
+        for option in set(options_of(ORIGINALS[name].build)) - {"path", "config"}:
+            assert option in text
 
 
 def test_options_are_for_original_files_alone(tmp_path: Path) -> None:
