@@ -131,9 +131,10 @@ class Memory(nn.Module):
 
     @torch.no_grad()
     def push(self, points: Points) -> None:
-        """Remember the newest points."""
-        kept = self.points()
-        new = points.detach() if kept is None else Points.cat(kept, points.detach())
+        """Remember the newest points, but for embeddings that are not finite: these would spoil all later batches."""
+        kept, new = self.points(), points.detach()
+        new = new[new.z.isfinite().all(1)]
+        new = new if kept is None else Points.cat(kept, new)
         self._hold(new.z[-self.size :].clone(), new.code[-self.size :].clone(), new.id[-self.size :].clone())
         self.seen += len(points)
 
@@ -143,7 +144,10 @@ class Memory(nn.Module):
 
     def _load_from_state_dict(self, state: dict[str, Any], prefix: str, *args: Any) -> None:
         if prefix + "z" in state:  # the width is known only now
-            self._hold(*(torch.empty_like(state[prefix + name]) for name in ("z", "code", "id")))
+            like = (state[prefix + name] for name in ("z", "code", "id"))
+            self._hold(*(torch.empty_like(tensor, device=self.seen.device) for tensor in like))
+        elif hasattr(self, "z"):  # the state of a memory that was empty still
+            del self.z, self.code, self.id
         super()._load_from_state_dict(state, prefix, *args)
 
 

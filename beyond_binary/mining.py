@@ -114,7 +114,7 @@ def distance_weighted(
     """Keep all positives and as many negatives, drawn evenly over distances (Wu et al., ICCV 2017, section 4).
 
     A negative at distance d is drawn, without replacement, with a weight of one over the density of d between random
-    points of a unit sphere in `dim` dimensions: `log w = (2 - dim) log d - (dim - 3) / 2 log(1 - d^2 / 4)`, d counted
+    points of a unit sphere in `dim` dimensions (an objective gives the embeddings' width): `log w = (2 - dim) log d - (dim - 3) / 2 log(1 - d^2 / 4)`, d counted
     as at least `cutoff`, and none from `nonzero_loss_cutoff` on (alpha + beta of the margin loss, which costs nothing
     there). A row with fewer such negatives keeps those it has; one with none, or no positive, keeps nothing. The paper
     draws one negative per positive pair, with replacement; its code falls back to any item of the batch, and
@@ -143,7 +143,7 @@ def binary(x: Tensor, y: Tensor, valid: Tensor, *, positives: int = 5) -> Tensor
     return _draw(torch.zeros_like(x), positive, wanted) | negative
 
 
-@MINERS.register("dense")
+@MINERS.register("dense", reads="anything")
 def dense(x: Tensor, y: Tensor, valid: Tensor) -> Tensor:
     """Keep all pairs (dense mining of Kim et al., CVPR 2019): the triplets are all i, j with y_i < y_j.
 

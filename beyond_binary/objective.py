@@ -73,6 +73,7 @@ class Objective(nn.Module):
             MINERS.check_options(name, keywords, fixed=("x", "y", "valid"))
             MINERS.check_values(name, keywords)
             self._miner = functools.partial(MINERS[name].build, **keywords)
+            self._miner_reads_width = "dim" in options_of(MINERS[name].build) and "dim" not in keywords
 
     def extra_repr(self) -> str:
         """What `print(objective)` shows."""
@@ -184,6 +185,12 @@ class Objective(nn.Module):
         z = torch.cat([everything.z, kept.z.to(everything.z)])
         return Points(z, torch.cat([everything.code, kept.code]), torch.cat([everything.id, kept.id]))
 
+    def _mining(self, z: Tensor) -> Callable[..., Tensor] | None:
+        """The miner, told the embeddings' width if it reads that."""
+        if self._miner is None or not self._miner_reads_width:
+            return self._miner
+        return functools.partial(self._miner, dim=z.shape[1])
+
     def _tile(self, keys: int) -> int | None:
         """Rows of a tile, or None where the plain form is wanted."""
         if self.block is None or torch.compiler.is_compiling():
@@ -196,7 +203,7 @@ class Objective(nn.Module):
         k = q if keys is queries else Points(zk, keys.code, keys.id)
         if len(q) == 0 or len(k) == 0:
             return zq.sum() * 0 + zk.sum() * 0
-        loss: Tensor = self._function(Pairs.of(q, k, self.geometry, self.target, self._miner, self._tile(len(k))))
+        loss: Tensor = self._function(Pairs.of(q, k, self.geometry, self.target, self._mining(zq), self._tile(len(k))))
         return _nan_if_nan(loss, zq, zk)
 
     def _softmax(self, queries: Points, share: int) -> Tensor:
@@ -232,7 +239,7 @@ class Objective(nn.Module):
     def _rows(self, queries: Points, keys: Points, share: int) -> Tensor:
         rows = self._tile(len(keys))
         block = Block(
-            self.geometry, self.target, self._miner, queries.code, keys.code, queries.id, keys.id,
+            self.geometry, self.target, self._mining(queries.z), queries.code, keys.code, queries.id, keys.id,
             self._function, self._in_place, share, rows,
         )  # fmt: skip
         zq, zk = _alike(queries.z, keys.z)
@@ -351,13 +358,15 @@ def create_objective(
     made = create_target(target, num_classes=num_classes, dim=dim)
     spec = target if isinstance(target, str) else type(target).__name__
     check_fit(loss, facts.reads, spec, made.gives)
-    if mining is not None:
-        check_fit(f"mining {mining!r}", "same", spec, made.gives)
+    if mining is not None and (reads := MINERS[parse_spec(mining)[0]].info.get("reads", "same")) != "anything":
+        check_fit(f"mining {mining!r}", reads, spec, made.gives)
     space = create_geometry(geometry or facts.geometry)
     if space.kind != facts.x:
         raise ValueError(
             f"{loss} reads a {facts.x}, but geometry {geometry!r} gives a {space.kind}; its paper's is {facts.geometry!r}"
         )
+    if facts.geometry_only and space != create_geometry(facts.geometry):
+        raise ValueError(f"{loss} holds for geometry {facts.geometry!r} alone, got {geometry!r}")
     if facts.classes_only and not isinstance(made, Classes):
         raise ValueError(f"{loss} averages over classes and takes target 'classes' alone, got {target!r}")
     proxies = None

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from . import distributed
+from .blocks import differentiate
 from .geometry import Geometry, cosine, dot
 from .losses.common import softplus
 
@@ -96,7 +97,7 @@ class _Tiled(torch.autograd.Function):
         if torch.is_grad_enabled():  # higher-order gradients were asked for: differentiate the plain formula
             softmax, geometry, code, *_ = ctx.plan
             loss = dense(softmax, geometry, z, w, code)
-            return *[None] * 6, *torch.autograd.grad(loss, (z, w), grad, create_graph=True)
+            return *[None] * 6, *differentiate(loss, (z, w), grad)
         grads = ctx.grads or _walk(ctx.plan, True, z, w)[1] or ()
         ctx.grads = None  # given away: a second backward computes them again
         return *[None] * 6, *(g.mul_(grad) for g in grads)
@@ -279,7 +280,7 @@ class _ByProxies(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
         z, w = ctx.saved_tensors
         if torch.is_grad_enabled():
-            grads: Any = torch.autograd.grad(ctx.plain(z, w), (z, w), grad, create_graph=True)
+            grads: Any = differentiate(ctx.plain(z, w), (z, w), grad)
             return *[None] * 8, *grads
         grads = ctx.grads or _walk_proxies(ctx.again, True, z, w)[1] or ()
         ctx.grads = None

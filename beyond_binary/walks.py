@@ -81,6 +81,12 @@ class Pairs:
         """Keys as rows against queries."""
         return self.between(self.k, self.q)
 
+    def double(self) -> Pairs:
+        """The same pairs in double precision."""
+        q = Points(self.q.z.double(), self.q.code, self.q.id)
+        k = q if self.k is self.q else Points(self.k.z.double(), self.k.code, self.k.id)
+        return replace(self, q=q, k=k)
+
     def of_keys(self) -> Pairs:
         """Keys against keys."""
         return self.between(self.k, self.k)
@@ -301,6 +307,6 @@ class _Walked(torch.autograd.Function):
             leaves = [z.view_as(z) for z in (q, k)]  # preparing them once more changes nothing
             points = [Points(z, p.code, p.id) for z, p in zip(leaves, (ctx.pairs.q, ctx.pairs.k), strict=True)]
             value = ctx.plain(replace(ctx.pairs, q=points[0], k=points[1], tile=None))
-            found = torch.autograd.grad(value, leaves, grad, create_graph=True, materialize_grads=True)
+            found = differentiate(value, leaves, grad)
             return None, None, None, None, *found
         return None, None, None, None, *(g * grad for g in grads)

@@ -262,7 +262,7 @@ def test_coincident_points_have_finite_gradients(case: Case, block: int | None, 
 @pytest.mark.parametrize("scale", [1e-4, 1e4])
 def test_huge_and_tiny_embeddings(case: Case, block: int | None, scale: float) -> None:
     z, labels, proxies = inputs(case, 9, torch.float32)
-    objective = build(case, block=block, **({"eps": 0.0} if case.loss == "log_ratio" else {}))
+    objective = build(case, block=block, **({"eps": 0.0, "inner_eps": 0.0} if case.loss == "log_ratio" else {}))
     value, grad, *rest = value_and_grads(objective, z, labels, proxies)
     scaled = value_and_grads(objective, (z * scale).detach().requires_grad_(), labels, proxies)
     if not facts_of(case).scale_free:

@@ -7,6 +7,7 @@ import gc
 import weakref
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from cases import CLASSES, DIM, FIRST, build, call, facts_of, inputs, value_and_grads
@@ -15,6 +16,7 @@ from torch import Tensor
 
 import beyond_binary as bb
 from beyond_binary.losses import LOSSES
+from beyond_binary.targets.tables import Precomputed
 
 every_loss = pytest.mark.parametrize("case", FIRST, ids=str)
 
@@ -349,3 +351,102 @@ def test_mining_must_fit_the_target_and_a_built_target_is_as_good_as_its_name() 
     with pytest.raises(ValueError, match="mining 'batch_hard' reads same/different"):
         bb.create_objective("log_ratio", target="euclidean", mining="batch_hard")
     bb.create_objective("proxy_anchor", target=bb.create_target("classes"), num_classes=2, dim=3)
+
+
+# ---- found by a reader of the code
+
+
+UNKNOWN = np.array([[0, 1, np.nan, 3], [1, 0, 2, 0.5], [np.nan, 2, 0, 1], [3, 0.5, 1, 0]])
+
+
+@pytest.mark.parametrize("loss", [n for n in LOSSES.names() if LOSSES[n].info["facts"].reads in ("order", "magnitude")])
+def test_pairs_of_unknown_distance_are_as_good_as_absent(loss: str) -> None:
+    """The same in tiles and dense, and no NaN; a pair that is unknown moves nothing."""
+    z, found = torch.randn(4, 3, dtype=torch.float64, requires_grad=True), []
+    for block in (1, 3, None):
+        value = bb.create_objective(loss, target=Precomputed(UNKNOWN), block=block)(z, torch.arange(4))
+        found.append((value.detach(), *torch.autograd.grad(value, z)))
+    assert found[0][0] > 0
+    for other in found[1:]:
+        torch.testing.assert_close(other, found[0])
+
+
+def test_cosent_without_a_couple_has_no_gradient_however_large_its_numbers() -> None:
+    z = torch.tensor([[30.0, 0], [30, 1], [-20, 1]], requires_grad=True)
+    value = bb.create_objective("cosent", geometry="dot")(z, torch.zeros(3, dtype=torch.int64))
+    value.backward()
+    assert value == 0
+    assert z.grad is not None
+    assert (z.grad == 0).all()
+
+
+@pytest.mark.parametrize("loss", LOSSES.names())
+@pytest.mark.parametrize("frozen", ["embeddings", "rest"])
+def test_a_graph_of_gradients_when_one_side_is_frozen(loss: str, frozen: str) -> None:
+    facts = LOSSES[loss].info["facts"]
+    target = "euclidean" if facts.reads == "magnitude" else "classes"
+    more = {"num_classes": 3, "dim": 4} if facts.needs_proxies else {}
+    objective = bb.create_objective(loss, target=target, **more).double()
+    z, labels = torch.randn(9, 4, dtype=torch.float64, requires_grad=frozen == "rest"), torch.arange(9) % 3
+    labels = labels if target == "classes" else torch.rand(9, 2, dtype=torch.float64)
+    for p in objective.parameters():
+        p.requires_grad_(frozen == "embeddings")
+    leaves = [t for t in (z, *objective.parameters()) if t.requires_grad]
+    if leaves:
+        grads = torch.autograd.grad(objective(z, labels), leaves, create_graph=True)
+        assert all(g.isfinite().all() for g in grads)
+
+
+@pytest.mark.parametrize("loss", ["log_ratio", "dense_triplet", "supcon"])
+def test_the_miner_of_dense_triplets_takes_every_target(loss: str) -> None:
+    target = "classes" if loss == "supcon" else "euclidean"
+    z, labels = torch.randn(8, 3), torch.arange(8) // 2
+    labels = labels if target == "classes" else torch.rand(8, 2)
+    plain, mined = (bb.create_objective(loss, target=target, mining=m)(z, labels) for m in (None, "dense"))
+    torch.testing.assert_close(plain, mined)
+
+
+def test_a_memory_forgets_what_is_not_finite_and_moves_with_its_state() -> None:
+    objective = bb.create_objective("supcon", memory=8)
+    z, labels = torch.randn(4, 3), torch.arange(4) // 2
+    bad = z.clone()
+    bad[1] = torch.nan
+    assert objective(bad, labels).isnan()
+    assert objective(z, labels).isfinite()
+    assert objective.memory is not None
+    assert len(objective.memory.z) == 7
+    fresh = bb.create_objective("supcon", memory=8)
+    state = fresh.state_dict()
+    fresh.load_state_dict(objective.state_dict())
+    assert fresh.memory is not None
+    assert torch.equal(fresh.memory.z, objective.memory.z)
+    fresh.load_state_dict(state)
+    assert fresh.memory.points() is None
+
+
+@pytest.mark.parametrize(
+    ("loss", "options"),
+    [
+        ("supcon", {"temperature": 0.0}), ("supcon", {"temperature": -1.0}), ("tuplet_margin", {"scale": -3.0}),
+        ("fastap", {"bins": 0}), ("histogram", {"steps": 0}), ("multi_similarity", {"beta": 0.0}),
+        ("soft_contrastive", {"sigma": 0.0}), ("arcface", {"centers": 0}), ("d_loss", {"gap_floor": 0.0}),
+    ],
+)  # fmt: skip
+def test_options_that_would_divide_by_nothing_are_refused(loss: str, options: dict[str, Any]) -> None:
+    more = {"num_classes": 3, "dim": 4} if LOSSES[loss].info["facts"].needs_proxies else {}
+    with pytest.raises(ValueError, match=f"{next(iter(options))} must be greater than 0"):
+        bb.create_objective(loss, **more, **options)
+
+
+def test_angular_is_of_cosines_alone() -> None:
+    with pytest.raises(ValueError, match="holds for geometry 'cosine' alone, got 'dot'"):
+        bb.create_objective("angular", geometry="dot")
+
+
+def test_distance_weighted_mining_reads_the_width_of_the_embeddings() -> None:
+    z, labels = torch.randn(60, 8), torch.arange(60) // 4
+    made = []
+    for mining in ("distance_weighted", "distance_weighted(dim=8)", "distance_weighted(dim=128)"):
+        torch.manual_seed(0)
+        made.append(bb.create_objective("margin", mining=mining)(z, labels))
+    assert made[0] == made[1] != made[2]

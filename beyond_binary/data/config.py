@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
 
 @dataclass
@@ -13,7 +13,13 @@ class DataConfig:
     Args:
         source: "embedded:NAME" (drawn or shipped sets), "hub:USER/NAME" (a `datasets` set on the Hub), or a
             path: a folder or zip of images (one folder per class, or with a table), a table file, or a folder
-            written or read by `datasets`.
+            written or read by `datasets`. Sets in the files of their authors, with labels of their own:
+            "mpii:FOLDER" (MPII Human Pose; joints), "lsun_rooms:FOLDER" (LSUN room layout; label maps),
+            "karpathy:FILE.json" (MS-COCO or Flickr captions in Karpathy's splits). Their columns are split
+            (train, val, test) and role; `label` chooses a column instead of their own labels.
+        options: Options of a set in the files of its authors. All have queries (the first so many test rows are
+            queries, the others the gallery, with role: role); mpii: train, missing, occluded, margin;
+            lsun_rooms: layout_type, side; karpathy: images, captions, restval. See beyond_binary.data.originals.
         table: CSV, TSV, JSONL or parquet file with one row per image: its name inside the folder or zip, or a
             path of its own. Unset: the only table called labels or metadata, or parquet, else the only table in
             the root of the source; without one, folders are classes.
@@ -56,6 +62,7 @@ class DataConfig:
     """
 
     source: str = "embedded:figures"
+    options: dict[str, Any] = field(default_factory=dict)
     table: str | None = None
     image: str | None = None
     label: list[str] | str | None = None

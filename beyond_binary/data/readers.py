@@ -32,13 +32,16 @@ SPLIT_NAMES = frozenset(("train", "training", "val", "valid", "validation", "dev
 class Rows:
     """n images with their columns, before any of them is read as a label.
 
-    columns is a pyarrow table of n rows; class_names holds the names of integer columns that declare them.
+    columns is a pyarrow table of n rows; class_names holds the names of integer columns that declare them. A set that is
+    read from its original files has labels [n ...] beside the columns, and perhaps the spec of the target that fits them.
     """
 
     images: Sequence
     names: Sequence[str]
     columns: Any
     class_names: dict[str, list[str]] = field(default_factory=dict)
+    labels: Any = None
+    target: str | None = None
 
 
 def read_rows(config: DataConfig) -> Rows:
@@ -50,11 +53,20 @@ def read_rows(config: DataConfig) -> Rows:
         ValueError: a column that is not there, a source that cannot be read.
         ConnectionError: a Hub set without a connection and without a local copy.
     """
+    from .originals import ORIGINALS, is_original, read_original
+
+    if is_original(config.source):
+        return read_original(config)
+    if config.options:
+        raise ValueError(f"data.options are for sources {_one_of(ORIGINALS.names())}, got {config.source!r}")
     if config.source.startswith("hub:"):
         return _dataset_rows(load_hub(config), config)
     path = Path(config.source).expanduser()
     if not path.exists():
-        raise FileNotFoundError(f"no file or folder {config.source!r}; expected a path, hub:USER/NAME or embedded:NAME")
+        raise FileNotFoundError(
+            f"no file or folder {config.source!r}; expected a path, hub:USER/NAME, embedded:NAME or "
+            f"{_one_of(ORIGINALS.names())}"
+        )
     if path.is_dir():
         return _folder_rows(path, config)
     if zipfile.is_zipfile(path):
@@ -66,6 +78,10 @@ def read_rows(config: DataConfig) -> Rows:
     raise ValueError(
         f"cannot read {config.source!r}: expected a folder, a zip or a table ({', '.join(sorted(TABLE_ENDINGS))})"
     )
+
+
+def _one_of(names: Sequence[str]) -> str:
+    return ", ".join(f"{name}:PATH" for name in names)
 
 
 # ---------------------------------------------------------------- images
@@ -81,11 +97,16 @@ def decode(file: Any, size: int | None = None) -> Image.Image:
             image.draft("RGB", (2 * size, 2 * size))
         rotated = image.getexif().get(ExifTags.Base.Orientation, 1) != 1
         rgb = to_rgb(ImageOps.exif_transpose(image) if rotated else image)
-    if size is None or min(rgb.size) <= size:
-        return rgb
-    scale = size / min(rgb.size)
-    smaller = (round(rgb.width * scale), round(rgb.height * scale))
-    return rgb.resize(smaller, Image.Resampling.BICUBIC, reducing_gap=2.0)
+    return shrink(rgb, size)
+
+
+def shrink(image: Image.Image, size: int | None) -> Image.Image:
+    """The image, reduced to a shorter side of `size` pixels if that is longer."""
+    if size is None or min(image.size) <= size:
+        return image
+    scale = size / min(image.size)
+    smaller = (round(image.width * scale), round(image.height * scale))
+    return image.resize(smaller, Image.Resampling.BICUBIC, reducing_gap=2.0)
 
 
 @lru_cache(maxsize=8)

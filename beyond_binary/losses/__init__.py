@@ -18,6 +18,7 @@ A loss that is no sum over rows has the form `pairs`: `(pairs, **options) -> los
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeVar
@@ -34,6 +35,11 @@ RowLoss = Callable[..., Rows]
 Build = TypeVar("Build", bound=Callable[..., Any])
 
 LOSSES = Registry("loss")
+POSITIVE = frozenset({
+    "temperature", "scale", "sigma", "gamma", "la", "bins", "steps", "centers", "gap_floor", "embedding_power",
+    "label_power", "label_floor", "anneal_base",
+})  # fmt: skip
+"""Options that no loss can take at 0 or below."""
 
 
 @dataclass(frozen=True)
@@ -64,7 +70,9 @@ class LossFacts:
             proxies.
         merge: for a softmax loss with several centres a class, `(s [q c * centers], *, centers, ...) -> [q c]`.
         others_only: whether a softmax loss leaves the own class out of its sum.
-        between: options whose values must lie between two numbers, neither of them included.
+        between: options whose values must lie between two numbers, neither of them included (those in `POSITIVE` are
+            greater than 0 for every loss).
+        geometry_only: whether no other geometry will do.
         classes_only: whether items must have a class each, beyond being the same or different.
     """
 
@@ -83,6 +91,7 @@ class LossFacts:
     merge: Callable[..., Tensor] | None = None
     others_only: bool = False
     between: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+    geometry_only: bool = False
     classes_only: bool = False
 
     @property
@@ -105,9 +114,11 @@ class LossFacts:
 
     def check(self, loss: str, options: Mapping[str, Any]) -> None:
         """Raise a ValueError if an option's value is out of range."""
-        for name, (low, high) in self.between.items():
-            if name in options and not low < options[name] < high:
-                raise ValueError(f"loss {loss!r}: {name} must be between {low:g} and {high:g}, got {options[name]}")
+        for name, value in options.items():
+            low, high = self.between.get(name, (0, math.inf) if name in POSITIVE else (-math.inf, math.inf))
+            if isinstance(value, float | int) and not low < value < high:
+                wanted = f"greater than {low:g}" if high == math.inf else f"between {low:g} and {high:g}"
+                raise ValueError(f"loss {loss!r}: {name} must be {wanted}, got {value}")
 
 
 def register_loss(name: str, **facts: Any) -> Callable[[Build], Build]:

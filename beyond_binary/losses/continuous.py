@@ -28,9 +28,10 @@ def log_ratio(
     embedding_power: float = 1.0,
     label_power: float = 1.0,
     ties: Literal["exclude", "include"] = "exclude",
-    zero_labels: Literal["drop", "floor"] = "drop",
+    zero_labels: Literal["drop", "floor", "add"] = "drop",
     label_floor: float = 1e-6,
     eps: float = 1e-6,
+    inner_eps: float = 0.0,
 ) -> Rows:
     """Log-ratio loss over dense triplets (equations 2 and 7 of the paper).
 
@@ -40,7 +41,8 @@ def log_ratio(
     strict inequality leaves out, are the same sum within each group of ties, and are subtracted.
 
     The paper squares both distances, which multiplies the loss by 4 (set both powers to 2); its code squares neither,
-    includes ties, and adds 1e-6 inside the logarithms. Embeddings are not normalised there: the loss is invariant to
+    includes ties, adds 1e-6 to both distances inside the logarithms (`zero_labels="add"`) and 1e-4 / dimensions to the
+    squared embedding distance (`inner_eps`). Embeddings are not normalised there: the loss is invariant to
     scale, rotation and translation of the embeddings.
 
     Paper settings: both powers 2, 128 dimensions not normalised, batches of an anchor, its 5 nearest by label and random
@@ -54,17 +56,19 @@ def log_ratio(
         embedding_power: exponent of the embedding distance.
         label_power: exponent of the label distance; another ratio of the powers trains another relation.
         ties: `exclude` pairs of keys with equal label distance (paper) or `include` them (authors' code).
-        zero_labels: `drop` keys at label distance 0, whose ratio is undefined, or `floor` them at `label_floor`.
-        label_floor: smallest label distance under `floor`, in the label's unit.
+        zero_labels: `drop` keys at label distance 0, whose ratio is undefined, `floor` them at `label_floor`, or `add`
+            that to every label distance (authors' code).
+        label_floor: what `floor` and `add` read, in the label's unit.
         eps: added to the embedding distance inside the logarithm.
+        inner_eps: added to the squared embedding distance, under the root (authors' code).
 
     Returns:
         value and count [q]; a row without two keys of different label distance is undefined.
     """
-    if ties not in ("exclude", "include") or zero_labels not in ("drop", "floor"):
-        raise ValueError(f"log_ratio: unknown ties={ties!r} or zero_labels={zero_labels!r}")
-    if zero_labels == "floor":
-        y = y.clamp_min(label_floor)
+    if zero_labels != "drop":
+        y = y.clamp_min(label_floor) if zero_labels == "floor" else y + label_floor
+    if inner_eps:
+        x = (x.square() + inner_eps).sqrt()
     use = valid & (y > 0)
     real = as_number(use, x)
     n = real.sum(1)

@@ -24,9 +24,10 @@ def log_ratio(
     zero_labels: str = "drop",
     label_floor: float = 1e-6,
     eps: float = 1e-6,
+    inner_eps: float = 0.0,
 ) -> Rows | None:
     """See `losses.continuous.log_ratio`; on the CPU, some rows at a time, which stay in its cache."""
-    if tile.x.device.type != "cpu":
+    if tile.x.device.type != "cpu" or inner_eps or zero_labels == "add":
         return None
     value, count = tile.x.new_zeros(len(tile.x)), torch.zeros(len(tile.x), dtype=torch.bool)
     for part in tile.parts():
@@ -51,7 +52,9 @@ def soft_contrastive(
         mean = x.view(-1).index_fill_(0, out, 0.0).view_as(x).sum(1) / keys
         unit = torch.where(mean > 0, 1 / mean, 1)[:, None]
         ratio = x.mul_(unit)
-        same = y.to(x.dtype).square().mul_(-1 / sigma).clamp_min_(low).exp_()
+        same = (
+            y.to(x.dtype).square().mul_(-1 / sigma).clamp_min_(low).exp_().view(-1).index_fill_(0, out, 0.0).view_as(x)
+        )
         near = torch.sub(delta, ratio).clamp_min_(0)
         push = (1 - same).mul_(near).view(-1).index_fill_(0, out, 0.0).view_as(x)
         pull = same.mul_(ratio)
@@ -181,7 +184,9 @@ def _rank_n_rows(x: Tensor, y: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
 
 def dense_triplet(tile: Tile, *, margin: float = 0.03, ties: str = "exclude", average: str = "all") -> Rows | None:
     """See `losses.triplets.dense_triplet`; the same counts, taken in another way."""
-    if tile.x.device.type != "cpu" or tile.x.shape[1] > np.iinfo(np.int16).max:
+    if tile.x.device.type != "cpu" or tile.x.shape[1] > np.iinfo(np.int16).max or not len(tile.x):
+        return None
+    if tile.labels(slice(0, 1))[0].dtype == torch.bool:  # long ties take longer than another way of counting
         return None
     value, count = tile.x.new_zeros(len(tile.x)), tile.x.new_zeros(len(tile.x))
     for part in tile.parts():

@@ -98,7 +98,7 @@ def n_pairs(pairs: Pairs, *, l2: float = 0.0) -> Tensor:
     length of unsaid weight, 0.005 in later code; it is off by default.
 
     Paper settings: none given.
-    Cost: O(c^2) time for c classes that have a pair, memory of a tile. Under a miner, or if labels are no classes,
+    Cost: O(c^2 + p) time for c classes and p positive pairs, memory of a tile. Under a miner, or if labels are no classes,
     O(q k) time.
 
     Args:
@@ -174,7 +174,8 @@ def _first(x: Tensor, y: Tensor, valid: Tensor) -> Tensor:
     x="similarity",
     geometry="cosine",
     form="pairs",
-    between={"alpha": (0, 90)},
+    between={"alpha": (0, 81)},
+    geometry_only=True,
     paper="Wang, Zhou, Wen, Liu, Lin: Deep Metric Learning with Angular Loss, ICCV 2017",
 )
 def angular(pairs: Pairs, *, alpha: float = 45.0) -> Tensor:
@@ -186,8 +187,8 @@ def angular(pairs: Pairs, *, alpha: float = 45.0) -> Tensor:
     normalise the negatives. Pairs without a negative are left out.
 
     The sum is a matrix product: with E the exponentials of 4 t s, each row divided by its largest, and those of
-    queries masked, it is `(E_q E_k^T)_ap exp(-2 (1 + t) s_ap)`. In single precision it holds up to 65 degrees whatever
-    the embeddings, and beyond unless they are far apart.
+    queries masked, it is `(E_q E_k^T)_ap exp(-2 (1 + t) s_ap)`. Beyond 65 degrees, where these could leave the range of
+    single precision, it is computed in double; from 81 degrees on they could leave that, too.
 
     Paper settings: alpha 36 to 55 degrees; 45 in later code, 40 in pytorch-metric-learning.
     Cost: O(q k) time and that of a product of each class with itself, memory of a tile, for a batch of classes. Against
@@ -196,12 +197,15 @@ def angular(pairs: Pairs, *, alpha: float = 45.0) -> Tensor:
 
     Args:
         pairs: the pairs, with cosine similarities.
-        alpha: the angle at a negative that is aimed at, in degrees, between 0 and 90.
+        alpha: the angle at a negative that is aimed at, in degrees, between 0 and 81.
 
     Returns:
         A scalar.
     """
     t = math.tan(math.radians(alpha)) ** 2
+    kind = pairs.q.z.dtype
+    if 16 * t > 80 and kind == torch.float32:
+        return angular(pairs.double(), alpha=alpha).to(kind)
     if not pairs.plain and _whole_classes(pairs):
         return _by_class(pairs, t)
     angles = functools.partial(_angles, t=t, geometry=pairs.block.geometry, plain=pairs.plain)

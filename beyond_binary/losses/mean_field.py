@@ -106,6 +106,7 @@ def _pull(log_mean: Tensor, alpha: float, weight: float) -> Tensor:
     geometry="cosine",
     keys="proxy",
     form="pairs",
+    between={"alpha": (0, math.inf), "beta": (0, math.inf)},
     paper=MFT,
 )
 def mean_field_class_wise_multi_similarity(
@@ -212,6 +213,7 @@ def _fields_walk(fields: Pairs, tiles: Tiles, *, alpha: float, beta: float, base
     geometry="cosine",
     form="pairs",
     classes_only=True,
+    between={"alpha": (0, math.inf), "beta": (0, math.inf)},
     paper=MFT,
 )
 def class_wise_multi_similarity(

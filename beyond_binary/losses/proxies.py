@@ -299,6 +299,7 @@ def _proxy_anchor_by_proxy(
     x="similarity",
     geometry="cosine",
     rows="proxy",
+    between={"alpha": (0, math.inf)},
     paper="Kim et al.: Proxy Anchor Loss for Deep Metric Learning, CVPR 2020",
 )
 def proxy_anchor(x: Tensor, y: Tensor, valid: Tensor, *, alpha: float = 32.0, margin: float = 0.1) -> Rows:

@@ -206,7 +206,7 @@ def cosent(pairs: Pairs, *, scale: float = 20.0) -> Tensor:
     Log-sum-exps are taken within the pairs of each label distance, and over these distances along their order.
 
     Paper settings: scale 20.
-    Cost: O(n log n) time for n = q k pairs; memory O(n), the whole block, unlike other losses (about 16 bytes a pair).
+    Cost: O(n log n) time for n = q k pairs; memory O(n), the whole block, unlike other losses (about 20 bytes a pair for classes, 50 for continuous labels).
 
     Args:
         pairs: the pairs, with similarities.
@@ -225,6 +225,7 @@ def _cosent_plain(pairs: Pairs, scale: float) -> Tensor:
     keep = (valid & _once(pairs, slice(None))).flatten()
     logit, level, count = scale * x.flatten().double(), y.flatten().long(), 2
     if y.dtype != torch.bool:
+        y = torch.where(valid, y, 0)
         level, count = torch.searchsorted(y.flatten().sort().values, y.flatten()), y.numel()
     near, far = (slot_log_sums(torch.where(keep, each, LOW)[:, None], level, count)[:, 0] for each in (-logit, logit))
     beyond, step = F.pad(far[1:], (0, 1), value=LOW), 1
@@ -253,8 +254,8 @@ def _cosent_walk(pairs: Pairs, scale: float, tiles: Tiles) -> tuple[Tensor, Grad
     def gradient(part: slice, tile: Tile) -> None:
         flat, logit, level = next(found)
         level = level.long()
-        slope = (before[level] - total).add_(logit).clamp_min_(lowest).exp_()
-        slope -= (beyond[level] - total).sub_(logit).clamp_min_(lowest).exp_()
+        slope = (before[level] - total).add_(logit).clamp_(lowest, 0.0).exp_()
+        slope -= (beyond[level] - total).sub_(logit).clamp_(lowest, 0.0).exp_()
         tile.x.zero_().view(-1).scatter_(0, flat, slope.mul_(factor).to(tile.x.dtype))
 
     return softplus(total), gradient

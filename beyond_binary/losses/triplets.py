@@ -183,8 +183,8 @@ def dense_triplet(
     has them; the paper's strict inequality leaves them out. pytorch-metric-learning has no such loss.
 
     Paper settings: the defaults, squared distances of normalised embeddings (authors' code; `ties="include"`).
-    Cost: O(k (256 + k / 256)) time on the CPU, O(k log^2 k) elsewhere, and O(k) memory a row; under torch.compile O(k^2)
-    of both.
+    Cost: O(k (256 + k / 256)) time on the CPU, plus O(k t) for the t keys of the longest tie; O(k log^2 k) elsewhere, and
+    for classes; O(k) memory a row. Under torch.compile O(k^2) of both.
 
     Args:
         x: distances [q k].

@@ -35,6 +35,7 @@ from .moments import mean_of_different
     x="similarity",
     geometry="cosine",
     in_place=in_place.multi_similarity,
+    between={"alpha": (0, math.inf), "beta": (0, math.inf)},
     paper="Wang et al.: Multi-Similarity Loss with General Pair Weighting for Deep Metric Learning, CVPR 2019",
 )
 def multi_similarity(

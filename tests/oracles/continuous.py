@@ -17,6 +17,7 @@ def log_ratio(
     zero_labels: str = "drop",
     label_floor: float = 1e-6,
     eps: float = 1e-6,
+    inner_eps: float = 0.0,
 ) -> float:
     """Kim et al. 2019, equations 2 and 7: all pairs (i, j) of an anchor with D(y_a, y_i) < D(y_a, y_j)."""
     rows = []
@@ -24,8 +25,10 @@ def log_ratio(
         gap = {j: euclid(q.label[a], k.label[j]) for j in range(len(k)) if k.id[j] != q.id[a]}
         if zero_labels == "floor":
             gap = {j: max(g, label_floor) for j, g in gap.items()}
+        if zero_labels == "add":
+            gap = {j: g + label_floor for j, g in gap.items()}
         gap = {j: g for j, g in gap.items() if g > 0}
-        far = {j: euclid(q.z[a], k.z[j]) + eps for j in gap}
+        far = {j: math.sqrt(euclid(q.z[a], k.z[j]) ** 2 + inner_eps) + eps for j in gap}
         terms = []
         for i in gap:
             for j in gap:
@@ -84,6 +87,7 @@ CASES: list[Case] = [
     graded(),
     graded(ties="include", zero_labels="floor", label_floor=0.1, eps=1e-3),
     graded(embedding_power=2.0, label_power=0.5),
+    graded(zero_labels="add", label_floor=1e-2, inner_eps=1e-2),
     Case("rank_n_contrast", {}, "euclidean", vectors),
     graded("rank_n_contrast", temperature=0.5),
     Case("rank_n_contrast"),
