@@ -12,6 +12,7 @@ from typing import Any
 Row = dict[str, Any]
 FORMS = ["floor", "tiled", "dense", "compiled", "PML"]
 COLOURS = {"floor": "0.6", "tiled": "tab:blue", "dense": "tab:purple", "compiled": "tab:green", "PML": "tab:red"}
+LEAST = {"to_floor": 0.02, "peak_mb": 0.5}  # what less is drawn as
 NOTES = """
 - floor: `S = normalize(x) @ normalize(x).T; S.backward(G)`, the second x being the proxies if any
 - tiled: our block engine (the default); dense: our plain form; compiled: that by torch.compile with inductor; PML:
@@ -20,6 +21,7 @@ NOTES = """
 - MB: peak on top of data and parameters, so gradients of both are in it; each in a fresh process
 - difference: of tiled and PML in value, relative, options set equal; `-`: no peer, or one of another value (it draws at
   random, or errs)
+- fastap: on these clustered points the loss is 0 or nearly so, and the peer's value rounding (it is negative at B = 128)
 - load: processors that others used meanwhile; where it is not near 0, believe the ratios, not the times
 - a row with * was measured before the last change of the code
 """.strip()
@@ -116,7 +118,7 @@ def draw(axes: Any, rows: list[Row], key: str, batches: list[int]) -> None:
     for dim, style in styles(rows):
         ordered = sorted((row for row in rows if row["dim"] == dim), key=lambda row: row["n"])
         for who in FORMS:
-            points = [(row["n"], max(row[key][who], 0.5)) for row in ordered if who in row[key]]
+            points = [(row["n"], max(row[key][who], LEAST[key])) for row in ordered if who in row[key]]
             if points:
                 axes.plot(*zip(*points, strict=True), style, color=COLOURS[who], marker=".", ms=4, lw=1.2)
             lost = [row["n"] for row in ordered if who in row["failed"]]
