@@ -203,7 +203,7 @@ def test_centers_of_a_class() -> None:
     assert objective.proxies.weight.shape == (30, 2)
     with pytest.raises(ValueError, match=r"labels 0\.\.3 do not fit 3 proxies"):
         objective(torch.randn(2, 2), torch.tensor([0, 3]))
-    with pytest.raises(ValueError, match="at least 1 center"):
+    with pytest.raises(ValueError, match="centers must be greater than 0"):
         bb.create_objective("arcface", num_classes=3, dim=2, centers=0)
     with pytest.raises(ValueError, match="has no option centers"):
         bb.create_objective("cosface", num_classes=3, dim=2, centers=2)
