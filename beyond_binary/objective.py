@@ -55,11 +55,10 @@ class Objective(nn.Module):
         self.proxies, self.boundary, self.memory = proxies, boundary, memory
         self.gather, self.block = gather, block
         self._function = _bind(entry.build, options)
-        self._in_place = (
-            _bind(self.facts.in_place, {**options_of(entry.build), **options}) if self.facts.in_place else None
-        )
+        every = {**options_of(entry.build), **options}
+        self._in_place = _bind(self.facts.in_place, every) if self.facts.in_place else None
         self._penalty = _bind(self.facts.penalty, options) if self.facts.penalty else None
-        self._by_proxy = _bind(self.facts.by_proxy, options) if self.facts.by_proxy else None
+        self._by_proxy = _bind(self.facts.by_proxy, every) if self.facts.by_proxy else None
         self._merge = _bind(self.facts.merge, options) if self.facts.merge else None
         if "step" in options_of(entry.build):
             self.register_buffer("step", torch.zeros((), dtype=torch.int64))

@@ -42,7 +42,6 @@ NEGATED = "(lambda r: (-r[0], *r[1:]) if isinstance(r, tuple) else -r)({})"
 EQUIVALENT: dict[tuple[str, str, str], str] = {
     ("log_ratio", "u - centre[:, None]", "u + centre[:, None]"): "any centre gives the same sum of squares",
     ("log_ratio", "u - centre[:, None]", "u"): "any centre gives the same sum of squares",
-    ("fastap", "bins - 1", "bins + 1"): "the second limit of the bins, which the first implies",
     ("dense_triplet", "x - torch.where(valid, x, 0).detach().mean(1, keepdim=True)", "x"): "the counts add up to 0",
     (
         "dense_triplet",

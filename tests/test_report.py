@@ -345,6 +345,11 @@ def test_bones_are_the_lengths_that_vary_least():
     assert bones == {frozenset(pair) for pair in ((0, 1), (1, 2), (2, 3))}
     chain[:, 3] = np.nan
     assert len(steady_tree(chain)) == 3
+    elbow = 2 * steps[:, 0]  # and a wrist that is nearer the shoulder than the elbow is, but now more and now less
+    bend = turn[:, 0] + np.pi + rng.uniform(-0.7, 0.7, 50)
+    wrist = elbow + 2 * np.stack([np.cos(bend), np.sin(bend)], -1)
+    arm = np.stack([np.zeros((50, 2)), elbow, wrist], 1)
+    assert {frozenset(bone) for bone in steady_tree(arm)} == {frozenset((0, 1)), frozenset((1, 2))}
 
 
 def test_layouts_show_their_edges_and_angles_a_needle():

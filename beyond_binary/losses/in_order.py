@@ -18,13 +18,13 @@ Rows = tuple[Tensor, Tensor]
 def log_ratio(
     tile: Tile,
     *,
-    embedding_power: float = 1.0,
-    label_power: float = 1.0,
-    ties: str = "exclude",
-    zero_labels: str = "drop",
-    label_floor: float = 1e-6,
-    eps: float = 1e-6,
-    inner_eps: float = 0.0,
+    embedding_power: float,
+    label_power: float,
+    ties: str,
+    zero_labels: str,
+    label_floor: float,
+    eps: float,
+    inner_eps: float,
 ) -> Rows | None:
     """See `losses.continuous.log_ratio`; on the CPU, some rows at a time, which stay in its cache."""
     if tile.x.device.type != "cpu" or inner_eps or zero_labels == "add":
@@ -38,9 +38,7 @@ def log_ratio(
     return value, count
 
 
-def soft_contrastive(
-    tile: Tile, *, sigma: float = 1.0, delta: float = 1.0, mean_gradient: bool = True, count_self: bool = False
-) -> Rows:
+def soft_contrastive(tile: Tile, *, sigma: float, delta: float, mean_gradient: bool, count_self: bool) -> Rows:
     """See `losses.continuous.soft_contrastive`; some rows at a time."""
     value, count = tile.x.new_zeros(len(tile.x)), tile.x.new_zeros(len(tile.x))
     low = -80.0 if tile.x.dtype == torch.float32 else -700.0  # exp of less is slow, and as good as 0
@@ -147,7 +145,7 @@ def _argsort(y: np.ndarray) -> np.ndarray:
 WIDEST = 600.0  # span of exponents that double precision holds
 
 
-def rank_n_contrast(tile: Tile, *, temperature: float = 2.0) -> Rows | None:
+def rank_n_contrast(tile: Tile, *, temperature: float) -> Rows | None:
     """See `losses.continuous.rank_n_contrast`; where the distances of a tile do not differ by hundreds."""
     if tile.x.device.type != "cpu" or not tile.x.numel():
         return None
@@ -182,7 +180,7 @@ def _rank_n_rows(x: Tensor, y: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
     return near.sum(1) + total.log().sum(1), torch.empty_like(x).scatter_(1, order, slope)
 
 
-def dense_triplet(tile: Tile, *, margin: float = 0.03, ties: str = "exclude", average: str = "all") -> Rows | None:
+def dense_triplet(tile: Tile, *, margin: float, ties: str, average: str) -> Rows | None:
     """See `losses.triplets.dense_triplet`; the same counts, taken in another way."""
     if tile.x.device.type != "cpu" or tile.x.shape[1] > np.iinfo(np.int16).max or not len(tile.x):
         return None

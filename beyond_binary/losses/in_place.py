@@ -16,7 +16,7 @@ from .common import softplus
 Rows = tuple[Tensor, Tensor]
 
 
-def multi_similarity(tile: Tile, *, alpha: float = 2.0, beta: float = 50.0, base: float = 0.5) -> Rows:
+def multi_similarity(tile: Tile, *, alpha: float, beta: float, base: float) -> Rows:
     """See `losses.tuples.multi_similarity`."""
     x, same = tile.x, tile.same
     pull, weight = tile.place_softmax(same, alpha * (base - tile.take(same)), extra=0.0)
@@ -42,7 +42,7 @@ def softmax_over_keys(tile: Tile, temperature: float) -> Rows:
     return torch.where(some, total - mean, 0), some
 
 
-def nt_xent(tile: Tile, *, temperature: float = 0.1, positives: str = "together") -> Rows:
+def nt_xent(tile: Tile, *, temperature: float, positives: str) -> Rows:
     """See `losses.tuples.nt_xent`."""
     x, same = tile.x, tile.same
     count = tile.sums(same)
@@ -66,7 +66,7 @@ def nt_xent(tile: Tile, *, temperature: float = 0.1, positives: str = "together"
     return torch.where(count > 0, value, 0), count
 
 
-def circle(tile: Tile, *, margin: float = 0.25, scale: float = 256.0, detach: bool = True) -> Rows | None:
+def circle(tile: Tile, *, margin: float, scale: float, detach: bool) -> Rows | None:
     """See `losses.tuples.circle`; with constant weights."""
     if not detach:
         return None
@@ -88,7 +88,7 @@ def circle(tile: Tile, *, margin: float = 0.25, scale: float = 256.0, detach: bo
     return torch.where(some, softplus(logit), 0), some
 
 
-def generalized_lifted_structure(tile: Tile, *, margin: float = 1.0) -> Rows:
+def generalized_lifted_structure(tile: Tile, *, margin: float) -> Rows:
     """See `losses.tuples.generalized_lifted_structure`."""
     x, same = tile.x, tile.same
     pull, pulled = tile.place_softmax(same, tile.take(same))
@@ -104,7 +104,7 @@ def generalized_lifted_structure(tile: Tile, *, margin: float = 1.0) -> Rows:
     return torch.where(some, cost.clamp_min(0), 0), some
 
 
-def supcon(tile: Tile, *, temperature: float = 0.1) -> Rows:
+def supcon(tile: Tile, *, temperature: float) -> Rows:
     """See `losses.tuples.supcon`."""
     return softmax_over_keys(tile, temperature)
 
@@ -112,10 +112,10 @@ def supcon(tile: Tile, *, temperature: float = 0.1) -> Rows:
 def contrastive(
     tile: Tile,
     *,
-    positive_margin: float = 0.0,
-    negative_margin: float = 1.0,
-    power: int = 2,
-    average: str = "pairs",
+    positive_margin: float,
+    negative_margin: float,
+    power: int,
+    average: str,
 ) -> Rows | None:
     """See `losses.pairs.contrastive`."""
     if power not in (1, 2):
@@ -139,15 +139,13 @@ def contrastive(
     return value, count
 
 
-def snr_contrastive(
-    tile: Tile, *, positive_margin: float = 0.0, negative_margin: float = 1.0, average: str = "active"
-) -> Rows | None:
+def snr_contrastive(tile: Tile, *, positive_margin: float, negative_margin: float, average: str) -> Rows | None:
     """See `losses.pairs.snr_contrastive`."""
     margins = {"positive_margin": positive_margin, "negative_margin": negative_margin}
     return contrastive(tile, power=1, average=average, **margins)
 
 
-def margin(tile: Tile, *, alpha: float = 0.2, nu: float = 0.0, over: str = "pairs") -> Rows:
+def margin(tile: Tile, *, alpha: float, nu: float, over: str) -> Rows:
     """See `losses.pairs.margin`."""
     x, same, different, row = tile.x, tile.same, tile.different, tile.row
     assert row is not None
@@ -183,7 +181,7 @@ def margin(tile: Tile, *, alpha: float = 0.2, nu: float = 0.0, over: str = "pair
     return pull + push + nu * row * betas, count
 
 
-def fastap(tile: Tile, *, bins: int = 10) -> Rows:
+def fastap(tile: Tile, *, bins: int) -> Rows:
     """See `losses.ranking.fastap`."""
     x, same = tile.x, tile.same
     outside = (x < 0) | (x > 4)
@@ -222,11 +220,11 @@ MOST_POSITIVES = 12  # of a row for which triplets are counted positive by posit
 def triplet(
     tile: Tile,
     *,
-    margin: float = 0.2,
-    triplets: str = "all",
-    hinge: str = "hinge",
-    power: int = 1,
-    average: str = "active",
+    margin: float,
+    triplets: str,
+    hinge: str,
+    power: int,
+    average: str,
 ) -> Rows | None:
     """See `losses.triplets.triplet`; for the hinge over all triplets."""
     if (triplets, hinge, power) != ("all", "hinge", 1):

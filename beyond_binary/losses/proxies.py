@@ -273,7 +273,7 @@ def soft_triple(s: Tensor, *, la: float = 20.0, margin: float = 0.01) -> Own:
 
 
 def _proxy_anchor_by_proxy(
-    s: Tensor, row: Tensor, column: Tensor, weights: tuple[float, float], *, alpha: float = 32.0, margin: float = 0.1
+    s: Tensor, row: Tensor, column: Tensor, weights: tuple[float, float], *, alpha: float, margin: float
 ) -> Tensor:
     pull = alpha * (margin - s[row, column])
     top = pull.new_full(s.shape[:1], -torch.inf).scatter_reduce_(0, row, pull, "amax")

@@ -57,9 +57,7 @@ def fastap(x: Tensor, y: Tensor, valid: Tensor, *, bins: int = 10) -> Rows:
     low = place.detach().floor().clamp_max(bins - 1)
     high_part = (place - low) * as_number(valid, x)
     low_part = as_number(valid, x) - high_part
-    index = (
-        low.long().clamp(0, bins - 1) + (bins + 1) * negative
-    )  # the positives' histogram and the negatives' in one row
+    index = low.long().clamp_min(0) + (bins + 1) * negative  # the positives' histogram and the negatives' in one row
     both = x.new_zeros(len(x), 2 * (bins + 1))
     both = both.scatter_add(1, index, low_part).scatter_add(1, index + 1, high_part)
     hits, misses = both.unflatten(1, (2, bins + 1)).unbind(1)
@@ -180,7 +178,7 @@ def _histograms(x: Tensor, y: Tensor, valid: Tensor, *, steps: int) -> Tensor:
     low = place.detach().floor().clamp_max(steps - 1)
     high_part = (place - low) * as_number(valid, x)
     low_part = as_number(valid, x) - high_part
-    index = low.long().clamp(0, steps - 1) + (steps + 1) * negative
+    index = low.long().clamp_min(0) + (steps + 1) * negative
     empty = x.new_zeros(len(x), 2 * (steps + 1))
     return empty.scatter_add(1, index, low_part).scatter_add(1, index + 1, high_part)
 
