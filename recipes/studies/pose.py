@@ -15,7 +15,6 @@ from study import ROOT, Around, Cell, Study, recipe
 from torch import Tensor, nn
 
 import beyond_binary as bb
-from beyond_binary.losses import register_loss
 from beyond_binary.neighbours import label_neighbours
 from beyond_binary.targets.algebra import Within
 from beyond_binary.targets.tables import Precomputed
@@ -26,14 +25,18 @@ RANDOM = ("--sampler.name", "random(drop_last=True)")
 NEIGHBOURS = 30  # how many are positive under M(Binary)
 
 
-@register_loss("ratio", reads="magnitude", x="distance", geometry="euclidean", paper="log-ratio without the logarithms")
-def ratio(x: Tensor, y: Tensor, valid: Tensor, *, eps: float = 1e-6) -> tuple[Tensor, Tensor]:
-    """The mean over pairs y_i < y_j of a row of `(d_i / d_j - y_i / y_j)^2`."""
-    use = (valid & (y > 0))[:, :, None] & (valid & (y > 0))[:, None, :] & (y[:, :, None] < y[:, None, :])
-    far = torch.where(valid, x, 1) + eps
-    gap = far[:, :, None] / far[:, None, :] - y[:, :, None] / torch.where(y > 0, y, 1)[:, None, :]
-    count = use.sum((1, 2))
-    return (gap.square() * use).sum((1, 2)) / count.clamp_min(1), count > 0
+def without_logarithms(setup: recipe.Setup) -> Around:
+    """Ratios of distances instead of log-ratios: `(d_i / d_j - y_i / y_j)^2` over pairs y_i < y_j of an anchor."""
+    target = setup.objective.target
+
+    def loss(z: Tensor, labels: Any, ids: Tensor) -> Tensor:
+        codes, others = target.encode(labels), ~torch.eye(len(z), dtype=torch.bool)
+        y, d = target.distance(codes, codes).to(z), torch.cdist(z, z) + 1e-6
+        use = (others & (y > 0))[:, :, None] & (others & (y > 0))[:, None, :] & (y[:, :, None] < y[:, None, :])
+        gap = d[:, :, None] / d[:, None, :] - y[:, :, None] / torch.where(y > 0, y, 1)[:, None, :]
+        return gap[use].square().mean()
+
+    return Around(loss)
 
 
 def first_anchor(setup: recipe.Setup) -> Around:
@@ -80,7 +83,7 @@ def cells() -> dict[str, Cell]:
         "dense_triplet": Cell(("--objective.loss", "dense_triplet")),
         "rank_n_contrast": Cell(("--objective.loss", "rank_n_contrast", "--evaluation.geometry", "cosine")),
         "pose regression": Cell(around=regression),
-        "ratio": Cell(("--objective.loss", "ratio")),
+        "ratio": Cell(around=without_logarithms),
         "log_ratio, one anchor": Cell(SINGLE, first_anchor),
         "log_ratio, one neighbourhood, all anchors": Cell(SINGLE),
     }
