@@ -16,13 +16,19 @@ from beyond_binary.config import parse_config
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "recipes" / "studies"))
 
 import estimated
+import flickr8k
+import pages
 import pose
 import study
+import tasks
 
 
-@pytest.mark.parametrize("module", [pose, estimated], ids=lambda m: m.__name__)
-def test_every_configuration_of_a_study_can_be_read(module: Any) -> None:
-    assert len(module.STUDY.cells) >= 7
+@pytest.mark.parametrize("module", [pose, estimated, tasks, flickr8k], ids=lambda m: m.__name__)
+def test_every_configuration_of_a_study_can_be_read_and_is_asked_for_by_its_name(module: Any) -> None:
+    asked = {name for names in module.STUDY.questions.values() for name in names}
+    drawn = {n for curves in module.STUDY.curves.values() for points in curves.values() for n in points.values()}
+    assert asked | drawn <= {*module.STUDY.cells}
+    assert asked in (set(), {*module.STUDY.cells})
     seen = set()
     for cell in module.STUDY.cells.values():
         config = parse_config([*module.STUDY.base, *cell.changes])
@@ -32,31 +38,65 @@ def test_every_configuration_of_a_study_can_be_read(module: Any) -> None:
 
 def test_an_interval_is_students() -> None:
     values = [0.3, 0.5, 0.4, 0.45]
-    mean, half = study.interval(values)
+    mean, half = pages.interval(values)
     low, high = stats.t.interval(0.95, 3, loc=np.mean(values), scale=stats.sem(values))
     assert (mean - half, mean + half) == pytest.approx((low, high))
-    assert np.isnan(study.interval([1.0])[1])
+    assert np.isnan(pages.interval([1.0])[1])
 
 
-def test_runs_are_kept_and_not_repeated(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+def result(after: float, before: float = 0.0) -> dict[str, Any]:
+    rows = {"after": {"m": after}, "before": {"m": before}, "random": {"m": 9.0}, "oracle": {"m": 10.0}}
+    return {"table": rows, "train_seconds": 2.0, "ready_seconds": 1.0}
+
+
+def test_a_table_compares_the_seeds_that_both_have() -> None:
+    runs = {"a/0": result(1.0), "a/1": result(2.0), "b/0": result(1.5), "b/1": result(2.75), "b/2": result(9.0)}
+    runs |= {"c/7": result(5.0), "ab/0": result(100.0)}
+    rows = pages.table(["a", "b", "c", "d"], ["m"], runs).splitlines()
+    mean, half = pages.interval([0.5, 0.75])
+    assert rows[2].startswith("| a | 2 | 1.5000 ± 6.3531 |  |")
+    assert rows[3] == f"| b | 3 | {pages.shown([1.5, 2.75, 9.0])} | {mean:+.4f} ± {half:.4f} |"
+    assert rows[4] == "| c | 1 | 5.0000 |  |"
+    assert len(rows) == 8
+    assert pages.shown([0.5, 0.6], "+").startswith("+0.55")
+    assert pages.shown([0.5, 0.50001], "+").startswith("**+0.5000")
+
+
+def test_gains_are_taken_seed_by_seed() -> None:
+    runs = {"a/0": result(1.0, 0.5), "a/1": result(5.0, 4.5)}
+    assert "| a | m | 2 | 2.5000 ± 25.4124 | 3.0000 ± 25.4124 | **+0.5000 ± 0.0000** |" in pages.gains(
+        ["a"], ["m"], runs
+    )
+
+
+def test_runs_are_kept_and_not_repeated_and_a_page_keeps_its_text(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     calls: list[tuple[int, tuple[str, ...]]] = []
 
     def run(of: study.Study, cell: study.Cell, seed: int, given: Any) -> dict[str, Any]:
         calls.append((seed, cell.changes))
-        rows = {ranking: {"m": float(seed + len(calls))} for ranking in ("before", "after", "random", "oracle")}
-        return {"table": rows, "train_seconds": 2.0, "ready_seconds": 1.0}
+        return result(float(seed + len(calls)))
 
     monkeypatch.setattr(study, "run", run)
     cells = {"a": study.Cell(("--x", "1")), "b, c": study.Cell(("--x", "2"))}
-    made = study.Study((), cells, ("m",), "unused.json", 1)
-    given = ["study", "--data", "d", "--weights", "w", "--results", str(tmp_path / "r.json"), "--seeds", "0", "1"]
+    curves = {"size": {"all": {1.0: "a", 2.0: "b, c"}}}
+    made = study.Study((), cells, ("m",), "unused.md", 1, {"which": ("a", "b, c")}, curves)
+    page = tmp_path / "r.md"
+    given = ["study", "--results", str(page), "--seeds", "0", "1"]
     monkeypatch.setattr(sys, "argv", [*given, "--only", "a"])
     study.main(made, None)
     assert [seed for seed, _ in calls] == [0, 1]
+    page.write_text("Before.\n" + page.read_text().replace("| a |", "| old |") + "After.\n")
     monkeypatch.setattr(sys, "argv", given)
     study.main(made, None)
     assert calls[2:] == [(0, ("--x", "2")), (1, ("--x", "2"))]
     assert sorted(json.loads((tmp_path / "r.json").read_text())) == ["a/0", "a/1", "b, c/0", "b, c/1"]
-    assert "| b, c | 2 | 4.0000 ± " in capsys.readouterr().out
+    text = page.read_text()
+    assert text.startswith("Before.\n")
+    assert text.endswith("After.\n")
+    assert "old" not in text
+    assert "| b, c | 2 | 4.0000 ± " in text
+    for name in ("r_questions", "r_size"):
+        assert f"![{name}]({name}.png)" in text
+        assert (tmp_path / f"{name}.png").stat().st_size > 5000

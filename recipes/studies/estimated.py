@@ -11,11 +11,13 @@ from __future__ import annotations
 import study
 from study import ROOT, Cell, Study
 
+WEIGHTS = ("0.0", "0.5", "1.0")
+
 
 def cells() -> dict[str, Cell]:
     """Two losses that read distances at three weights, beside their nearest relative on classes."""
     found = {"contrastive on classes": Cell(("--objective.loss", "contrastive"))}
-    for weight in ("0.0", "0.5", "1.0"):
+    for weight in WEIGHTS:
         target = ("--objective.target", f"estimated(weight={weight})")
         floor = ("--objective.options", "{zero_labels: floor, label_floor: 0.1}")
         found[f"log_ratio, weight {weight}"] = Cell(("--objective.loss", "log_ratio", *target, *floor))
@@ -30,8 +32,12 @@ STUDY = Study(
     ),
     cells=cells(),
     shown=("recall_at_1", "map_at_r"),
-    results="estimated.json",
+    results="estimated.md",
     epochs=10,
+    questions={
+        "hard labels or estimates, contrastive": ("contrastive on classes", *(f"soft_contrastive, weight {w}" for w in WEIGHTS)),
+        "hard labels or estimates, log_ratio": [f"log_ratio, weight {w}" for w in WEIGHTS],
+    },
 )  # fmt: skip
 
 if __name__ == "__main__":

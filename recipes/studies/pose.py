@@ -22,6 +22,8 @@ from beyond_binary.targets.tables import Precomputed
 POSE = "pose(root=(2, 3))"
 SINGLE = ("--sampler.name", "dense_triplet(anchors=1, k=5, batches_per_epoch=31)")
 RANDOM = ("--sampler.name", "random(drop_last=True)")
+DIMS = (8, 16, 32, 64, 128)
+MAIN = "log_ratio, 128-d"
 NEIGHBOURS = 30  # how many are positive under M(Binary)
 
 
@@ -76,9 +78,7 @@ def regression(setup: recipe.Setup) -> Around:
 def cells() -> dict[str, Cell]:
     """All configurations by name."""
     found = {
-        "log_ratio": Cell(),
         "log_ratio, random batches": Cell(RANDOM),
-        "triplet M(Binary)": Cell(around=binary),
         "triplet M(Binary), random batches": Cell(RANDOM, binary),
         "dense_triplet": Cell(("--objective.loss", "dense_triplet")),
         "rank_n_contrast": Cell(("--objective.loss", "rank_n_contrast", "--evaluation.geometry", "cosine")),
@@ -87,11 +87,11 @@ def cells() -> dict[str, Cell]:
         "log_ratio, one anchor": Cell(SINGLE, first_anchor),
         "log_ratio, one neighbourhood, all anchors": Cell(SINGLE),
     }
-    for dim in ("8", "16", "32", "64"):
-        found[f"log_ratio, {dim}-d"] = Cell(("--embedder.dim", dim))
-        found[f"triplet M(Binary), {dim}-d"] = Cell(("--embedder.dim", dim), binary)
-    for dim in ("8", "16", "32", "64", "128"):
-        found[f"log_ratio normalised, {dim}-d"] = Cell(("--embedder.dim", dim, "--embedder.normalize", "true"))
+    for dim in DIMS:
+        size = ("--embedder.dim", str(dim))
+        found[f"log_ratio, {dim}-d"] = Cell(size)
+        found[f"triplet M(Binary), {dim}-d"] = Cell(size, binary)
+        found[f"log_ratio normalised, {dim}-d"] = Cell((*size, "--embedder.normalize", "true"))
     return found
 
 
@@ -102,8 +102,24 @@ STUDY = Study(
     ),
     cells=cells(),
     shown=("mean_label_distance_at_10", "ndcg_at_100", "spearman"),
-    results="pose_questions.json",
+    results="pose_questions.md",
     epochs=9,
+    questions={
+        "1. dense or random batches": (MAIN, "log_ratio, random batches"),
+        "2. losses": (MAIN, "triplet M(Binary), 128-d", "dense_triplet", "rank_n_contrast", "pose regression"),
+        "4. anchors": (MAIN, "log_ratio, one anchor", "log_ratio, one neighbourhood, all anchors"),
+        "5. the logarithm": (MAIN, "ratio"),
+        "6. triplet batches": ("triplet M(Binary), 128-d", "triplet M(Binary), random batches"),
+        "3. size, log_ratio": [f"log_ratio, {dim}-d" for dim in reversed(DIMS)],
+        "3. size, triplet": [f"triplet M(Binary), {dim}-d" for dim in reversed(DIMS)],
+        "5. size, normalised": [f"log_ratio normalised, {dim}-d" for dim in reversed(DIMS)],
+    },
+    curves={
+        "embedding size": {
+            loss: {dim: f"{loss}, {dim}-d" for dim in DIMS}
+            for loss in ("log_ratio", "triplet M(Binary)", "log_ratio normalised")
+        }
+    },
 )  # fmt: skip
 
 if __name__ == "__main__":

@@ -1,0 +1,156 @@
+"""Tables and pictures of a study: means over seeds with 95 % intervals, and differences seed by seed."""
+
+from __future__ import annotations
+
+import re
+import statistics
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from scipy import stats
+
+if TYPE_CHECKING:
+    from study import Study
+
+Runs = Mapping[str, Mapping[str, Any]]
+LEVELS = {"before": "tab:orange", "random": "0.6", "oracle": "tab:green"}
+
+
+def interval(values: Sequence[float]) -> tuple[float, float]:
+    """Mean and half the width of its 95 % interval (Student's t), which is NaN for a single value."""
+    if len(values) < 2:
+        return statistics.fmean(values), float("nan")
+    spread = statistics.stdev(values) / len(values) ** 0.5
+    return statistics.fmean(values), float(stats.t.ppf(0.975, len(values) - 1)) * spread
+
+
+def scores(results: Runs, name: str, metric: str, ranking: str = "after") -> dict[str, float]:
+    """A metric of each seed of a configuration."""
+    runs = {key.rsplit("/", 1)[1]: run for key, run in results.items() if key.rsplit("/", 1)[0] == name}
+    return {seed: run["table"][ranking][metric] for seed, run in runs.items()}
+
+
+def shown(values: Sequence[float], sign: str = "") -> str:
+    """Mean and interval in a cell of a table; in bold if it is a difference whose interval does not hold 0."""
+    mean, half = interval(values)
+    text = f"{mean:{sign}.4f}" + (f" ± {half:.4f}" if half == half else "")
+    return f"**{text}**" if sign and abs(mean) > half else text
+
+
+def table(names: Sequence[str], metrics: Sequence[str], results: Runs) -> str:
+    """Configurations measured so far, each with its difference from the first, over the seeds that both have."""
+    there = [name for name in names if scores(results, name, metrics[0])]
+    lines = ["| configuration | seeds | " + " | ".join(metrics) + f" | {metrics[0]}, minus the first |"]
+    lines.append("|---" * (len(metrics) + 3) + "|")
+    if not there:
+        return "\n".join(lines) + "\n"
+    first = scores(results, names[0], metrics[0])
+    for name in there:
+        own = scores(results, name, metrics[0])
+        gaps = [own[seed] - first[seed] for seed in own if seed in first]
+        less = shown(gaps, "+") if gaps and name != names[0] else ""
+        cells = [shown([*scores(results, name, metric).values()]) for metric in metrics]
+        lines.append(f"| {name} | {len(own)} | " + " | ".join(cells) + f" | {less} |")
+    for level in LEVELS:
+        cells = [shown([*scores(results, there[0], metric, level).values()]) for metric in metrics]
+        lines.append(f"| *{level}* | | " + " | ".join(cells) + " | |")
+    return "\n".join(lines) + "\n"
+
+
+def gains(names: Sequence[str], metrics: Sequence[str], results: Runs) -> str:
+    """What training gains over the embedder as it starts, seed by seed."""
+    lines = ["| configuration | metric | seeds | before | after | gain | random | oracle |", "|---" * 8 + "|"]
+    for name in names:
+        for metric in metrics:
+            rows = {r: scores(results, name, metric, r) for r in ("before", "after", "random", "oracle")}
+            if rows["after"]:
+                gain = shown([rows["after"][seed] - rows["before"][seed] for seed in rows["after"]], "+")
+                before, after, random, oracle = (shown([*row.values()]) for row in rows.values())
+                row = [name, metric, str(len(rows["after"])), before, after, gain, random, oracle]
+                lines.append("| " + " | ".join(row) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def seconds(names: Sequence[str], results: Runs) -> str:
+    """Median seconds of training and of getting ready."""
+    lines = ["| configuration | training, s | getting ready, s |", "|---|---|---|"]
+    for name in names:
+        runs = [run for key, run in results.items() if key.rsplit("/", 1)[0] == name]
+        if runs:
+            taken = [statistics.median(run[what] for run in runs) for what in ("train_seconds", "ready_seconds")]
+            lines.append(f"| {name} | {taken[0]:.0f} | {taken[1]:.1f} |")
+    return "\n".join(lines) + "\n"
+
+
+def write(page: Path, study: Study, results: Runs) -> None:
+    """Put tables and pictures where the page has `<!-- name -->` ... `<!-- end -->`; a new page has all of them."""
+    made = {name: table(names, study.shown, results) for name, names in study.questions.items()}
+    made["gains"] = gains([*study.cells], study.shown, results)
+    made["seconds"] = seconds([*study.cells], results)
+    for path in plots(page, study, results):
+        made[path.stem] = f"![{path.stem}]({path.name})\n"
+    text = page.read_text() if page.exists() else "\n".join(f"<!-- {name} -->\n<!-- end -->\n" for name in made)
+    for name, part in made.items():
+        text = re.sub(
+            rf"(<!-- {re.escape(name)} -->\n).*?(?=<!-- end -->)", lambda m, part=part: m[1] + part, text, flags=re.S
+        )
+    page.write_text(text)
+
+
+def plots(page: Path, study: Study, results: Runs) -> list[Path]:
+    """Draw the first metric: each question's configurations with their intervals, and the curves; the files."""
+    from matplotlib.figure import Figure
+
+    metric, paths = study.shown[0], []
+    asked = {q: [n for n in names if scores(results, n, metric)] for q, names in study.questions.items()}
+    asked = {question: names for question, names in asked.items() if names}
+    if asked:
+        rows = [len(names) + 1.5 for names in asked.values()]
+        figure = Figure(figsize=(8, 0.28 * sum(rows) + 0.6), layout="constrained")
+        grid = figure.subplots(len(asked), 1, sharex=True, squeeze=False, height_ratios=rows)[:, 0]
+        for axes, (question, names) in zip(grid, asked.items(), strict=True):
+            found = [[*scores(results, name, metric).values()] for name in names]
+            levels(axes, results, names[0], metric, across=False)
+            axes.barh(
+                names, [interval(v)[0] for v in found], xerr=[interval(v)[1] for v in found], height=0.6, alpha=0.5
+            )
+            for place, values in enumerate(found):
+                axes.plot(values, [place] * len(values), "k.", ms=4)
+            axes.invert_yaxis()
+            axes.set_title(question, loc="left", fontsize=9)
+            axes.tick_params(labelsize=8)
+        grid[-1].set_xlabel(f"{metric.replace('_', ' ')}, mean and 95 % interval; dots: seeds; " + legend())
+        paths.append(page.with_name(f"{page.stem}_questions.png"))
+        figure.savefig(paths[-1], dpi=110)
+    drawn = {axis: {c: {x: n for x, n in points.items() if scores(results, n, metric)} for c, points in curves.items()}
+             for axis, curves in study.curves.items()}  # fmt: skip
+    for axis, curves in drawn.items():
+        if any(curves.values()):
+            figure = Figure(figsize=(6, 4), layout="constrained")
+            axes = figure.subplots()
+            for label, points in curves.items():
+                found = [interval([*scores(results, name, metric).values()]) for name in points.values()]
+                means, halves = zip(*found, strict=True) if found else ((), ())
+                axes.errorbar([*points], means, yerr=halves, marker="o", ms=4, capsize=3, label=label)
+            levels(axes, results, next(n for points in curves.values() for n in points.values()), metric, across=True)
+            axes.set(xscale="log", xlabel=f"{axis}; {legend()}", ylabel=metric.replace("_", " "))
+            ticks = sorted({x for points in curves.values() for x in points})
+            axes.set_xticks(ticks, [f"{x:g}" for x in ticks])
+            axes.xaxis.minorticks_off()
+            axes.legend(frameon=False)
+            paths.append(page.with_name(f"{page.stem}_{axis.replace(' ', '_')}.png"))
+            figure.savefig(paths[-1], dpi=110)
+    return paths
+
+
+def levels(axes: Any, results: Runs, name: str, metric: str, *, across: bool) -> None:
+    """Lines where the embedder before training, a random ranking and the oracle stand."""
+    for level, colour in LEVELS.items():
+        mean = interval([*scores(results, name, metric, level).values()])[0]
+        (axes.axhline if across else axes.axvline)(mean, color=colour, ls="--", lw=1, zorder=0)
+
+
+def legend() -> str:
+    """What the dashed lines are."""
+    return "dashed: before training (orange), random (grey), oracle (green)"
