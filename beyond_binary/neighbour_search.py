@@ -248,19 +248,30 @@ def _best_bound(points: Tensor, reach: Tensor) -> _Bound:
     return _Bound(points, reach, tried[int(np.argmin(cost))])
 
 
-def by_faiss(points: Tensor, count: int) -> Lists:
-    """About the `count` nearest items of each of `points` [n d] by Euclidean distance, from the nearest tenth of cells."""
+def by_faiss(points: Tensor, count: int, *, graph: bool) -> Lists:
+    """About the `count` nearest items of each of `points` [n d] by Euclidean distance, from the nearest tenth of cells
+    or along a graph."""
     try:
         import faiss
     except ImportError as error:
-        raise ImportError("method 'ivf' needs faiss: pip install beyond_binary[faiss]") from error
+        raise ImportError("methods 'ivf' and 'hnsw' need faiss: pip install beyond_binary[faiss]") from error
     vectors = np.ascontiguousarray((points - points.mean(0)).float().numpy())
     n, d = vectors.shape
-    cells = max(1, min(4 * round(n**0.5), n // 39))
-    index = faiss.IndexIVFFlat(faiss.IndexFlatL2(d), d, cells)
-    index.train(vectors)
-    index.add(vectors)
-    index.nprobe = max(1, cells // 10)
+    index: Any
+    if graph:
+        index = faiss.IndexHNSWFlat(d, 32)
+        index.hnsw.efConstruction, index.hnsw.efSearch = 80, 2 * count
+    else:
+        cells = max(1, min(4 * round(n**0.5), n // 39))
+        index = faiss.IndexIVFFlat(faiss.IndexFlatL2(d), d, cells)
+        index.nprobe = max(1, cells // 10)
+        index.train(vectors)
+    threads = faiss.omp_get_max_threads()
+    faiss.omp_set_num_threads(1 if graph else threads)
+    try:
+        index.add(vectors)
+    finally:
+        faiss.omp_set_num_threads(threads)
     return Lists.of(index.search(vectors, count + 1)[1])
 
 

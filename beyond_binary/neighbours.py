@@ -11,13 +11,14 @@ from typing import Literal, get_args
 
 import torch
 from torch import Tensor
+from tqdm import tqdm
 
 from .fingerprint import fingerprint
 from .neighbour_search import Lists, as_joints, by_descent, by_faiss, by_landmarks, slack, upper_bounds, within_reach
 from .registry import suggest
 from .targets import Target
 
-Method = Literal["auto", "exact", "plain", "ivf", "nn_descent"]
+Method = Literal["auto", "exact", "plain", "ivf", "hnsw", "nn_descent"]
 Found = tuple[Tensor, Tensor]
 
 QUICK = 8192
@@ -39,6 +40,7 @@ def label_neighbours(
     tile: int = 256,
     method: Method = "auto",
     cache: str | os.PathLike[str] | None = None,
+    progress: bool = False,
 ) -> Found:
     """The `k` items nearest to each item by `target.distance`, nearest first, equal distances by position.
 
@@ -51,8 +53,9 @@ def label_neighbours(
     - `exact`: the same result. From 8,192 items on, for labels that are vectors (euclidean, cosine, manhattan,
       gaussian, histogram, pose with all joints visible, scaled ones), bounds by matrix products leave only a few
       distances to compute; else it is `plain`.
-    - `ivf`: approximate, for the same labels: faiss (extra `faiss`) looks for candidates by Euclidean distance in the
-      nearest cells.
+    - `ivf`, `hnsw`: approximate, for the same labels: faiss (extra `faiss`) looks for candidates by Euclidean distance,
+      in the nearest cells, or along a graph. The graph is built by one thread, as many would build it differently
+      each time.
     - `nn_descent`: approximate, for any target: pynndescent (extra `nn_descent`) looks for candidates among the vectors,
       or, where labels are none, among the items' distances from 64 of them. For metrics.
     - `auto`: `exact` below 250,000 items and where the extras are not installed, beyond that `ivf` or `nn_descent`.
@@ -67,6 +70,7 @@ def label_neighbours(
         tile: rows computed at a time by `plain`; memory is O(tile x n).
         method: how to search, see above.
         cache: folder that keeps results, by a hash of target, codes, ids, k and method; None: none kept.
+        progress: show a progress bar where distances are computed one by one or all.
 
     Returns:
         indices [n k] int64 and distances [n k] float64, on the CPU.
@@ -88,8 +92,8 @@ def label_neighbours(
     )
     if file is not None and (kept := _read(file)) is not None:
         return kept
-    found = _search(target, code, k, ids, tile, method)
-    if method in ("ivf", "nn_descent"):
+    found = _search(target, code, k, ids, tile, method, progress)
+    if method in ("ivf", "hnsw", "nn_descent"):
         recall = neighbour_recall(target, code, found[1], ids=ids)
         log.info("label neighbours of %d items by %s: recall@%d %.4f of a sample", n, method, k, recall)
     if file is not None:
@@ -129,42 +133,42 @@ def _choose(target: Target, code: Tensor) -> Method:
     return "nn_descent" if find_spec("pynndescent") else "exact"
 
 
-def _search(target: Target, code: Tensor, k: int, ids: Tensor, tile: int, method: Method) -> Found:
+def _search(target: Target, code: Tensor, k: int, ids: Tensor, tile: int, method: Method, progress: bool) -> Found:
     own = getattr(target, "neighbours", None)  # a quicker search of the target's own
-    if method == "exact" and own is not None and (found := own(code, k, ids)) is not None:
+    if method == "exact" and own is not None and (found := own(code, k, ids, progress)) is not None:
         return found[0], found[1]
     joints = None if method == "plain" else as_joints(target, code)
     if method == "exact" and joints is not None and len(code) >= QUICK:
-        return _exact(target, code, k, ids, tile, joints.cpu())
+        return _exact(target, code, k, ids, tile, joints.cpu(), progress)
     if method in ("plain", "exact"):
-        return _plain(target, code, k, ids, tile, torch.arange(len(code)))
+        return _plain(target, code, k, ids, tile, torch.arange(len(code)), progress)
     wanted = min(3 * k + 10, len(code) - 1)
     if method == "nn_descent":
         points = by_landmarks(target, code) if joints is None else joints.flatten(1)
         return _ranked(target, code, k, ids, by_descent(points.cpu(), wanted))
     if joints is None:
-        raise ValueError(f"method 'ivf' needs labels that are vectors, not {target}; take 'nn_descent' or 'exact'")
-    return _ranked(target, code, k, ids, by_faiss(joints.cpu().flatten(1), wanted))
+        raise ValueError(f"method {method!r} needs labels that are vectors, not {target}; take 'nn_descent' or 'exact'")
+    return _ranked(target, code, k, ids, by_faiss(joints.cpu().flatten(1), wanted, graph=method == "hnsw"))
 
 
-def _plain(target: Target, code: Tensor, k: int, ids: Tensor, tile: int, rows: Tensor) -> Found:
+def _plain(target: Target, code: Tensor, k: int, ids: Tensor, tile: int, rows: Tensor, progress: bool = False) -> Found:
     # filled in place: small results kept between large tiles would fragment the heap
     indices, distances = torch.empty(len(rows), k, dtype=torch.int64), torch.empty(len(rows), k, dtype=torch.float64)
-    for first in range(0, len(rows), tile):
+    for first in tqdm(range(0, len(rows), tile), desc="label neighbours", unit="tile", disable=not progress):
         part = slice(first, first + tile)
         never = ids[rows[part], None] == ids
         indices[part], distances[part] = _nearest(target.distance(code[rows[part]], code), never, k)
     return indices, distances
 
 
-def _exact(target: Target, code: Tensor, k: int, ids: Tensor, tile: int, joints: Tensor) -> Found:
+def _exact(target: Target, code: Tensor, k: int, ids: Tensor, tile: int, joints: Tensor, progress: bool) -> Found:
     """An upper bound of each item's k-th distance first; then everything within that, ranked by the target."""
     n, loose = len(code), 1 + slack(joints[0].numel())
     bounds, order = upper_bounds(joints, ids.cpu(), k)
     reach = torch.where(bounds < 0, bounds, loose * bounds)
     pairs = within_reach(joints, reach, MOST_HITS * k * n)
     if pairs is None:
-        return _plain(target, code, k, ids, tile, torch.arange(n))
+        return _plain(target, code, k, ids, tile, torch.arange(n), progress)
     found = _ranked(target, code, k, ids, Lists.nearest(*pairs, ids.cpu().numpy(), order.argsort().numpy(), k, loose))
     unknown = (reach < 0).nonzero()[:, 0]
     found[0][unknown], found[1][unknown] = _plain(target, code, k, ids, tile, unknown)

@@ -5,6 +5,7 @@ Without arguments it learns poses of rendered figures (recipes/configs/pose.yaml
 
 from __future__ import annotations
 
+import functools
 import inspect
 import math
 import sys
@@ -143,7 +144,8 @@ class Setup:
 def set_up(config: Config, accelerator: Accelerator) -> Setup:
     """Load the data and build model, loss, batches and optimizer. Raises ValueError or OSError for what does not fit."""
     check_config(config)
-    splits, bad = load_checked(config.data, progress=config.progress and accelerator.is_main_process)
+    bar = config.progress and accelerator.is_main_process
+    splits, bad = load_checked(config.data, progress=bar)
     whole = splits.train.labels.dtype.kind in "iu" and splits.train.labels.ndim == 1
     spec = config.objective.target or splits.target or ("classes" if whole else None)
     if spec is None:
@@ -156,13 +158,14 @@ def set_up(config: Config, accelerator: Accelerator) -> Setup:
     objective, train = make_objective(config, spec, train, embedder.dim)
     judge = Judge(config.evaluation, splits, "classes" if reads_classes(spec) else spec)
     code = objective.target.encode(train.labels)
+    search = functools.partial(label_neighbours, cache=config.sampler.cache, progress=bar)
     sampler = create_sampler(
         config.sampler.name,
         items_count=len(train),
         batch_size=config.sampler.batch_size,
         seed=config.seed,
         classes=train.labels if train.labels.ndim == 1 and train.labels.dtype.kind in "iu" else None,
-        neighbours=lambda k: label_neighbours(objective.target, code, k, cache=config.sampler.cache)[0].numpy(),
+        neighbours=lambda k: search(objective.target, code, k)[0].numpy(),
         labels=train.labels,
         target=objective.target,
         geometry=objective.geometry,

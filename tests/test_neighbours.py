@@ -228,11 +228,12 @@ def test_labels_that_are_no_vectors_are_searched_plainly():
         assert neighbours.as_joints(target, target.encode(labels)) is None
 
 
-@pytest.mark.parametrize("method", ["ivf", pytest.param("nn_descent", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("method", ["ivf", "hnsw", pytest.param("nn_descent", marks=pytest.mark.slow)])
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_approximate_searches_find_most_and_say_how_many(method, caplog):
-    pytest.importorskip({"ivf": "faiss", "nn_descent": "pynndescent"}[method])
-    other = {"ivf": ("euclidean", (1500, 6)), "nn_descent": ("pose(mirror=(1, 0, 2, 3))", (1500, 4, 2))}[method]
+    pytest.importorskip({"ivf": "faiss", "hnsw": "faiss", "nn_descent": "pynndescent"}[method])
+    mirrored = ("pose(mirror=(1, 0, 2, 3))", (1500, 4, 2))
+    other = mirrored if method == "nn_descent" else ("euclidean", (1500, 6))
     for spec, shape in (("pose", (1500, 8, 2)), other):
         target = create_target(spec)
         code = target.encode(np.random.default_rng(7).normal(size=shape))
@@ -259,7 +260,7 @@ def test_recall_counts_what_is_as_near_as_the_true_ones():
     assert neighbour_recall(target, code, missed) == 6 / 8
 
 
-@pytest.mark.parametrize(("method", "module"), [("ivf", "faiss"), ("nn_descent", "pynndescent")])
+@pytest.mark.parametrize(("method", "module"), [("ivf", "faiss"), ("hnsw", "faiss"), ("nn_descent", "pynndescent")])
 def test_what_is_not_installed_is_named_and_not_chosen(method, module, monkeypatch):
     monkeypatch.setitem(sys.modules, module, None)
     target = create_target("euclidean")
@@ -283,8 +284,8 @@ def test_auto_is_exact_for_few_items_and_approximate_for_many_where_it_can_be(mo
 def test_methods_that_cannot_be_used_say_why():
     with pytest.raises(ValueError, match="unknown method 'exakt'; did you mean 'exact'"):
         label_neighbours(create_target("euclidean"), torch.rand(4, 1), 1, method="exakt")
-    with pytest.raises(ValueError, match="'ivf' needs labels that are vectors, not Circular"):
-        label_neighbours(create_target("circular"), torch.rand(4, 1), 1, method="ivf")
+    with pytest.raises(ValueError, match="'hnsw' needs labels that are vectors, not Circular"):
+        label_neighbours(create_target("circular"), torch.rand(4, 1), 1, method="hnsw")
 
 
 # ---- cache ---------------------------------------------------------------------------

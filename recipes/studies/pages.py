@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -92,9 +91,9 @@ def write(page: Path, study: Study, results: Runs) -> None:
         made[path.stem] = f"![{path.stem}]({path.name})\n"
     text = page.read_text() if page.exists() else "\n".join(f"<!-- {name} -->\n<!-- end -->\n" for name in made)
     for name, part in made.items():
-        text = re.sub(
-            rf"(<!-- {re.escape(name)} -->\n).*?(?=<!-- end -->)", lambda m, part=part: m[1] + part, text, flags=re.S
-        )
+        start, mark, rest = text.partition(f"<!-- {name} -->\n")
+        if mark:
+            text = start + mark + part + rest[rest.index("<!-- end -->") :]
     page.write_text(text)
 
 
@@ -110,12 +109,11 @@ def plots(page: Path, study: Study, results: Runs) -> list[Path]:
         figure = Figure(figsize=(8, 0.28 * sum(rows) + 0.6), layout="constrained")
         grid = figure.subplots(len(asked), 1, sharex=True, squeeze=False, height_ratios=rows)[:, 0]
         for axes, (question, names) in zip(grid, asked.items(), strict=True):
-            found = [[*scores(results, name, metric).values()] for name in names]
+            each = [[*scores(results, name, metric).values()] for name in names]
+            means, halves = zip(*map(interval, each), strict=True)
             levels(axes, results, names[0], metric, across=False)
-            axes.barh(
-                names, [interval(v)[0] for v in found], xerr=[interval(v)[1] for v in found], height=0.6, alpha=0.5
-            )
-            for place, values in enumerate(found):
+            axes.barh(names, means, xerr=halves, height=0.6, alpha=0.5)
+            for place, values in enumerate(each):
                 axes.plot(values, [place] * len(values), "k.", ms=4)
             axes.invert_yaxis()
             axes.set_title(question, loc="left", fontsize=9)
