@@ -68,12 +68,11 @@ class Lists:
             rows[start], np.concatenate([[0], np.add.reduceat(kept, start, dtype=np.int64).cumsum()]), items[kept]
         )
 
-    def groups(self, size: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """A few rows at a time, and everything that is a candidate of one of them, by position."""
-        for first in range(0, len(self.rows), size):
-            last = min(first + size, len(self.rows))
-            items = np.unique(self.items[self.start[first] : self.start[last]])
-            yield torch.from_numpy(self.rows[first:last]), torch.from_numpy(items)
+    def group(self, first: int, size: int) -> tuple[Tensor, Tensor]:
+        """Some rows from the `first` on, and everything that is a candidate of one of them, by position."""
+        last = min(first + size, len(self.rows))
+        items = np.unique(self.items[self.start[first] : self.start[last]])
+        return torch.from_numpy(self.rows[first:last]), torch.from_numpy(items)
 
 
 def slack(terms: int) -> float:
@@ -105,19 +104,26 @@ def upper_bounds(joints: Tensor, ids: Tensor, k: int) -> tuple[Tensor, Tensor]:
     Returns:
         bounds [n] float64, -1 where too few items are around; and an order of all items in which near ones are close.
     """
-    n, order, points = len(joints), [], (joints - joints.mean(0)).flatten(1).float()
-    bounds = torch.full((n,), -1.0, dtype=torch.double)
-    for members, around in cells(points, max(n // PROBED, 8 * k)):
-        order.append(members)
-        half, keys = points[around].square().sum(1) / 2, points[around].T.contiguous()
-        for rows in members.split(PER_CELL):
-            near = torch.addmm(half, points[rows], keys, alpha=-1).topk(min(2 * k + 1, len(around)), largest=False)
-            items = around[near.indices]
+    n, points = len(joints), (joints - joints.mean(0)).flatten(1).float()
+    members, around = cells(points, max(n // PROBED, 8 * k))
+
+    def bounds_of(cell: int) -> Tensor:
+        """Of the members of a cell."""
+        others, found = around(cell), torch.full((len(members[cell]),), -1.0, dtype=torch.double)
+        half, keys = points[others].square().sum(1) / 2, points[others].T.contiguous()
+        for rows, bound in zip(members[cell].split(PER_CELL), found.split(PER_CELL), strict=True):
+            near = torch.addmm(half, points[rows], keys, alpha=-1).topk(min(2 * k + 1, len(others)), largest=False)
+            items = others[near.indices]
             sums = _sums((joints[rows, None] - joints[items]).double())
             sums.masked_fill_(ids[rows, None] == ids[items], torch.inf)
             if sums.shape[1] >= k:
-                bounds[rows] = sums.kthvalue(k).values
-    return bounds.masked_fill(~bounds.isfinite(), -1), torch.cat(order)
+                bound.copy_(sums.kthvalue(k).values)
+        return found
+
+    order = torch.cat(members)
+    bounds = torch.empty(n, dtype=torch.double)
+    bounds[order] = torch.cat([*side_by_side(bounds_of, range(len(members)))])
+    return bounds.masked_fill(~bounds.isfinite(), -1), order
 
 
 def _sums(gap: Tensor) -> Tensor:
@@ -127,9 +133,9 @@ def _sums(gap: Tensor) -> Tensor:
     return (sum(squared.unbind(-1), torch.zeros(())) if short else squared.sum(-1)).sqrt_().sum(-1)
 
 
-def cells(points: Tensor, least: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """Members of each cell of a k-means clustering of `points` [n d], and at least `least` items around, the nearest
-    cells' (each item is a member once)."""
+def cells(points: Tensor, least: int) -> tuple[list[Tensor], Callable[[int], Tensor]]:
+    """Members of each cell of a k-means clustering of `points` [n d] (each item is a member once), and a function that
+    gives at least `least` items around a cell, the nearest cells' (itself included)."""
     n = len(points)
     count = max(1, n // PER_CELL)
     chosen = torch.randperm(n, generator=torch.Generator().manual_seed(0))
@@ -140,11 +146,15 @@ def cells(points: Tensor, least: int) -> Iterator[tuple[Tensor, Tensor]]:
         centres = torch.where(size > 0, torch.zeros_like(centres).index_add_(0, cell, sample) / size, centres)
     cell = _closest(points, centres)
     size = cell.bincount(minlength=count)
-    members = cell.argsort(stable=True).split(size.tolist())
-    for own in size.nonzero()[:, 0].tolist():
+    members = [part for part in cell.argsort(stable=True).split(size.tolist()) if len(part)]
+    centres, size = centres[size > 0], size[size > 0]
+
+    def around(own: int) -> Tensor:
         order = (centres - centres[own]).square().sum(1).argsort()
         enough = int((size[order].cumsum(0) < least).sum()) + 1
-        yield members[own], torch.cat([members[i] for i in order[:enough].tolist()])
+        return torch.cat([members[i] for i in order[:enough].tolist()])
+
+    return members, around
 
 
 def _closest(points: Tensor, centres: Tensor) -> Tensor:
@@ -170,7 +180,7 @@ def within_reach(joints: Tensor, reach: Tensor, most: int) -> tuple[np.ndarray, 
     n = len(points)
     bound = _best_bound(points, reach)
     found, count = [], 0
-    for stripe in _side_by_side(lambda top: _stripe(points, reach, bound, top), range(0, n, TILE[0])):
+    for stripe in side_by_side(lambda top: _stripe(points, reach, bound, top), range(0, n, TILE[0])):
         found.append(stripe)
         count += len(stripe[0])
         if count > most:
@@ -192,7 +202,7 @@ def _stripe(points: Tensor, reach: Tensor, bound: _Bound, top: int) -> tuple[Ten
     return both[0].int(), both[1].int(), torch.cat([gap[near], gap[far]])
 
 
-def _side_by_side(work: Callable[[int], Any], jobs: Iterable[int]) -> Iterator[Any]:
+def side_by_side(work: Callable[[int], Any], jobs: Iterable[int]) -> Iterator[Any]:
     """Results of jobs in their order, one thread for each that torch has: many small operations share no work well."""
     threads = torch.get_num_threads()
     if threads == 1:

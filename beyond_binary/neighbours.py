@@ -14,7 +14,17 @@ from torch import Tensor
 from tqdm import tqdm
 
 from .fingerprint import fingerprint
-from .neighbour_search import Lists, as_joints, by_descent, by_faiss, by_landmarks, slack, upper_bounds, within_reach
+from .neighbour_search import (
+    Lists,
+    as_joints,
+    by_descent,
+    by_faiss,
+    by_landmarks,
+    side_by_side,
+    slack,
+    upper_bounds,
+    within_reach,
+)
 from .registry import suggest
 from .targets import Target
 
@@ -23,6 +33,8 @@ Found = tuple[Tensor, Tensor]
 
 QUICK = 8192
 """From so many items on `exact` bounds distances before it computes them."""
+RANKED = 16
+"""Rows whose candidates are ranked together."""
 LARGE = 250_000
 """From so many items on `auto` takes an approximate method where it can."""
 MOST_HITS = 16
@@ -179,11 +191,16 @@ def _ranked(target: Target, code: Tensor, k: int, ids: Tensor, candidates: Lists
     """The nearest candidates by the target's own distance."""
     indices = torch.full((len(code), k), -1)
     distances = torch.full((len(code), k), torch.nan, dtype=torch.double)
-    for rows, items in candidates.groups(16):
+
+    def rank(first: int) -> None:
+        rows, items = candidates.group(first, RANKED)
         never, width = ids[rows, None] == ids[items], min(k, len(items))
         place, near = _nearest(target.distance(code[rows], code[items]), never, width)
         indices[rows, :width] = torch.where(place.cpu() < 0, -1, items[place.cpu()])
         distances[rows, :width] = near.double().cpu()
+
+    for _ in side_by_side(rank, range(0, len(candidates.rows), RANKED)):
+        pass
     return indices, distances
 
 
