@@ -87,6 +87,18 @@ def test_columns_of_text_are_captions(tmp_path: Path) -> None:
     assert splits.class_names is None
 
 
+def test_text_in_a_list_is_captions_and_alone_a_class(tmp_path: Path) -> None:
+    one = load(tmp_path, {"cap": ["1 dog", "2", "c", "d"]}, label=["cap"], **BY_ROWS)
+    assert one.train.labels.tolist() == [["1 dog"], ["2"], ["c"]]
+    assert one.class_names is None
+    lists = {"cap": [["a dog", "b"], ["c"], ["d", None, ""], ["e", "f", "g", "h"]], "other": list("wxyz")}
+    for label, more in (("cap", []), (["cap"], []), (["cap", "other"], ["w", "x", "y"])):
+        many = load(tmp_path, lists, label=label, **BY_ROWS)
+        expected = [["a dog", "b", "", ""], ["c", "", "", ""], ["d", "", "", ""]]
+        assert many.train.labels.tolist() == [[*row, *more[i : i + 1]] for i, row in enumerate(expected)]
+        assert many.query.labels.shape == (1, 4 + bool(more))
+
+
 def test_fixed_size_lists_and_text_dictionaries() -> None:
     from beyond_binary.data.columns import column_values
 
@@ -120,6 +132,7 @@ def test_several_class_columns_make_one_class(tmp_path: Path) -> None:
         ({"a": [float("inf"), 0.0, 0.0, 0.0]}, {"label": "a"}, r"1 of 4 .* infinite.* '0.png'"),
         ({"a": ["x", "", None, "y"]}, {"label": "a"}, r"2 of 4 .* first at '1.png', '2.png'"),
         ({"a": ["x", "", "z", "y"]}, {"label": "a"}, r"1 of 4 .* first at '1.png'"),
+        ({"a": [["x"], [""], [], None]}, {"label": "a"}, r"3 of 4 .* first at '1.png', '2.png', '3.png'"),
         ({"a": [[1, 2], [1], [1], [1]]}, {"label": "a"}, r"lists of lengths \[1, 2\]"),
         ({"a": ["1.5", "2", "?", "4"]}, {"label": "a"}, r"1 values that are none, such as '\?'"),
         ({"a": [{"b": 1}] * 4}, {"label": "a"}, r"cannot be a label"),

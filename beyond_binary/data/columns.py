@@ -14,15 +14,23 @@ from .readers import EncodedImages, Rows, known_column, known_columns
 
 
 def column_values(rows: Rows, name: str, index: np.ndarray | None = None) -> np.ndarray:
-    """One column (of the rows `index`) as int64, float64 or text [n], or float64 [n m ...] for lists.
+    """One column (of the rows `index`) as int64, float64 or text [n], or float64 [n m ...] or text [n m] for lists.
+
+    Lists of texts may differ in length: "" follows the shorter ones.
 
     Raises:
-        ValueError: missing or infinite values (with their rows), lists of different lengths, a type that is
+        ValueError: missing or infinite values (with their rows), lists of numbers of different lengths, a type that is
             no label.
     """
     import pyarrow as pa
+    import pyarrow.compute as pc
 
     column = rows.columns[name] if index is None else rows.columns[name].take(pa.array(index))
+    if _is_text(getattr(column.type, "value_type", None)) and not pa.types.is_dictionary(column.type):
+        lists = [[text or "" for text in texts or []] for texts in column.to_pylist()]
+        _refuse_missing(name, rows, index, np.array([not any(texts) for texts in lists]))
+        longest = pc.max(pc.list_value_length(rows.columns[name])).as_py() or 0
+        return np.array([[*texts, *[""] * (longest - len(texts))] for texts in lists], dtype=np.str_)
     values, shape, missing = _unnested(column.combine_chunks(), name)
     if len(shape) > 1:
         _refuse_missing(name, rows, index, missing)  # an empty list has no place in the array
@@ -30,18 +38,24 @@ def column_values(rows: Rows, name: str, index: np.ndarray | None = None) -> np.
         array = np.asarray(values.cast(pa.int64())).reshape(shape)
     elif pa.types.is_floating(values.type) or pa.types.is_decimal(values.type):
         array = np.asarray(values.cast(pa.float64())).reshape(shape)
-    elif len(shape) == 1 and (pa.types.is_string(values.type) or pa.types.is_large_string(values.type)):
+    elif len(shape) == 1 and _is_text(values.type):
         array = np.array(values.to_pylist(), dtype=np.str_)
         missing = missing | (array == "")
     else:
         raise ValueError(
-            f"column {name!r} of type {column.type} cannot be a label; expected numbers, text or lists of numbers"
+            f"column {name!r} of type {column.type} cannot be a label; expected numbers, text or lists of either"
         )
     if array.dtype.kind == "f" or array.ndim > 1:
         array = array.astype(np.float64)
         missing = np.asarray(~np.isfinite(array).reshape(len(array), -1).all(axis=1))
     _refuse_missing(name, rows, index, missing)
     return array
+
+
+def _is_text(kind: Any) -> bool:
+    import pyarrow as pa
+
+    return kind is not None and (pa.types.is_string(kind) or pa.types.is_large_string(kind))
 
 
 def _unnested(values: Any, name: str) -> tuple[Any, list[int], np.ndarray]:
@@ -78,14 +92,16 @@ def read_labels(rows: Rows, config: DataConfig, index: np.ndarray) -> tuple[np.n
         return class_values(rows, class_columns(rows, config), index)
     chosen = known_columns(config.label, names, "label")
     columns = [column_values(rows, name, index) for name in chosen]
+    listed = isinstance(config.label, list)
     if len(columns) == 1:
-        if columns[0].dtype.kind == "U":
+        if columns[0].dtype.kind == "U" and columns[0].ndim == 1 and not listed:
             _refuse_near_numbers(chosen[0], columns[0])
             return class_values(rows, chosen, index)
-        return columns[0], rows.class_names.get(chosen[0])
+        if columns[0].dtype.kind != "U":
+            return columns[0], rows.class_names.get(chosen[0])
     text = [name for name, values in zip(chosen, columns, strict=True) if values.dtype.kind == "U"]
     if len(text) == len(chosen):
-        return np.stack(columns, axis=1), None
+        return np.concatenate([values.reshape(len(values), -1) for values in columns], axis=1), None
     if text:
         raise ValueError(
             "several label columns are stacked to a vector and must be numeric, but "
