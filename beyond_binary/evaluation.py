@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import reprlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from .geometry import Geometry, create_geometry
 from .metrics import create_metrics
+from .metrics.clustering import Clustering, kmeans
 from .metrics.ranking import Ranking
+from .metrics.verification import Collector
 from .points import Points
 from .registry import suggest
 from .targets import Target, create_target
+from .targets.vectors import Classes
 
 PAIRS_PER_TILE = {"cpu": 1 << 21, "cuda": 1 << 25}
 """Pairs that are compared at once: the memory of an evaluation, at some tens of bytes a pair."""
@@ -57,10 +61,12 @@ def evaluate(
         ref_ids: identity of each reference [k]. Without ids, queries and references have nothing in common.
         geometry: what near means, such as "euclidean" or "cosine".
         metrics: names, such as ["recall_at_1", "map_at_r"], with options if need be
-            ("ndcg_at_100(label_scale=0.1)"); None: those that fit the target. See `list_metrics()`.
+            ("ndcg_at_100(label_scale=0.1)"); None: those over rows that fit the target. See `list_metrics()`. d_prime,
+            eer and tar_at_far_0.001 judge all pairs by one threshold; nmi, ami and pairwise_f1 as many k-means clusters
+            of the queries as they have classes.
         ranking: "embedding"; "random", a seeded random order; "oracle", the order of the label distance. The
             last two show what chance and the best possible embedding would score.
-        seed: of the random ranking.
+        seed: of the random ranking, and of k-means.
 
     Returns:
         Mean over queries of each metric, by name, and `queries`, how many queries had something to find (for
@@ -76,27 +82,66 @@ def evaluate(
     chosen = create_metrics(metrics, target.gives, ks, target)
     geometry = create_geometry(geometry)
     query, refs = _sides(target, embeddings, labels, ids, ref_embeddings, ref_labels, ref_ids)
-    order = _order(ranking, query, refs, geometry, seed)
-    gap = _gap(geometry) if ranking == "embedding" else torch.neg
-    depth = max((m.k for m in chosen if m.reads != "same"), default=1)
-    sums = torch.zeros(2, len(chosen), dtype=torch.double)
-    matched = 0
+    rows = [metric for metric in chosen if metric.over == "rows"]
+    depth = max((m.k for m in rows if m.reads != "same"), default=1)
     tile = max(1, PAIRS_PER_TILE.get(query.z.device.type, 1 << 23) // len(refs))
-    for start in range(0, len(query), tile):
-        rows = slice(start, start + tile)
-        valid = query.id[rows, None] != refs.id
-        y = target.distance(query.code[rows], refs.code, valid)
-        error = partial(_mean_error, target, query.code[rows], refs.code) if hasattr(target, "mean") else None
-        ranked = Ranking.of(order(rows, y), y, valid, target.gives, depth, gap=gap, mean_error=error)
+
+    def tiles() -> Iterator[tuple[slice, Ranking]]:
+        order = _order(ranking, query, refs, geometry, seed)
+        gap = _gap(geometry) if ranking == "embedding" else torch.neg
+        for start in range(0, len(query), tile):
+            part = slice(start, start + tile)
+            valid = query.id[part, None] != refs.id
+            y = target.distance(query.code[part], refs.code, valid)
+            error = partial(_mean_error, target, query.code[part], refs.code) if hasattr(target, "mean") else None
+            yield part, Ranking.of(order(part, y), y, valid, target.gives, depth, gap=gap, mean_error=error)
+
+    sums = torch.zeros(2, len(rows), dtype=torch.double)
+    matched = 0
+    pairs = Collector() if any(metric.over == "pairs" for metric in chosen) else None
+    for part, ranked in tiles():
         found = ranked.relevant if target.gives == "same" else ranked.references
         matched += int((found > 0).sum())
-        for column, metric in enumerate(chosen):
-            value, count = metric.rows(ranked)
+        for column, metric in enumerate(rows):
+            value, count = metric.function(ranked)
             sums[0, column] += torch.where(count > 0, value, 0).sum().cpu()
             sums[1, column] += (count > 0).sum().cpu()
-    means = (sums[0] / sums[1]).tolist()
-    scores = {metric.name: mean for metric, mean in zip(chosen, means, strict=True)}
-    return scores | {"queries": float(matched), "queries_without_match": float(len(query) - matched)}
+        if pairs is not None:
+            pairs.add(*_once(ranked, part, query is refs))
+    scores = {metric.name: mean for metric, mean in zip(rows, (sums[0] / sums[1]).tolist(), strict=True)}
+    if pairs is not None:
+        if any(metric.curve for metric in chosen):
+            pairs.place(_once(ranked, part, query is refs) for part, ranked in tiles())
+        separation = pairs.result()
+        scores |= {metric.name: metric.function(separation) for metric in chosen if metric.over == "pairs"}
+    if any(metric.over == "clusters" for metric in chosen):
+        clustering = _clustering(target, query, geometry, ranking, seed)
+        scores |= {metric.name: metric.function(clustering) for metric in chosen if metric.over == "clusters"}
+    ordered = {metric.name: scores[metric.name] for metric in chosen}
+    return ordered | {"queries": float(matched), "queries_without_match": float(len(query) - matched)}
+
+
+def _once(ranked: Ranking, rows: slice, among: bool) -> tuple[Tensor, Tensor, Tensor]:
+    """Similarities of a tile, which pairs are right, and which count: among themselves, each pair only once."""
+    if not among:
+        return ranked.x, ranked.right, ranked.valid
+    number = torch.arange(ranked.x.shape[1], device=ranked.x.device)
+    return ranked.x, ranked.right, ranked.valid & (number > number[rows, None])
+
+
+def _clustering(target: Target, query: Points, geometry: Geometry, ranking: str, seed: int) -> Clustering:
+    """Classes of the queries, and as many clusters of their embeddings (by chance or the classes, as `ranking` says)."""
+    if not isinstance(target, Classes):
+        raise ValueError(
+            f"nmi, ami and pairwise_f1 compare clusters with classes: they need the target 'classes', not {target}"
+        )
+    classes = query.code.cpu().numpy()
+    k = len(np.unique(classes))
+    if ranking == "embedding":
+        return Clustering(classes, kmeans(geometry.prepare(query.z), k, seed))
+    return Clustering(
+        classes, classes if ranking == "oracle" else np.random.default_rng(seed).integers(k, size=len(classes))
+    )
 
 
 def _sides(

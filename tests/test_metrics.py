@@ -76,7 +76,7 @@ def scores(x: Tensor, y: Tensor, names: Sequence[str], gives: str, valid: Tensor
     valid = torch.ones_like(x, dtype=torch.bool) if valid is None else valid
     depth = max((m.k for m in metrics if m.reads != "same"), default=1)
     ranking = Ranking.of(x.clone(), y, valid, gives, depth)
-    rows = {m.name: m.rows(ranking) for m in metrics}
+    rows = {m.name: m.function(ranking) for m in metrics}
     assert all(value.dtype == torch.double for value, _ in rows.values())
     return {name: torch.where(count > 0, value, torch.nan) for name, (value, count) in rows.items()}
 
@@ -319,6 +319,8 @@ def test_names_and_numbers_of_neighbours() -> None:
 def test_which_way_is_better() -> None:
     assert higher_is_better("recall_at_4")
     assert higher_is_better("ndcg_at_10(label_scale=0.1)")
+    assert higher_is_better("tar_at_far_1e-3")
+    assert not higher_is_better("eer")
     assert not higher_is_better("mean_label_distance_at_10")
 
 
@@ -341,6 +343,10 @@ def test_metrics_that_need_more_of_a_target_say_so() -> None:
         (["ndcg_at_10"], "same", "reads label distances.*choose a target"),
         (["mean_label_distance_at_1"], "order", "the order of label distances only"),
         (["recall_at_0"], "same", "at least 1"),
+        (["tar_at_far_2"], "same", "a rate above 0 and at most 1, such as tar_at_far_0.001"),
+        (["tar_at_far_0"], "same", "a rate above 0"),
+        (["tar_at_far_x"], "same", "write the rate in place of x"),
+        (["eer"], "magnitude", r"reads same/different.*within"),
         (["ndcg_at_5(scale=2)"], "magnitude", "label_scale"),
         (["ndcg_at_5(2)"], "magnitude", "key=value"),
         ("mrr", "same", r"write \['mrr'\]"),

@@ -1,8 +1,13 @@
-"""The table of metrics: pure functions of a `Ranking`, found by flat lower-case names."""
+"""The table of metrics: pure functions, found by flat lower-case names.
+
+Most are means over queries and read a `Ranking`. Those registered as `over="pairs"` read the scores of all pairs (a
+`Separation`), those `over="clusters"` a `Clustering` of the embeddings.
+"""
 
 from __future__ import annotations
 
 import inspect
+import math
 import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -11,7 +16,6 @@ from numbers import Integral
 from typing import Any
 
 from ..registry import Entry, Registry, parse_spec, suggest
-from .ranking import Ranking, Scores
 
 METRICS = Registry("metric")
 
@@ -28,19 +32,24 @@ class Metric:
 
     Attributes:
         name: as the user wrote it, `recall_at_4` or `ndcg_at_100(label_scale=0.1)`.
-        rows: the function, `Ranking -> (value [q], count [q])`; count 0 leaves a query out.
+        function: over rows `Ranking -> (value [q], count [q])`, count 0 leaving a query out; else `Separation -> float`
+            or `Clustering -> float`.
         reads: "same", "order" or "magnitude": how much of the label distance it needs.
         k: positions it reads, 0 if it needs none but those of the right references.
+        over: "rows", "pairs" or "clusters", see above.
+        curve: over pairs, whether it needs the error rates at all thresholds.
     """
 
     name: str
-    rows: Callable[[Ranking], Scores]
+    function: Callable[[Any], Any]
     reads: str
     k: int = 0
+    over: str = "rows"
+    curve: bool = False
 
 
 def list_metrics() -> list[str]:
-    """Names of all registered metrics; `_at_k` stands for any number, as in `recall_at_4`."""
+    """Names of all registered metrics; `_at_k` stands for any number, as in `recall_at_4`, `_x` for a rate."""
     return METRICS.names()
 
 
@@ -53,8 +62,8 @@ def create_metrics(
     metric's usual ones. `recall_at_4` is one metric, whatever `ks` says.
 
     Args:
-        specs: names, with options if need be; None: all that read same/different for classes, all that read
-            the order or the value of label distances for magnitudes.
+        specs: names, with options if need be; None: of those over rows, all that read same/different for classes,
+            all that read the order or the value of label distances for magnitudes.
         gives: what the target gives: "same", "order" or "magnitude".
         ks: numbers of neighbours, or one number, for the `_at_k` metrics.
         target: the target, for the metrics that need more of it than its distances.
@@ -66,7 +75,8 @@ def create_metrics(
     if isinstance(specs, str):
         raise ValueError(f"expected a list of metric names, got the string {specs!r}; write [{specs!r}]")
     if specs is None:
-        specs = [n for n in list_metrics() if METRICS[n].info["reads"] in USUAL[gives] and _offers(target, n)]
+        usual = [n for n in list_metrics() if METRICS[n].info["reads"] in USUAL[gives] and _over(n) == "rows"]
+        specs = [n for n in usual if _offers(target, n)]
     counts = None if ks is None else _counts(ks)
     metrics = [metric for spec in specs for metric in _bind(spec, counts)]
     if not metrics:
@@ -79,7 +89,8 @@ def create_metrics(
 
 def higher_is_better(name: str) -> bool:
     """Whether larger values of the metric called `name` (as in the result of `evaluate`) are better."""
-    entry, _ = _find(parse_spec(name)[0])
+    rate = _rate(name)
+    entry = METRICS[rate[0]] if rate else _find(parse_spec(name)[0])[0]
     return bool(entry.info.get("higher_is_better", True))
 
 
@@ -102,16 +113,43 @@ def _counts(ks: Any) -> list[int]:
     return [int(k) for k in counts]
 
 
+def _rate(spec: str) -> tuple[str, float] | None:
+    """The metric and the rate of a name such as `tar_at_far_0.001`."""
+    written = re.fullmatch(r"(\w+_)(\d.*)", spec.strip())
+    if written is None or written[1] + "x" not in METRICS:
+        return None
+    try:
+        rate = float(written[2])
+    except ValueError:
+        rate = math.nan
+    if not 0 < rate <= 1:
+        raise ValueError(f"metric {spec!r}: expected a rate above 0 and at most 1, such as {written[1]}0.001")
+    return written[1] + "x", rate
+
+
+def _over(name: str) -> str:
+    over: str = METRICS[name].info.get("over", "rows")
+    return over
+
+
 def _bind(spec: str, ks: Sequence[int] | None) -> list[Metric]:
+    if rate := _rate(spec):
+        entry = METRICS[rate[0]]
+        bound = partial(entry.build, far=rate[1])
+        return [Metric(spec.strip(), bound, entry.info["reads"], over=_over(entry.name), curve=True)]
     name, positional, options = parse_spec(spec)
     entry, at = _find(name)
-    known = [p for p in inspect.signature(entry.build).parameters if p not in ("ranking", "k")]
-    if positional or not options.keys() <= set(known):
+    if entry.name.endswith("_x"):
+        raise ValueError(f"metric {spec!r}: write the rate in place of x, such as {entry.name[:-1]}0.001")
+    known = list(inspect.signature(entry.build).parameters)[1:]
+    if positional or not options.keys() <= {*known} - {"k"}:
+        known = [option for option in known if option != "k"]
         raise ValueError(f"metric {spec!r}: options are key=value pairs; known: {', '.join(known) or 'none'}")
     METRICS.check_values(entry.name, options)
     reads = entry.info["reads"]
     if at is None:
-        return [Metric(spec, partial(entry.build, **options), reads)]
+        bound = partial(entry.build, **options)
+        return [Metric(spec, bound, reads, over=_over(entry.name), curve=entry.info.get("curve", False))]
     counts = [int(at[2])] if at[2] != "k" else list(entry.info["ks"] if ks is None else ks)
     if min(counts) < 1:
         raise ValueError(f"metric {name!r} needs a number of neighbours of at least 1, got {counts[0]}")
@@ -148,9 +186,11 @@ def _offers(target: Any, name: str) -> bool:
 
 
 def _check_offer(metric: Metric, target: Any) -> None:
+    if _rate(metric.name):
+        return
     name = _find(parse_spec(metric.name)[0])[0].name
     if not _offers(target, name):
         raise ValueError(f"metric {metric.name!r} needs {NEEDS[METRICS[name].info['needs']]}, not {target}")
 
 
-from . import continuous, retrieval  # noqa: F401  (they register themselves)
+from . import clustering, continuous, retrieval, verification  # noqa: F401  (they register themselves)

@@ -1,0 +1,220 @@
+"""Verification of pairs that are given: error rates, intervals over identities, and the protocol of Labeled Faces in the Wild.
+
+For all pairs of a set of embeddings see `evaluate(..., metrics=["d_prime", "eer", "tar_at_far_0.001"])`.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .geometry import create_geometry
+from .metrics import create_metrics
+from .metrics.verification import Separation
+
+USUAL = ("d_prime", "eer", "tar_at_far_0.1", "tar_at_far_0.01", "tar_at_far_0.001")
+
+
+def verify(
+    scores: Any,
+    same: Any,
+    *,
+    metrics: Sequence[str] = USUAL,
+    identities: Any = None,
+    bootstrap: int = 0,
+    level: float = 0.95,
+    seed: int = 0,
+) -> dict[str, float]:
+    """Metrics of a list of pairs, on request with intervals.
+
+    Args:
+        scores: [n] similarities, higher is nearer (negate distances).
+        same: [n] whether each pair is genuine.
+        metrics: names of metrics over pairs: d_prime, eer, tar_at_far_RATE.
+        identities: [n 2] integers, whose images the two of each pair are. Pairs of one person hang together, so intervals
+            are drawn over identities: each replicate draws identities with replacement, and a pair counts as often as
+            both of its identities were drawn together (a genuine pair as often as its one).
+        bootstrap: replicates; 0: no intervals.
+        level: of the intervals (percentiles of the replicates).
+        seed: of the replicates.
+
+    Returns:
+        each metric by name, with intervals also NAME_low and NAME_high (NaN where replicates have none), and the numbers
+        of pairs, `genuine` and `impostors`.
+
+    Raises:
+        ValueError: arguments that are not of one length or not finite, metrics that are not over pairs, identities that
+            contradict `same`, or a bootstrap without identities.
+    """
+    x, kind = torch.as_tensor(scores).double(), torch.as_tensor(same).bool()
+    if x.ndim != 1 or x.shape != kind.shape or not len(x):
+        raise ValueError(f"expected scores [n] and same [n], n > 0, got {list(x.shape)} and {list(kind.shape)}")
+    if not x.isfinite().all():
+        raise ValueError(f"{int((~x.isfinite()).sum())} of {len(x)} scores are NaN or infinite")
+    chosen = create_metrics(metrics, "same")
+    if rest := [metric.name for metric in chosen if metric.over != "pairs"]:
+        raise ValueError(f"verify takes metrics over pairs (such as {', '.join(USUAL[:3])}), not {', '.join(rest)}")
+    separation = Separation.of(x, kind)
+    found = {metric.name: float(metric.function(separation)) for metric in chosen}
+    if bootstrap:
+        people = _identities(identities, kind)
+        rng, count, draws = np.random.default_rng(seed), int(people.max()) + 1, []
+        for _ in range(bootstrap):
+            drawn = torch.from_numpy(np.bincount(rng.integers(count, size=count), minlength=count))
+            draw = Separation.of(x, kind, torch.where(kind, drawn[people[:, 0]], drawn[people].prod(1)))
+            draws.append([float(metric.function(draw)) for metric in chosen])
+        table, tail = np.array(draws), (1 - level) / 2
+        for name, column in zip([metric.name for metric in chosen], table.T, strict=True):
+            low, high = (np.nan, np.nan) if np.isnan(column).any() else np.quantile(column, [tail, 1 - tail])
+            found |= {f"{name}_low": float(low), f"{name}_high": float(high)}
+    return found | {"genuine": float(kind.sum()), "impostors": float((~kind).sum())}
+
+
+def _identities(identities: Any, same: Tensor) -> Tensor:
+    """Identities [n 2] numbered from 0."""
+    if identities is None:
+        raise ValueError("intervals are drawn over identities: give identities [n 2], whose images each pair's two are")
+    people = torch.as_tensor(identities)
+    if people.shape != (len(same), 2) or people.is_floating_point():
+        raise ValueError(f"expected integer identities [{len(same)} 2], got {people.dtype} {list(people.shape)}")
+    if not torch.equal(people[:, 0] == people[:, 1], same):
+        raise ValueError("identities contradict same: a pair is genuine exactly where both identities are equal")
+    return people.unique(return_inverse=True)[1]
+
+
+@dataclass(frozen=True)
+class TenFold:
+    """What `ten_fold` found.
+
+    Attributes:
+        accuracy: mean over folds.
+        error: standard error of the mean, standard deviation (divisor folds - 1) / sqrt(folds).
+        accuracies: of each fold.
+        thresholds: of each fold, found on the other folds.
+    """
+
+    accuracy: float
+    error: float
+    accuracies: list[float]
+    thresholds: list[float]
+
+
+def ten_fold(scores: Any, same: Any, folds: Any) -> TenFold:
+    """Accuracy of "the same person?", the threshold of each fold being the most accurate on all other folds.
+
+    Huang, Ramesh, Berg and Learned-Miller, "Labeled Faces in the Wild", UMass TR 07-49, View 2. All thresholds are tried:
+    those halfway between neighbouring scores of the other folds; of equally accurate ones the one with the fewest false
+    accepts is taken. A pair is accepted if its score is at least the threshold.
+
+    Args:
+        scores: [n] similarities, higher is nearer.
+        same: [n] whether each pair is genuine.
+        folds: [n] integers, which fold each pair is in.
+
+    Raises:
+        ValueError: lengths differ, scores are not finite, or there is a single fold.
+    """
+    x, kind, fold = (np.asarray(torch.as_tensor(values)) for values in (scores, same, folds))
+    x, kind = x.astype(np.float64), kind.astype(bool)
+    if x.ndim != 1 or not x.shape == kind.shape == fold.shape:
+        raise ValueError(f"expected scores, same and folds [n], got {x.shape}, {kind.shape} and {fold.shape}")
+    if not np.isfinite(x).all():
+        raise ValueError(f"{(~np.isfinite(x)).sum()} of {len(x)} scores are NaN or infinite")
+    if len(np.unique(fold)) < 2:
+        raise ValueError("expected at least two folds: the threshold of one comes from the others")
+    accuracies, thresholds = [], []
+    for number in np.unique(fold):
+        inside = fold == number
+        threshold = best_threshold(x[~inside], kind[~inside])
+        thresholds.append(threshold)
+        accuracies.append(float(((x[inside] >= threshold) == kind[inside]).mean()))
+    error = float(np.std(accuracies, ddof=1) / len(accuracies) ** 0.5)
+    return TenFold(float(np.mean(accuracies)), error, accuracies, thresholds)
+
+
+def best_threshold(scores: np.ndarray, same: np.ndarray) -> float:
+    """The most accurate threshold on similarities [n], halfway between two of them (or beyond all); the highest of equals."""
+    values, place = np.unique(scores, return_inverse=True)
+    right = np.bincount(place, np.where(same, 1, -1), minlength=len(values))
+    gained = np.concatenate([[0], right[::-1].cumsum()])  # by accepting the highest 0, 1, ... distinct scores
+    ends = np.concatenate([[-np.inf], (values[1:] + values[:-1]) / 2, [np.inf]])[::-1]
+    return float(ends[gained.argmax()])
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """Pairs of images of people.
+
+    Attributes:
+        files: the two files of each pair, such as "Abel_Pacheco/Abel_Pacheco_0001.jpg".
+        identities: [n 2] whose images they are, numbered by name.
+        folds: [n] which fold each pair is in.
+    """
+
+    files: list[tuple[str, str]]
+    identities: np.ndarray
+    folds: np.ndarray
+
+    @property
+    def same(self) -> np.ndarray:
+        """Whether each pair is genuine [n]."""
+        same: np.ndarray = self.identities[:, 0] == self.identities[:, 1]
+        return same
+
+    def scores(self, embeddings: Mapping[str, Any], geometry: str = "cosine") -> Tensor:
+        """Similarities [n] of the pairs from the embedding [d] of each file.
+
+        Raises:
+            ValueError: files without an embedding.
+        """
+        if missing := sorted({name for pair in self.files for name in pair} - embeddings.keys()):
+            raise ValueError(f"{len(missing)} images of the pairs have no embedding, the first {missing[0]!r}")
+        space = create_geometry(geometry)
+        left, right = (torch.stack([torch.as_tensor(embeddings[pair[i]]) for pair in self.files]) for i in (0, 1))
+        both = zip(space.prepare(left), space.prepare(right), strict=True)
+        x = torch.stack([space.pairs(a[None], b[None])[0, 0] for a, b in both])
+        return x if space.kind == "similarity" else -x
+
+
+def read_lfw_pairs(path: str | os.PathLike[str], suffix: str = ".jpg") -> Pairs:
+    """Read a pairs file of Labeled Faces in the Wild (pairs.txt, pairsDevTrain.txt, pairsDevTest.txt).
+
+    The first line holds the number of folds (left out where there is one) and of genuine pairs in each, as many impostor
+    pairs following them; then "name number number" or "name number name number", separated by tabs.
+
+    Args:
+        path: the file.
+        suffix: of the image files.
+
+    Raises:
+        ValueError: a line that is neither, or not as many lines as the first one says.
+    """
+    lines = Path(path).read_text(encoding="utf-8").splitlines()
+    head = lines[0].split() if lines else []
+    if len(head) not in (1, 2) or not all(word.isdigit() for word in head):
+        raise ValueError(f"{path}: the first line should hold the numbers of folds and of pairs, got {lines[:1]}")
+    folds, each = (int(head[0]), int(head[1])) if len(head) == 2 else (1, int(head[0]))
+    rows = [line.split("\t") for line in lines[1:] if line.strip()]
+    if len(rows) != 2 * folds * each:
+        raise ValueError(
+            f"{path}: {folds} folds of {each} + {each} pairs are {2 * folds * each} lines, got {len(rows)}"
+        )
+    files, names = [], []
+    for number, row in enumerate(rows):
+        genuine = number % (2 * each) < each
+        words = [row[0], row[1], row[0], row[2]] if genuine and len(row) == 3 else row
+        if len(words) != 4 or (len(row) == 3) != genuine or not (words[1].isdigit() and words[3].isdigit()):
+            kind = "name number number" if genuine else "name number name number"
+            raise ValueError(f"{path}, line {number + 2}: expected {kind} separated by tabs, got {' '.join(row)!r}")
+        names.append((words[0], words[2]))
+        first, second = (f"{words[i]}/{words[i]}_{int(words[i + 1]):04d}{suffix}" for i in (0, 2))
+        files.append((first, second))
+    identities = np.unique(np.array(names), return_inverse=True)[1].reshape(-1, 2)
+    return Pairs(files, identities, np.repeat(np.arange(folds), 2 * each))
