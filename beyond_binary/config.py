@@ -61,6 +61,8 @@ class ObjectiveConfig:
         mining: Miner, for example "multi_similarity(epsilon=0.1)"; unset: all pairs.
         memory: How many embeddings of earlier batches join the batch as keys; 0: none.
         proxy_init: "random" or "class_mean" (one pass over the training set before the first step).
+        num_proxies: On labels that are not classes, for losses such as pd_loss: proxies sit at that many k-means centres
+            of the training labels. Unset: one for each label of a set (target within('multi_label', radius=0.999)).
         block: Most rows in a tile of the block engine; unset: the plain dense form.
         options: The loss's own options, for example {temperature: 0.05}.
     """
@@ -71,6 +73,7 @@ class ObjectiveConfig:
     mining: str | None = None
     memory: int = 0
     proxy_init: Literal["random", "class_mean"] = "random"
+    num_proxies: int | None = None
     block: int | None = 1024
     options: dict[str, Any] = field(default_factory=dict)
 
@@ -260,6 +263,7 @@ def check_config(config: Config) -> None:
     optimizer, evaluation = config.optimizer, config.evaluation
     least = {
         "sampler.batch_size": (config.sampler.batch_size, 1),
+        "objective.num_proxies": (config.objective.num_proxies, 2),
         "optimizer.epochs": (optimizer.epochs, 0),
         "optimizer.accumulate": (optimizer.accumulate, 1),
         "optimizer.freeze_trunk": (optimizer.freeze_trunk, 0),

@@ -11,18 +11,26 @@ from .points import Points
 
 
 class Proxies(nn.Module):
-    """One learned embedding per class, seen by losses as labelled points like any other.
+    """Learned embeddings with labels, seen by losses as points like any other: one per class, or wherever `code` says.
 
     Args:
-        num_classes: number of classes; labels are `0 .. num_classes - 1`.
+        num_classes: number of classes (labels are `0 .. num_classes - 1`), or of proxies with labels of their own.
         dim: width of the embeddings.
         init: `random` (standard normal; only the direction counts for cosine losses) or `class_mean`, which also
             starts random until `start_at_means` is called with embeddings of the training set.
         centers: embeddings of each class; those of one class are neighbours in `weight` [num_classes * centers, dim].
+        code: labels of the proxies as the target encodes them [num_classes ...], None: class numbers.
     """
 
+    code: Tensor | None
+
     def __init__(
-        self, num_classes: int, dim: int, init: Literal["random", "class_mean"] = "random", centers: int = 1
+        self,
+        num_classes: int,
+        dim: int,
+        init: Literal["random", "class_mean"] = "random",
+        centers: int = 1,
+        code: Tensor | None = None,
     ) -> None:
         super().__init__()
         if num_classes < 2 or dim < 1:
@@ -33,11 +41,12 @@ class Proxies(nn.Module):
             raise ValueError(f"a class needs at least 1 center, got {centers}")
         self.init, self.num_classes, self.centers = init, num_classes, centers
         self.weight = nn.Parameter(torch.randn(num_classes * centers, dim))
+        self.register_buffer("code", code)
 
     def points(self) -> Points:
-        """All proxies: z [c d] with gradient, code = class number, ids below zero."""
+        """All proxies: z [c d] with gradient, code = class number or the label, ids below zero."""
         number = torch.arange(len(self.weight), device=self.weight.device)
-        return Points(self.weight, number // self.centers, -1 - number)
+        return Points(self.weight, number // self.centers if self.code is None else self.code, -1 - number)
 
     @torch.no_grad()
     def start_at_means(self, z: Tensor, classes: Tensor) -> None:
@@ -66,7 +75,12 @@ class Proxies(nn.Module):
                 f"the proxies have {self.weight.shape[1]} dimensions but the embeddings {points.z.shape[1]}; "
                 "create the objective with dim= of the embedder"
             )
-        check_classes(points.code, self.num_classes, "proxies")
+        if self.code is None:
+            check_classes(points.code, self.num_classes, "proxies")
+        elif points.code.shape[1:] != self.code.shape[1:]:
+            raise ValueError(
+                f"the proxies have labels {list(self.code.shape[1:])} but the items {list(points.code.shape[1:])}"
+            )
 
 
 class Boundary(nn.Module):

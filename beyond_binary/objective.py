@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from . import distributed, softmax
 from .blocks import Block, dense, tiled
+from .centres import nearest
 from .geometry import Geometry, create_geometry
 from .keys import Boundary, Memory, Proxies
 from .losses import LOSSES, LossFacts
@@ -18,6 +19,8 @@ from .mining import MINERS
 from .points import Points
 from .registry import options_of, parse_spec
 from .targets import Target, create_target
+from .targets.algebra import Within
+from .targets.sets import MultiLabel
 from .targets.vectors import Classes
 from .walks import Pairs
 
@@ -107,6 +110,22 @@ class Objective(nn.Module):
         queries, keys = self._points(embeddings, labels, ref_embeddings, ref_labels, ids, ref_ids)
         with torch.autocast(queries.z.device.type, enabled=False):
             return self._loss(queries, keys)
+
+    @torch.no_grad()
+    def start_at_means(self, z: Tensor, labels: Any) -> None:
+        """Set each proxy to the mean of the L2-normalised embeddings of its class, or of the items whose labels are
+        nearest to its own; proxies without any stay as they are.
+
+        Args:
+            z: embeddings of the training set [n d].
+            labels: their labels, as the target wants them.
+        """
+        if self.proxies is None:
+            raise ValueError(f"{self.loss} has no proxies")
+        code, own = self.target.encode(labels, z), self.proxies.code
+        if own is not None:
+            code = nearest(self.target, code, own.to(code.device))
+        self.proxies.start_at_means(z, code)
 
     def _points(
         self, embeddings: Any, labels: Any, ref_embeddings: Any, ref_labels: Any, ids: Any, ref_ids: Any
@@ -231,7 +250,8 @@ class Objective(nn.Module):
 
         z, w = _alike(items.z, proxies.z)
         classes = self._tile(len(z))
-        if self._by_proxy is None or classes is None or self.geometry not in softmax.TILED:
+        numbered = self.proxies is not None and self.proxies.code is None
+        if self._by_proxy is None or classes is None or self.geometry not in softmax.TILED or not numbered:
             return plain(z, w)
         return softmax.by_proxies(self._by_proxy, plain, self.geometry, z, w, items.code, mine, classes, share)
 
@@ -325,6 +345,7 @@ def create_objective(
     num_classes: int | None = None,
     dim: int | None = None,
     proxy_init: str = "random",
+    proxy_codes: Tensor | None = None,
     memory: int = 0,
     gather: bool = True,
     block: int | None = 1024,
@@ -340,6 +361,9 @@ def create_objective(
         num_classes: number of classes, for losses with proxies.
         dim: width of the embeddings, for losses with proxies.
         proxy_init: `random` or `class_mean` (see `Proxies`).
+        proxy_codes: labels of the proxies [c ...] as the target encodes them, for losses that take proxies with labels of
+            any kind: `label_centres(target, code, c)` for continuous labels, `torch.eye(c)` for sets of c labels. None:
+            one proxy per class.
         memory: how many embeddings of earlier batches join the batch as keys, without gradient (0: none).
         gather: under a process group, compare with the batches of all processes (exact gradients).
         block: most rows in a tile of the block engine; None: the plain dense form.
@@ -356,7 +380,8 @@ def create_objective(
     facts.check(loss, options)
     made = create_target(target, num_classes=num_classes, dim=dim)
     spec = target if isinstance(target, str) else type(target).__name__
-    check_fit(loss, facts.reads, spec, made.gives)
+    weighted = facts.weighted_by is not None and options.get(facts.weighted_by) is not None
+    check_fit(f"{loss} with {facts.weighted_by}" if weighted else loss, facts.reads_with(options), spec, made.gives)
     if mining is not None and (reads := MINERS[parse_spec(mining)[0]].info.get("reads", "same")) != "anything":
         check_fit(f"mining {mining!r}", reads, spec, made.gives)
     space = create_geometry(geometry or facts.geometry)
@@ -366,16 +391,26 @@ def create_objective(
         )
     if facts.geometry_only and space != create_geometry(facts.geometry):
         raise ValueError(f"{loss} holds for geometry {facts.geometry!r} alone, got {geometry!r}")
-    if facts.classes_only and not isinstance(made, Classes):
+    sets = facts.label_sets and isinstance(made, Within) and isinstance(made.target, MultiLabel)
+    if facts.classes_only and not isinstance(made, Classes) and not sets:
         raise ValueError(f"{loss} averages over classes and takes target 'classes' alone, got {target!r}")
     proxies = None
     if facts.needs_proxies:
-        if not isinstance(made, Classes):
-            raise ValueError(f"{loss} learns one proxy per class and takes target 'classes' alone, got {target!r}")
-        if num_classes is None or dim is None:
+        if proxy_codes is not None and not facts.any_proxies:
+            raise ValueError(f"{loss} learns one proxy per class and takes no proxy_codes")
+        if proxy_codes is None and not isinstance(made, Classes):
+            way_out = "; for other labels give proxy_codes=, such as label_centres(target, code, 100)"
+            raise ValueError(
+                f"{loss} learns one proxy per class and takes target 'classes' alone, got {target!r}"
+                f"{way_out if facts.any_proxies else ''}"
+            )
+        count = num_classes if proxy_codes is None else len(proxy_codes)
+        if count is None or dim is None:
             raise ValueError(f"{loss} learns one proxy per class: give num_classes= and dim= (the embedder's width)")
         centers = options_of(facts.merge).get("centers", 1) if facts.merge else 1
-        proxies = Proxies(num_classes, dim, proxy_init, options.get("centers", centers))  # type: ignore[arg-type]
+        proxies = Proxies(count, dim, proxy_init, options.get("centers", centers), proxy_codes)  # type: ignore[arg-type]
+    elif proxy_codes is not None:
+        raise ValueError(f"{loss} has no proxies and takes no proxy_codes")
     boundary = None
     if facts.per_row == "beta":
         own = {name: value for name, value in options.items() if name in options_of(Boundary)}

@@ -51,6 +51,9 @@ FIELDS = {
     "per_row": "reads of each row its",
     "penalty": "has a regulariser",
     "scale_free": "unchanged when all embeddings are scaled",
+    "any_proxies": "takes proxies with labels of any kind (`proxy_codes=`)",
+    "label_sets": "takes sets of labels, too",
+    "weighted_by": "reads the value of label distances, too, with",
 }
 READS = {
     "same": "whether two labels are the same or different",

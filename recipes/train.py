@@ -25,11 +25,13 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from beyond_binary import distributed
+from beyond_binary.centres import proxy_codes
 from beyond_binary.config import Config, EvaluationConfig, OptimizerConfig, check_config, parse_config
 from beyond_binary.data import Augment, ImageSet, Items, Splits, collate, load_checked, with_mirror
 from beyond_binary.embedder import Embedder, create_embedder
 from beyond_binary.evaluation import evaluate
 from beyond_binary.geometry import create_geometry
+from beyond_binary.losses import LOSSES
 from beyond_binary.metrics import create_metrics, higher_is_better
 from beyond_binary.neighbours import label_neighbours
 from beyond_binary.objective import Objective, create_objective
@@ -199,6 +201,10 @@ def make_objective(config: Config, target: str, train: Items, dim: int) -> tuple
         names, number = np.unique(train.labels, return_inverse=True)
         train = Items(train.images, number.astype(np.int64), train.names, train.ids)
         options |= {"num_classes": len(names), "dim": dim}
+    elif LOSSES[config.objective.loss].info["facts"].any_proxies:
+        made = create_target(target)
+        codes = proxy_codes(made, made.encode(train.labels), config.objective.num_proxies)
+        options |= {"proxy_codes": codes, "dim": dim}
     objective = create_objective(
         config.objective.loss,
         target=target,
@@ -329,7 +335,7 @@ def begin(config: Config, setup: Setup, run: Run, accelerator: Accelerator) -> N
     accelerator.log(progress.before, step=0)
     if setup.objective.proxies is not None and setup.objective.proxies.init == "class_mean":
         z = encode(setup.embedder, setup.data.items, accelerator, config.evaluation.batch_size)
-        setup.objective.proxies.start_at_means(z, torch.as_tensor(setup.data.labels))
+        setup.objective.start_at_means(z, setup.data.labels)
     set_seed(config.seed, device_specific=True)
 
 

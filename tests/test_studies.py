@@ -15,6 +15,7 @@ from beyond_binary.config import parse_config
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "recipes" / "studies"))
 
+import distributions
 import estimated
 import flickr8k
 import pages
@@ -23,7 +24,7 @@ import study
 import tasks
 
 
-@pytest.mark.parametrize("module", [pose, estimated, tasks, flickr8k], ids=lambda m: m.__name__)
+@pytest.mark.parametrize("module", [pose, estimated, tasks, flickr8k, distributions], ids=lambda m: m.__name__)
 def test_every_configuration_of_a_study_can_be_read_and_is_asked_for_by_its_name(module: Any) -> None:
     asked = {name for names in module.STUDY.questions.values() for name in names}
     drawn = {n for curves in module.STUDY.curves.values() for points in curves.values() for n in points.values()}

@@ -261,6 +261,29 @@ def test_class_mean_proxies_start_at_the_means(tmp_path: Path) -> None:
         torch.testing.assert_close(proxy, z[items.labels == number].mean(0), rtol=1e-4, atol=1e-5)
 
 
+def test_proxies_at_centres_of_continuous_labels_start_at_means_and_train(tmp_path: Path) -> None:
+    figures = ["--data.source", "embedded:figures", "--data.rows", "[80,20]", "--objective.loss", "pd_loss"]
+    proxies = [
+        "--objective.proxy_init",
+        "class_mean",
+        "--objective.options",
+        "{bandwidth: 0.2}",
+        "--sampler.name",
+        "random",
+    ]
+    with pytest.raises(ValueError, match=r"set objective\.num_proxies"):
+        recipe.start(tiny(tmp_path / "none", *figures, *proxies))
+    config = tiny(tmp_path / "run", *figures, *proxies, "--objective.num_proxies", "7", "--optimizer.epochs", "1")
+    setup, run, accelerator = recipe.start(config)
+    assert len(setup.objective.proxies.code) == 7
+    random = setup.objective.proxies.weight.detach().clone()
+    result = recipe.fit(config, setup, run, accelerator)
+    moved = setup.objective.proxies.weight.detach()
+    assert not torch.allclose(moved, random)
+    assert float(moved.norm(dim=1).max()) < 1.5
+    assert np.isfinite(result["table"]["after"]["spearman"])
+
+
 def test_learning_rate_rises_then_falls() -> None:
     settings = recipe.OptimizerConfig(warmup=0.25)
     factors = [recipe.learning_rate(settings, p) for p in np.linspace(0, 1, 9)]

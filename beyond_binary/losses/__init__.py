@@ -36,7 +36,7 @@ Build = TypeVar("Build", bound=Callable[..., Any])
 
 LOSSES = Registry("loss")
 POSITIVE = frozenset({
-    "temperature", "scale", "sigma", "gamma", "la", "bins", "steps", "centers", "gap_floor", "embedding_power",
+    "temperature", "scale", "sigma", "bandwidth", "gamma", "la", "bins", "steps", "centers", "gap_floor", "embedding_power",
     "label_power", "label_floor", "anneal_base",
 })  # fmt: skip
 """Options that no loss can take at 0 or below."""
@@ -74,6 +74,9 @@ class LossFacts:
             greater than 0 for every loss).
         geometry_only: whether no other geometry will do.
         classes_only: whether items must have a class each, beyond being the same or different.
+        label_sets: whether, of a loss with `classes_only`, items may also have sets of labels (multi-hot).
+        any_proxies: whether proxies may have labels of any kind (`proxy_codes`), not one class each.
+        weighted_by: an option with which the loss reads the value of label distances, whatever `reads` says.
     """
 
     reads: Gives
@@ -93,6 +96,9 @@ class LossFacts:
     between: Mapping[str, tuple[float, float]] = field(default_factory=dict)
     geometry_only: bool = False
     classes_only: bool = False
+    label_sets: bool = False
+    any_proxies: bool = False
+    weighted_by: str | None = None
 
     @property
     def parts(self) -> tuple[Callable[..., Any], ...]:
@@ -101,6 +107,10 @@ class LossFacts:
             *([Boundary] if self.per_row == "beta" else []),
             *(part for part in (self.penalty, self.merge) if part is not None),
         )
+
+    def reads_with(self, options: Mapping[str, Any]) -> Gives:
+        """What the loss reads with these options."""
+        return self.reads if self.weighted_by is None or options.get(self.weighted_by) is None else "magnitude"
 
     @property
     def needs_proxies(self) -> bool:

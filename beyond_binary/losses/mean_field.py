@@ -15,6 +15,7 @@ from torch.utils.checkpoint import checkpoint
 
 from ..geometry import create_geometry
 from ..points import Points
+from ..targets.vectors import Classes
 from ..tiles import Places, Tile
 from ..walks import Gradient, Pairs, Tiles, walked
 from . import Rows, register_loss
@@ -62,6 +63,7 @@ def _contrastive_penalty(
     geometry="cosine",
     keys="proxy",
     penalty=_contrastive_penalty,
+    any_proxies=True,
     paper=MFT,
 )
 def mean_field_contrastive(
@@ -73,6 +75,9 @@ def mean_field_contrastive(
     `[negative_margin - d]_+`, where `d = 1 - cosine`. With `regularizer > 0` also
     `regularizer / c * sum over c != c' of [negative_margin - d(M_c, M_c')]_+ ^ 2`, which keeps mean fields apart. Equal
     to the authors' code, values and gradients; theirs holds a [c c] matrix.
+
+    Our extension to several labels per item (target `within('multi_label', radius=0.999)`, `proxy_codes=torch.eye(c)`):
+    an item is pulled to the mean field of each of its labels, the first part summed over them.
 
     Paper settings: margins 0.02 and 0.3, regularizer 0 in all published commands; the learning rate of the mean fields
     is 2000 times that of the network.
@@ -106,6 +111,7 @@ def _pull(log_mean: Tensor, alpha: float, weight: float) -> Tensor:
     geometry="cosine",
     keys="proxy",
     form="pairs",
+    any_proxies=True,
     between={"alpha": (0, math.inf), "beta": (0, math.inf)},
     paper=MFT,
 )
@@ -128,9 +134,12 @@ def mean_field_class_wise_multi_similarity(
     Equal to the authors' code, values and gradients; theirs holds [n c c] numbers. alpha = 0.01 makes the loss start at
     about log(2) / alpha = 69, a constant that does no harm.
 
+    Our extension to several labels per item (target `within('multi_label', radius=0.999)`, `proxy_codes=torch.eye(c)`):
+    an item is in the class of each of its labels, and the mean of N(c, c') leaves out items that are in both.
+
     Paper settings: alpha 0.01, beta 80, base (delta) 0.8, regularizer 0 in all published commands.
     Cost: O(n C d + K^2) time, O((n + C) d + K^2) memory beside a tile; the regulariser O(C^2 d) time, memory of a tile.
-    With exponents past 75 or another geometry, O(n C + C^2) memory.
+    With exponents past 75 or another geometry, O(n C + C^2) memory; with several labels also O(n C^2) time.
 
     Args:
         pairs: items against mean fields.
@@ -142,7 +151,9 @@ def mean_field_class_wise_multi_similarity(
     Returns:
         The loss, a scalar.
     """
-    if _bounded(pairs, alpha, beta, base):
+    if pairs.k.code.ndim > 1 or not isinstance(pairs.block.target, Classes):
+        loss = _fields_of_sets(pairs, alpha, beta, base)
+    elif _bounded(pairs, alpha, beta, base):
         across = replace(pairs.swapped(), tile=max(1, (pairs.tile or 1) * len(pairs.k) // len(pairs.q)))
         walk = functools.partial(_fields_walk, across, alpha=alpha, beta=beta, base=base)
         loss = walked(across, walk, lambda p: _fields_plain(p.swapped(), alpha, beta, base))
@@ -164,6 +175,26 @@ def _fields_plain(pairs: Pairs, alpha: float, beta: float, base: float) -> Tenso
     itself = torch.eye(c, dtype=torch.bool, device=x.device)
     both = torch.stack([to, to.T, torch.zeros_like(to)]).logsumexp(0).masked_fill(itself, 0)
     return (_pull(own, alpha, 1.0) + both.sum() / (2 * beta)) / (size > 0).sum()
+
+
+def _fields_of_sets(pairs: Pairs, alpha: float, beta: float, base: float) -> Tensor:
+    """As `_fields_plain` where an item can be in several classes, by products with the [n c] table of who is in which."""
+    x, y, valid = pairs.dense()
+    inside, outside = (mask.double() for mask in split(y, valid))
+    x, size = x.double(), inside.sum(0)
+    own = _log_means(alpha * (base - x), lambda powers: (inside * powers).sum(0), size)
+    to = _log_means(beta * (x - base), lambda powers: inside.T @ (outside * powers), inside.T @ outside)
+    itself = torch.eye(len(pairs.k), dtype=torch.bool, device=x.device)
+    both = torch.stack([to, to.T, torch.zeros_like(to)]).logsumexp(0).masked_fill(itself, 0)
+    pull = _pull(torch.where(size > 0, own, LOW), alpha, 1.0)
+    return ((pull + both.sum() / (2 * beta)) / (size > 0).sum().clamp_min(1)).to(pairs.q.z.dtype)
+
+
+def _log_means(exponent: Tensor, sums: Callable[[Tensor], Tensor], count: Tensor) -> Tensor:
+    """Logarithm of `sums(exp(exponent)) / count`, `LOW` where the count is 0; float64."""
+    top = exponent.detach().amax() if exponent.numel() else exponent.sum()
+    total = sums((exponent - top).exp()).clamp_min(torch.finfo(torch.float64).tiny)
+    return torch.where(count > 0, total.log() + top - count.clamp_min(1).log(), LOW)
 
 
 def _fields_walk(fields: Pairs, tiles: Tiles, *, alpha: float, beta: float, base: float) -> tuple[Tensor, Gradient]:
@@ -213,6 +244,7 @@ def _fields_walk(fields: Pairs, tiles: Tiles, *, alpha: float, beta: float, base
     geometry="cosine",
     form="pairs",
     classes_only=True,
+    label_sets=True,
     between={"alpha": (0, math.inf), "beta": (0, math.inf)},
     paper=MFT,
 )
@@ -228,6 +260,9 @@ def class_wise_multi_similarity(
     dilute the pull of small classes; `self_pairs=False` leaves them out, and then a class of one item has no first
     part. Against references, c runs over the classes of the batch and c' over those of the references.
 
+    Our extension to several labels per item (target `within('multi_label', radius=0.999)`): an item is in the class of
+    each of its labels, and only pairs of items without a common label are pushed apart.
+
     Paper settings: alpha 0.01, beta 80, base (delta) 0.8.
     Cost: O(n^2 d) time; memory O(K^2) and a tile of rows.
 
@@ -241,6 +276,8 @@ def class_wise_multi_similarity(
     Returns:
         The loss, a scalar; 0 if no pair is valid.
     """
+    if pairs.q.code.ndim > 1:
+        return _sets(pairs, alpha, beta, base, self_pairs)
     if _bounded(pairs, alpha, beta, base):
         options: dict[str, Any] = {"alpha": alpha, "beta": beta, "base": base, "self_pairs": self_pairs}
         walk = functools.partial(_class_wise_walk, pairs, **options)
@@ -255,6 +292,31 @@ def class_wise_multi_similarity(
     pull = _pull(torch.where(same, log_mean, LOW), alpha, 0.5)
     push = softplus(torch.where(same, LOW, log_mean)).sum() / (2 * beta)
     return torch.where(some, (pull + push) / count, 0)
+
+
+def _sets(pairs: Pairs, alpha: float, beta: float, base: float, self_pairs: bool) -> Tensor:
+    """As `class_wise_multi_similarity` where an item can be in several classes, codes being multi-hot."""
+    x, y, valid = pairs.dense()
+    same, different = split(y, valid)
+    if self_pairs:
+        same = same | (pairs.q.id[:, None] == pairs.k.id[None, :])
+    x, near, far = x.double(), same.double(), different.double()
+    q, k = pairs.q.code.double(), pairs.k.code.double()
+
+    def inside(pair: Tensor) -> Tensor:
+        """Sum over the pairs of each class."""
+        return ((q.T @ pair) * k.T).sum(1)
+
+    def between(pair: Tensor) -> Tensor:
+        """Sum over the pairs of each two classes."""
+        return q.T @ pair @ k
+
+    pull = _log_means(alpha * (base - x), lambda powers: inside(near * powers), inside(near))
+    push = _log_means(beta * (x - base), lambda powers: between(far * powers), between(far))
+    itself = torch.eye(q.shape[1], dtype=torch.bool, device=x.device)
+    total = _pull(pull, alpha, 0.5) + softplus(push.masked_fill(itself, LOW)).sum() / (2 * beta)
+    count = (q.sum(0) > 0).sum().clamp_min(1)
+    return torch.where(valid.any(), total / count, 0).to(pairs.q.z.dtype)
 
 
 def _bounded(pairs: Pairs, alpha: float, beta: float, base: float) -> bool:

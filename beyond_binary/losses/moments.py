@@ -21,6 +21,7 @@ from .groups import common_classes, equal_ids
 
 CHUNK = 1 << 18  # numbers of the keys that are normalised at once: they stay in the cache
 PRODUCTS = (create_geometry("cosine"), create_geometry("dot"))
+Form = Literal["neg_log", "inverse", "neg"]
 Moments = tuple[Tensor, Tensor, Tensor]
 """Number, mean and variance (population) of some scores, float64."""
 
@@ -32,9 +33,18 @@ Moments = tuple[Tensor, Tensor, Tensor]
     geometry="cosine",
     keys="proxy",
     form="pairs",
+    any_proxies=True,
+    weighted_by="bandwidth",
     paper="Silva et al.: PD-Loss: Proxy-Decidability for Efficient Metric Learning, 2025",
 )
-def pd_loss(pairs: Pairs, *, gap_floor: float = 0.05, variance_floor: float = 1e-6) -> Tensor:
+def pd_loss(
+    pairs: Pairs,
+    *,
+    form: Form = "neg_log",
+    gap_floor: float = 0.05,
+    variance_floor: float = 1e-6,
+    bandwidth: float | None = None,
+) -> Tensor:
     """Proxy-decidability loss: `-log(mu_gen - mu_imp) + log(var_gen + var_imp) / 2` on cosine scores.
 
     Genuine scores are those of each item with its own class's proxy, impostor scores those with all other proxies;
@@ -44,27 +54,44 @@ def pd_loss(pairs: Pairs, *, gap_floor: float = 0.05, variance_floor: float = 1e
     The sum of all scores is a product of two mean vectors, their centred squares one of two covariances, and the
     impostor part is what remains after the genuine part. Proxies are normalised in chunks, forward and backward.
 
+    Our extension to labels that are not classes: proxies with labels of their own (`proxy_codes`), such as the k-means
+    centres that `label_centres` finds, or one for each label of a set with target `within('multi_label', radius=0.999)`.
+    With a `bandwidth`, for targets with distances, a pair at label distance y is genuine by the share
+    `exp(-(y / bandwidth)^2 / 2)` and an impostor by the rest, and means and variances are weighted by these shares.
+    Shares of 1 and 0 give the form for classes.
+
     Paper settings: not known beyond the form; `proxy_init="class_mean"` in the repository, random in the paper.
-    Cost: O((n + c) d^2) time; memory O(n d + d^2) beside the proxies and their gradient.
+    Cost: O((n + c) d^2) time; memory O(n d + d^2) beside the proxies and their gradient. O(n c d) time and memory of a
+    tile for labels that are not classes.
 
     Args:
         pairs: items against proxies.
-        gap_floor: below this gap of the means the logarithm goes on as its tangent, so that a gap of 0 or less still
-            has a gradient.
+        form: what is made of `d = (mu_gen - mu_imp) / sqrt(var_gen + var_imp)`: `-log d` (published), `1 / d` or `-d`.
+        gap_floor: below this gap of the means `-log` and `1 / gap` go on as their tangents, so that a gap of 0 or less
+            still has a gradient.
         variance_floor: added to the summed variances; 0 lets the loss fall without bound as both spreads vanish.
+        bandwidth: label distance within which a pair is mostly genuine, in the target's unit; None: pairs are either.
 
     Returns:
-        The loss, a scalar.
+        The loss, a scalar; 0 if no pair is genuine or none an impostor.
     """
-    genuine, impostor = score_moments(pairs) if _read_scores(pairs) else _proxy_moments(pairs)
-    loss = decidability(genuine[1] - impostor[1], genuine[2] + impostor[2], gap_floor, variance_floor)
-    return loss.to(pairs.q.z.dtype)
+    genuine, impostor = score_moments(pairs, bandwidth) if _read_scores(pairs) else _proxy_moments(pairs)
+    some = (genuine[0] > 0) & (impostor[0] > 0)
+    variance = torch.where(some, genuine[2] + impostor[2], 1)
+    loss = decidability(form, genuine[1] - impostor[1], variance, gap_floor, variance_floor)
+    return torch.where(some, loss, 0).to(pairs.q.z.dtype)
 
 
-def decidability(gap: Tensor, variance: Tensor, gap_floor: float, variance_floor: float) -> Tensor:
-    """`-log(gap) + log(variance + variance_floor) / 2`, the first part continued by its tangent below `gap_floor`."""
-    above = gap.clamp_min(gap_floor).log()
-    return (gap_floor - gap).clamp_min(0) / gap_floor - above + (variance + variance_floor).log() / 2
+def decidability(form: Form, gap: Tensor, variance: Tensor, gap_floor: float, variance_floor: float) -> Tensor:
+    """`-log d`, `1 / d` or `-d` for `d = gap / sqrt(variance + variance_floor)`.
+
+    Below `gap_floor` the first two go on as their tangents in the gap.
+    """
+    below, above = (gap_floor - gap).clamp_min(0) / gap_floor, gap.clamp_min(gap_floor)
+    if form == "neg_log":
+        return below - above.log() + (variance + variance_floor).log() / 2
+    spread = (variance + variance_floor).sqrt()
+    return spread * (1 / above + below / gap_floor) if form == "inverse" else -gap / spread
 
 
 @register_loss(
@@ -73,15 +100,17 @@ def decidability(gap: Tensor, variance: Tensor, gap_floor: float, variance_floor
     x="similarity",
     geometry="cosine",
     form="pairs",
+    weighted_by="bandwidth",
     paper="Silva et al.: A Decidability-Based Loss Function, IJCNN 2022",
 )
 def d_loss(
     pairs: Pairs,
     *,
-    form: Literal["neg_log", "inverse", "neg"] = "neg_log",
+    form: Form = "neg_log",
     gap_floor: float = 0.05,
     variance_floor: float = 1e-4,
     warn_below: int = 0,
+    bandwidth: float | None = None,
 ) -> Tensor:
     """Decidability loss: genuine and impostor scores of the block apart, in units of their spread.
 
@@ -96,6 +125,8 @@ def d_loss(
     With target `classes` the pairs are never listed: sums over all pairs come from mean vectors and covariances,
     genuine pairs from each class, and pairs of equal ids are taken off. Other targets and miners walk the block.
 
+    Our extension to targets with distances: with a `bandwidth` pairs are genuine by a share, as in pd_loss.
+
     Paper settings: not known.
     Cost: O(n d^2) time and O(n d + d^2) memory for classes; O(n^2 d) time, memory of a tile, otherwise.
 
@@ -106,11 +137,12 @@ def d_loss(
         variance_floor: added to the mean of the variances; 0 lets the loss fall without bound as both spreads vanish.
         warn_below: warn if there are fewer genuine pairs than this; 30 is a good number. 0: never, because small
             batches can be meant (and a warning costs a wait for the accelerator).
+        bandwidth: label distance within which a pair is mostly genuine, in the target's unit; None: pairs are either.
 
     Returns:
         The loss, a scalar; 0 if there is no genuine or no impostor pair.
     """
-    genuine, impostor = score_moments(pairs) if _read_scores(pairs) else _class_moments(pairs)
+    genuine, impostor = score_moments(pairs, bandwidth) if _read_scores(pairs) else _class_moments(pairs)
     if warn_below and not torch.compiler.is_compiling() and genuine[0] < warn_below:
         warnings.warn(
             f"d_loss estimates variances from {int(genuine[0])} genuine pairs, fewer than {warn_below}; draw batches "
@@ -120,12 +152,7 @@ def d_loss(
     some = (genuine[0] > 0) & (impostor[0] > 0)
     gap = genuine[1] - impostor[1]
     variance = torch.where(some, (genuine[2] + impostor[2]) / 2, 1)
-    if form == "neg_log":
-        loss = decidability(gap, variance, gap_floor, variance_floor)
-    else:
-        spread = (variance + variance_floor).sqrt()
-        below = (gap_floor - gap).clamp_min(0) / gap_floor**2
-        loss = spread * (1 / gap.clamp_min(gap_floor) + below) if form == "inverse" else -gap / spread
+    loss = decidability(form, gap, variance, gap_floor, variance_floor)
     return torch.where(some, loss, 0).to(pairs.q.z.dtype)
 
 
@@ -136,21 +163,36 @@ def _read_scores(pairs: Pairs) -> bool:
     return pairs.block.geometry not in PRODUCTS
 
 
-def score_moments(pairs: Pairs) -> tuple[Moments, Moments]:
+def score_moments(pairs: Pairs, bandwidth: float | None = None) -> tuple[Moments, Moments]:
     """Moments of genuine and of impostor scores by forming them, in two passes: the reference for the fast forms."""
 
     def sums(x: Tensor, y: Tensor, valid: Tensor) -> Tensor:
-        return torch.stack([t for mask in split(y, valid) for t in (mask.sum(1).to(x.dtype), masked_sum(x, mask))], 1)
+        return torch.stack([t.sum(1) for share in shares(x, y, valid, bandwidth) for t in (share, _times(share, x))], 1)
 
     def squares(x: Tensor, y: Tensor, valid: Tensor, means: Tensor) -> Tensor:
-        masks = split(y, valid)
-        return torch.stack([masked_sum((x - m).square(), mask) for m, mask in zip(means, masks, strict=True)], 1)
+        both = zip(means, shares(x, y, valid, bandwidth), strict=True)
+        return torch.stack([_times(share, (x - mean).square()).sum(1) for mean, share in both], 1)
 
     total = pairs.reduce(sums).double().sum(0)
     number = total[::2]
-    means = total[1::2] / number.clamp_min(1)
-    spread = pairs.reduce(squares, shared=(means.to(pairs.q.z.dtype),)).double().sum(0) / number.clamp_min(1)
+    number_or_1 = torch.where(number > 0, number, 1)
+    means = total[1::2] / number_or_1
+    spread = pairs.reduce(squares, shared=(means.to(pairs.q.z.dtype),)).double().sum(0) / number_or_1
     return (number[0], means[0], spread[0]), (number[1], means[1], spread[1])
+
+
+def shares(x: Tensor, y: Tensor, valid: Tensor, bandwidth: float | None) -> tuple[Tensor, Tensor]:
+    """By how much each pair [q k] is genuine and an impostor, from 0 to 1, in the type of x."""
+    if bandwidth is None:
+        genuine, impostor = split(y, valid)
+        return as_number(genuine, x), as_number(impostor, x)
+    near = torch.where(valid, y / bandwidth, torch.inf).square()
+    return (-near / 2).exp().to(x), torch.where(valid, -torch.expm1(-near / 2), 0).to(x)
+
+
+def _times(share: Tensor, x: Tensor) -> Tensor:
+    """The product, 0 without a share, whatever x is."""
+    return torch.where(share > 0, share * x, 0)
 
 
 def _proxy_moments(pairs: Pairs) -> tuple[Moments, Moments]:

@@ -7,8 +7,17 @@ import math
 from .common import Batch, Case, cosine, mean, others
 
 
-def pd_loss(q: Batch, k: Batch, gap_floor: float = 0.05, variance_floor: float = 1e-6) -> float:
-    """Silva et al. 2025: -log(mu_gen - mu_imp) + log(var_gen + var_imp) / 2; a line below the floor."""
+def made(form: str, gap: float, variance: float, f: float) -> float:
+    """-log d, 1 / d or -d for d = gap / sqrt(variance), the first two going on as lines below the floor f."""
+    if form == "neg":
+        return -gap / math.sqrt(variance)
+    if form == "inverse":
+        return math.sqrt(variance) * (1 / gap if gap > f else 1 / f + (f - gap) / f**2)
+    return math.log(variance) / 2 - (math.log(gap) if gap > f else math.log(f) + (gap - f) / f)
+
+
+def pd_loss(q: Batch, k: Batch, form: str = "neg_log", gap_floor: float = 0.05, variance_floor: float = 1e-6) -> float:
+    """Silva et al. 2025: -log(mu_gen - mu_imp) + log(var_gen + var_imp) / 2."""
     genuine, impostor = [], []
     for z, label in zip(q.z, q.label, strict=True):
         for proxy, other in zip(k.z, k.label, strict=True):
@@ -17,8 +26,7 @@ def pd_loss(q: Batch, k: Batch, gap_floor: float = 0.05, variance_floor: float =
         return 0.0
     gap = mean(genuine) - mean(impostor)
     spread = sum(mean([(s - mean(part)) ** 2 for s in part]) for part in (genuine, impostor))
-    reach = math.log(gap) if gap > gap_floor else math.log(gap_floor) + (gap - gap_floor) / gap_floor
-    return -reach + math.log(spread + variance_floor) / 2
+    return made(form, gap, spread + variance_floor, gap_floor)
 
 
 def d_loss(
@@ -38,18 +46,15 @@ def d_loss(
         return 0.0
     gap = mean(genuine) - mean(impostor)
     variance = sum(mean([(s - mean(part)) ** 2 for s in part]) for part in (genuine, impostor)) / 2 + variance_floor
-    if form == "neg":
-        return -gap / math.sqrt(variance)
-    f = gap_floor
-    if form == "inverse":
-        return math.sqrt(variance) * (1 / gap if gap > f else 1 / f + (f - gap) / f**2)
-    return math.log(variance) / 2 - (math.log(gap) if gap > f else math.log(f) + (gap - f) / f)
+    return made(form, gap, variance, gap_floor)
 
 
 ORACLES = [pd_loss, d_loss]
 CASES: list[Case] = [
     Case("pd_loss"),
     Case("pd_loss", {"gap_floor": 3.0, "variance_floor": 1e-3}),
+    Case("pd_loss", {"form": "inverse", "variance_floor": 1e-2}),
+    Case("pd_loss", {"form": "neg", "variance_floor": 1e-2}),
     Case("d_loss"),
     Case("d_loss", {"form": "inverse", "gap_floor": 0.3, "variance_floor": 1e-2}),
     Case("d_loss", {"form": "neg", "variance_floor": 1e-2}),

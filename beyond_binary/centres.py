@@ -1,0 +1,98 @@
+"""Centres of a label space: where proxies sit when labels are not classes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .targets import Target
+from .targets.algebra import Within
+from .targets.sets import MultiLabel
+
+TILE = 1 << 21  # pairs that are compared at once
+
+
+def proxy_codes(target: Target, code: Tensor, count: int | None) -> Tensor:
+    """Labels for proxies: `count` centres of the items' labels, or without a count each label of label sets alone.
+
+    Raises:
+        ValueError: no count, and the labels are no sets.
+    """
+    if count is not None:
+        return label_centres(target, code, count)
+    if isinstance(target, Within) and isinstance(target.target, MultiLabel):
+        return torch.eye(code.shape[1], dtype=code.dtype)
+    raise ValueError("proxies on labels that are not classes sit at centres of the labels: set objective.num_proxies")
+
+
+def nearest(target: Target, code: Tensor, centres: Tensor) -> Tensor:
+    """Which of `centres` [c ...] is nearest to each item [n ...]; unknown distances count as far. Int64 [n]."""
+    parts = code.split(max(1, TILE // len(centres)))
+    return torch.cat([_known(target.distance(part, centres)).argmin(1) for part in parts])
+
+
+def _known(y: Tensor) -> Tensor:
+    return y.double().nan_to_num(nan=torch.inf)
+
+
+@torch.no_grad()
+def label_centres(target: Target, code: Tensor, count: int, *, rounds: int = 20, seed: int = 0) -> Tensor:
+    """`count` centres of the items' labels by k-means, started by k-means++ (Arthur and Vassilvitskii, SODA 2007).
+
+    A centre is the mean of its items' labels where the target has one (`target.mean`), else that of its items which is
+    nearest to all of them (k-medoids). All distances are the target's.
+
+    Args:
+        target: the target that encoded `code`.
+        code: [n ...] what the target encodes per item.
+        count: how many centres, at most as many as there are different labels.
+        rounds: most rounds of k-means.
+        seed: of the start.
+
+    Returns:
+        the centres' codes [count ...].
+
+    Raises:
+        ValueError: fewer different labels than centres.
+    """
+    mean: Any = getattr(target, "mean", None)
+    centres = code[_start(target, code, count, seed)]
+    before = None
+    for _ in range(rounds):
+        own = nearest(target, code, centres)
+        if before is not None and torch.equal(own, before):
+            break
+        before, moved = own, centres.clone()
+        for number in own.unique().tolist():
+            members = code[own == number]
+            if mean is not None:
+                moved[number] = mean(torch.full((1, len(members)), 1 / len(members), dtype=torch.double), members)[0]
+            else:
+                moved[number] = members[_middle(target, members)]
+        centres = torch.where(moved.isnan(), centres, moved) if moved.is_floating_point() else moved
+    return centres
+
+
+def _middle(target: Target, code: Tensor) -> int:
+    """The item with the least sum of squared distances from all others."""
+    parts = code.split(max(1, TILE // len(code)))
+    sums = [target.distance(part, code).double().nan_to_num(nan=0.0).square().sum(1) for part in parts]
+    return int(torch.cat(sums).argmin())
+
+
+def _start(target: Target, code: Tensor, count: int, seed: int) -> Tensor:
+    """Items drawn one after the other, each by its squared distance from the nearest drawn so far."""
+    draw = torch.Generator().manual_seed(seed)
+    chosen = [int(torch.randint(len(code), (1,), generator=draw))]
+    reach = _known(target.distance(code, code[chosen]))[:, 0]
+    while len(chosen) < count:
+        weight = reach.square().clamp_max(torch.finfo(torch.float64).max / len(code)).cpu()
+        if not weight.sum() > 0:
+            raise ValueError(
+                f"expected at most {len(chosen)} centres, as many as there are different labels, got {count}"
+            )
+        chosen.append(int(torch.multinomial(weight, 1, generator=draw)))
+        reach = torch.minimum(reach, _known(target.distance(code, code[chosen[-1:]]))[:, 0])
+    return torch.tensor(chosen)

@@ -1,0 +1,285 @@
+"""Labels that are not classes, for losses that grew up with classes: weighted moments, label sets, proxies with labels."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+import beyond_binary as bb
+from beyond_binary import centres
+from beyond_binary.centres import label_centres, nearest
+from beyond_binary.targets import create_target
+
+SETS = "within('multi_label', radius=0.999)"
+
+
+def draw(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.double)
+
+
+def unit(z: Tensor) -> Tensor:
+    return torch.nn.functional.normalize(z, dim=1)
+
+
+def moments(scores: list[float], weights: list[float]) -> tuple[float, float]:
+    mean = sum(w * s for s, w in zip(scores, weights, strict=True)) / sum(weights)
+    return mean, sum(w * (s - mean) ** 2 for s, w in zip(scores, weights, strict=True)) / sum(weights)
+
+
+def loop_gap(z: Tensor, w: Tensor, y: np.ndarray, bandwidth: float, skip_diagonal: bool = False) -> tuple[float, float]:
+    """Gap of the means and sum of the variances of genuine and impostor scores, pair by pair."""
+    scores, genuine = [], []
+    for i in range(len(z)):
+        for j in range(len(w)):
+            if not (skip_diagonal and i == j):
+                scores.append(float(unit(z.detach())[i] @ unit(w.detach())[j]))
+                genuine.append(math.exp(-((y[i, j] / bandwidth) ** 2) / 2))
+    (mean_g, var_g), (mean_i, var_i) = moments(scores, genuine), moments(scores, [1 - g for g in genuine])
+    return mean_g - mean_i, var_g + var_i
+
+
+@pytest.mark.parametrize("block", [None, 4, 1024])
+def test_pd_loss_weighs_pairs_by_label_distance(block: int | None) -> None:
+    labels, own = draw(20, 2, seed=1), draw(6, 2, seed=2)
+    objective = bb.create_objective(
+        "pd_loss", target="euclidean", proxy_codes=own, dim=5, bandwidth=0.8, gap_floor=1e-6, block=block
+    ).double()
+    z = (unit(labels @ draw(2, 5, seed=3)) + 0.3 * draw(20, 5, seed=4)).requires_grad_()
+    with torch.no_grad():
+        objective.proxies.weight.copy_(own @ draw(2, 5, seed=3))
+    gap, variance = loop_gap(z, objective.proxies.weight, torch.cdist(labels, own).numpy(), 0.8)
+    assert gap > 0.05
+    loss = objective(z, labels)
+    assert loss.item() == pytest.approx(-math.log(gap) + 0.5 * math.log(variance + 1e-6), rel=1e-9)
+    assert torch.autograd.gradcheck(lambda z: objective(z, labels), (z,))
+    loss.backward()
+    assert objective.proxies.weight.grad.abs().max() > 1e-3
+
+
+def test_d_loss_weighs_pairs_by_label_distance() -> None:
+    labels = draw(15, 1, seed=1)
+    z = (unit(torch.cat([labels, labels.square(), 1 + 0 * labels], 1)) + 0.2 * draw(15, 3)).requires_grad_()
+    objective = bb.create_objective("d_loss", target="euclidean", bandwidth=0.5, form="neg", variance_floor=0.0)
+    gap, variance = loop_gap(z, z, torch.cdist(labels, labels).numpy(), 0.5, skip_diagonal=True)
+    assert objective(z, labels).item() == pytest.approx(-gap / math.sqrt(variance / 2), rel=1e-9)
+    assert torch.autograd.gradcheck(lambda z: objective(z, labels), (z,))
+
+
+@pytest.mark.parametrize("loss", ["pd_loss", "d_loss"])
+@pytest.mark.parametrize("target", ["euclidean", "within('euclidean', radius=0.1)"])
+def test_far_apart_labels_are_classes(loss: str, target: str) -> None:
+    classes, z = torch.arange(24) % 4, draw(24, 6)
+    proxies = {"num_classes": 4, "dim": 6} if loss == "pd_loss" else {}
+    usual = bb.create_objective(loss, **proxies).double()
+    code = {"proxy_codes": torch.arange(4.0)[:, None].double(), "dim": 6} if loss == "pd_loss" else {}
+    more = {"bandwidth": 0.1} if target == "euclidean" else {}
+    other = bb.create_objective(loss, target=target, **code, **more).double()
+    if loss == "pd_loss":
+        other.proxies.weight.data.copy_(usual.proxies.weight.data)
+    results = []
+    for objective, labels in ((usual, classes), (other, classes[:, None].double())):
+        z.requires_grad_().grad = None
+        objective(z, labels).backward()
+        results.append((objective(z, labels).item(), z.grad.clone()))
+    assert results[0][0] == pytest.approx(results[1][0], rel=1e-9)
+    torch.testing.assert_close(results[0][1], results[1][1], rtol=1e-8, atol=1e-10)
+
+
+def test_no_impostors_and_tiny_embeddings_do_no_harm() -> None:
+    labels = draw(8, 2)
+    one_place = bb.create_objective("d_loss", target="euclidean", bandwidth=1.0)
+    z = draw(8, 3).requires_grad_()
+    loss = one_place(z, torch.ones(8, 2).double())
+    loss.backward()
+    assert loss.item() == 0
+    assert z.grad.abs().sum() == 0
+    assert math.isfinite(float(one_place(1e-12 * draw(8, 3), labels)))
+
+
+# ---- sets of labels
+
+
+def some_sets(n: int, labels: int, seed: int = 0) -> Tensor:
+    rng = np.random.default_rng(seed)
+    table = rng.random((n, labels)) < 0.35
+    table[np.arange(n), rng.integers(labels, size=n)] = True
+    return torch.from_numpy(table.astype(np.int64))
+
+
+def loop_fields(z: Tensor, w: Tensor, sets: Tensor, alpha: float, beta: float, base: float) -> float:
+    s, n, c = (unit(z) @ unit(w).T).detach().tolist(), len(z), len(w)
+    members = [[i for i in range(n) if sets[i, k]] for k in range(c)]
+    present = [k for k in range(c) if members[k]]
+    pull = 0.0
+    for k in present:
+        pull += math.log(1 + sum(math.exp(alpha * (base - s[i][k])) for i in members[k]) / len(members[k]))
+
+    def push(a: int, b: int) -> float:
+        rest = [i for i in members[a] if not sets[i, b]]
+        return sum(math.exp(beta * (s[i][b] - base)) for i in rest) / len(rest) if rest else 0.0
+
+    both = sum(math.log(1 + push(a, b) + push(b, a)) for a in range(c) for b in range(c) if a != b)
+    return (pull / alpha + both / (2 * beta)) / len(present)
+
+
+def loop_class_wise(z: Tensor, sets: Tensor, alpha: float, beta: float, base: float, self_pairs: bool) -> float:
+    s, n = (unit(z) @ unit(z).T).detach().tolist(), len(z)
+    members = [[i for i in range(n) if sets[i, k]] for k in range(sets.shape[1])]
+    present = [k for k in range(sets.shape[1]) if members[k]]
+    pull = push = 0.0
+    for a in present:
+        near = [s[i][j] for i in members[a] for j in members[a] if self_pairs or i != j]
+        if near:
+            pull += math.log(1 + 0.5 * sum(math.exp(alpha * (base - x)) for x in near) / len(near))
+        for b in present:
+            far = [s[i][j] for i in members[a] for j in members[b] if not (sets[i] & sets[j]).any()]
+            if a != b and far:
+                push += math.log(1 + sum(math.exp(beta * (x - base)) for x in far) / len(far))
+    return (pull / alpha + push / (2 * beta)) / len(present)
+
+
+SHARP: dict[str, Any] = {"alpha": 2.0, "beta": 20.0, "base": 0.2}
+
+
+def fields(c: int, dim: int, loss: str = "mean_field_class_wise_multi_similarity", **options: Any) -> bb.Objective:
+    eye = torch.eye(c, dtype=torch.uint8)
+    return bb.create_objective(loss, target=SETS, proxy_codes=eye, dim=dim, **options).double()
+
+
+def test_mean_fields_of_label_sets_equal_loops() -> None:
+    sets, z = some_sets(12, 5), draw(12, 4).requires_grad_()
+    objective = fields(5, 4, **SHARP)
+    loss = objective(z, sets)
+    assert loss.item() == pytest.approx(loop_fields(z, objective.proxies.weight, sets, **SHARP), rel=1e-10)
+    assert torch.autograd.gradcheck(lambda z: objective(z, sets), (z,))
+    contrastive = fields(5, 4, "mean_field_contrastive")
+    d = 1 - unit(z) @ unit(contrastive.proxies.weight).T
+    each = torch.where(sets > 0, (d - 0.02).relu(), (0.3 - d).relu()).sum(1)
+    assert contrastive(z, sets).item() == pytest.approx(each.mean().item(), rel=1e-10)
+
+
+@pytest.mark.parametrize("self_pairs", [True, False])
+def test_class_wise_loss_of_label_sets_equals_a_loop(self_pairs: bool) -> None:
+    sets, z = some_sets(12, 5, seed=1), draw(12, 4).requires_grad_()
+    objective = bb.create_objective("class_wise_multi_similarity", target=SETS, self_pairs=self_pairs, **SHARP)
+    assert objective(z, sets).item() == pytest.approx(
+        loop_class_wise(z, sets, self_pairs=self_pairs, **SHARP), rel=1e-10
+    )
+    assert torch.autograd.gradcheck(lambda z: objective(z, sets), (z,))
+
+
+@pytest.mark.parametrize(
+    "loss",
+    ["mean_field_contrastive", "mean_field_class_wise_multi_similarity", "class_wise_multi_similarity", "pd_loss"],
+)
+@pytest.mark.parametrize("options", [{}, SHARP], ids=["default", "sharp"])
+def test_sets_of_one_label_are_classes(loss: str, options: dict[str, Any]) -> None:
+    options = options if "multi_similarity" in loss else {}
+    classes, z = torch.tensor([0, 1, 3, 3, 1, 0, 4, 4, 1]), draw(9, 4)
+    needs = bb.losses.LOSSES[loss].info["facts"].needs_proxies
+    usual = bb.create_objective(loss, **({"num_classes": 6, "dim": 4} if needs else {}), **options).double()
+    other = fields(6, 4, loss, **options) if needs else bb.create_objective(loss, target=SETS, **options)
+    if needs:
+        other.proxies.weight.data.copy_(usual.proxies.weight.data)
+    results = []
+    for objective, labels in ((usual, classes), (other, torch.nn.functional.one_hot(classes, 6))):
+        z.requires_grad_().grad = None
+        loss_value = objective(z, labels)
+        loss_value.backward()
+        results.append((loss_value.item(), z.grad.clone()))
+    assert results[1][0] == pytest.approx(results[0][0], rel=1e-9)
+    torch.testing.assert_close(results[1][1], results[0][1], rtol=1e-7, atol=1e-10)
+
+
+# ---- centres of a label space
+
+
+@pytest.mark.parametrize("target", ["euclidean", "cosine", "pose"])
+def test_centres_are_the_means_of_clear_groups(target: str) -> None:
+    rng = np.random.default_rng(0)
+    places = 10 * rng.normal(size=(5, 4, 2))
+    labels = (places[np.arange(60) % 5] + 0.01 * rng.normal(size=(60, 4, 2))).reshape(
+        60, *((8,) if target != "pose" else (4, 2))
+    )
+    made = create_target(target)
+    code = made.encode(labels)
+    found = label_centres(made, code, 5)
+    own = nearest(made, code, found)
+    assert [len(own[i::5].unique()) for i in range(5)] == [1] * 5
+    assert sorted(own[:5].tolist()) == list(range(5))
+    means = torch.stack([made.mean(torch.full((1, 12), 1 / 12), code[i::5])[0] for i in range(5)])
+    assert float(made.distance(means, found).amin(1).max()) < 1e-4
+    assert torch.equal(found, label_centres(made, code, 5))
+
+
+def test_centres_without_a_mean_are_items_in_the_middle() -> None:
+    sets = some_sets(40, 6)
+    target = create_target("multi_label")
+    code = target.encode(sets)
+    found = label_centres(target, code, 4)
+    assert all((row == code).all(1).any() for row in found)
+    own = nearest(target, code, found)
+    for number in range(4):
+        members = code[own == number]
+        cost = target.distance(members, members).square().sum(1)
+        centre = (members == found[number]).all(1).nonzero()[0, 0]
+        assert cost[centre] == cost.min()
+
+
+def test_centres_lower_the_spread_and_tiles_do_not_matter(monkeypatch: pytest.MonkeyPatch) -> None:
+    target, code = create_target("euclidean"), draw(300, 2)
+    found = label_centres(target, code, 10)
+    spread = torch.cdist(code, found).amin(1).square().mean()
+    assert spread < 0.8 * torch.cdist(code, code[:10]).amin(1).square().mean()
+    monkeypatch.setattr(centres, "TILE", 70)
+    assert torch.equal(found, label_centres(target, code, 10))
+
+
+def test_more_centres_than_labels() -> None:
+    target = create_target("euclidean")
+    with pytest.raises(ValueError, match="at most 3 centres, as many as there are different labels, got 4"):
+        label_centres(target, target.encode([0.0, 1.0, 2.0] * 5), 4)
+
+
+def test_proxies_start_at_the_means_of_what_is_nearest() -> None:
+    own = torch.tensor([[0.0], [10.0], [20.0]])
+    objective = bb.create_objective("pd_loss", target="euclidean", proxy_codes=own, dim=3, bandwidth=2.0)
+    before = objective.proxies.weight[2].clone()
+    z = torch.tensor([[2.0, 0, 0], [0, 3.0, 0], [0, 0, 4.0]])
+    objective.start_at_means(z, [1.0, 2.0, 9.0])
+    torch.testing.assert_close(objective.proxies.weight[0], torch.tensor([0.5, 0.5, 0]))
+    torch.testing.assert_close(objective.proxies.weight[1], torch.tensor([0, 0, 1.0]))
+    assert torch.equal(objective.proxies.weight[2], before)
+    assert "proxies.code" in objective.state_dict()
+
+
+@pytest.mark.parametrize(
+    ("loss", "options", "message"),
+    [
+        ("pd_loss", {"target": "euclidean", "dim": 3, "bandwidth": 1.0}, "give proxy_codes=, such as label_centres"),
+        ("pd_loss", {"target": "euclidean", "dim": 3, "proxy_codes": torch.zeros(4, 1)}, "reads same/different"),
+        (
+            "pd_loss",
+            {"num_classes": 3, "dim": 3, "bandwidth": 1.0},
+            "with bandwidth reads the value of label distances",
+        ),
+        ("pd_loss", {"num_classes": 3, "dim": 3, "bandwidth": 0.0}, "bandwidth must be greater than 0"),
+        ("proxy_nca", {"dim": 3, "proxy_codes": torch.zeros(4, 1)}, "takes no proxy_codes"),
+        ("triplet", {"proxy_codes": torch.zeros(4, 1)}, "has no proxies and takes no proxy_codes"),
+        ("class_wise_multi_similarity", {"target": "within('euclidean', radius=1.0)"}, "target 'classes' alone"),
+    ],
+)
+def test_what_does_not_fit_is_refused(loss: str, options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        bb.create_objective(loss, **options)
+
+
+def test_items_and_proxies_must_have_labels_of_one_shape() -> None:
+    objective = fields(4, 3)
+    with pytest.raises(ValueError, match=r"the proxies have labels \[4\] but the items \[5\]"):
+        objective(torch.randn(6, 3), some_sets(6, 5))
