@@ -43,15 +43,15 @@ def cells() -> dict[str, Cell]:
     for floor in ("0.0001", "0.01"):
         found[f"{PD}, variance floor {floor}"] = proxies("pd_loss", options=f"{{variance_floor: {floor}}}")
     for dim in DIMS:
-        size = ("--embedder.dim", str(dim))
+        width = ("--embedder.dim", str(dim))
         for name in ("contrastive", "class_wise_multi_similarity"):
-            found[f"{name}, {dim}-d"] = loss(name, *PAIRS, *size)
-        found[f"mean_field_contrastive, {dim}-d"] = loss("mean_field_contrastive", *PAIRS, *size)
+            found[f"{name}, {dim}-d"] = loss(name, *PAIRS, *width)
+        found[f"mean_field_contrastive, {dim}-d"] = loss("mean_field_contrastive", *PAIRS, *width)
         for name in ("proxy_anchor", "normalized_softmax"):
-            found[f"{name}, {dim}-d"] = loss(name, *size)
+            found[f"{name}, {dim}-d"] = loss(name, *width)
         if dim != 512:  # which the configurations with B = 64 have
-            found[f"{FIELDS}, {dim}-d"] = loss(FIELDS, *PAIRS, *size)
-            found[f"{PD}, {dim}-d"] = proxies("pd_loss", *size)
+            found[f"{FIELDS}, {dim}-d"] = loss(FIELDS, *PAIRS, *width)
+            found[f"{PD}, {dim}-d"] = proxies("pd_loss", *width)
     for beta, base in ((40.0, 0.8), (80.0, 0.6), (80.0, 0.9)):
         found[f"{FIELDS}, beta {beta:g}, delta {base}"] = loss(
             FIELDS, *PAIRS, options=f"{{beta: {beta}, base: {base}}}"
