@@ -70,7 +70,7 @@ def label_neighbours(
       each time.
     - `nn_descent`: approximate, for any target: pynndescent (extra `nn_descent`) looks for candidates among the vectors,
       or, where labels are none, among the items' distances from 64 of them. For metrics.
-    - `auto`: `exact` below 250,000 items and where the extras are not installed, beyond that `ivf` or `nn_descent`.
+    - `auto`: `exact` below 250,000 items and where the extras are not installed, beyond that `hnsw` or `nn_descent`.
 
     Approximate methods measure their recall (see `neighbour_recall`) and log it (level INFO).
 
@@ -141,7 +141,7 @@ def _choose(target: Target, code: Tensor) -> Method:
     if len(code) < LARGE or hasattr(target, "neighbours"):
         return "exact"
     if as_joints(target, code) is not None and find_spec("faiss"):
-        return "ivf"
+        return "hnsw"
     return "nn_descent" if find_spec("pynndescent") else "exact"
 
 

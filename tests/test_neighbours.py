@@ -274,7 +274,7 @@ def test_auto_is_exact_for_few_items_and_approximate_for_many_where_it_can_be(mo
     monkeypatch.setattr(neighbours, "find_spec", lambda name: name in installed or None)
     assert neighbours._choose(pose, code) == "exact"
     monkeypatch.setattr(neighbours, "LARGE", 50)
-    assert [neighbours._choose(t, code) for t in (pose, circular)] == ["ivf", "nn_descent"]
+    assert [neighbours._choose(t, code) for t in (pose, circular)] == ["hnsw", "nn_descent"]
     installed -= {"faiss"}
     assert neighbours._choose(pose, code) == "nn_descent"
     installed -= {"pynndescent"}
