@@ -1,0 +1,186 @@
+"""The index: exact and approximate search, what travels with it, and the recipe that builds and asks it."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from beyond_binary import index as module
+from beyond_binary.embedder import create_embedder
+from beyond_binary.index import Index
+
+ROOT = Path(__file__).parent.parent
+spec = importlib.util.spec_from_file_location("search_recipe", ROOT / "recipes" / "search.py")
+assert spec is not None
+assert spec.loader is not None
+recipe = importlib.util.module_from_spec(spec)
+sys.modules["search_recipe"] = recipe
+spec.loader.exec_module(recipe)
+
+KINDS = ["exact", "flat", "ivf", "hnsw"]
+SPACES = ["cosine", "dot", "euclidean"]
+
+
+def draw(n: int, d: int = 8, seed: int = 0) -> torch.Tensor:
+    return torch.randn(n, d, generator=torch.Generator().manual_seed(seed))
+
+
+def needs(kind: str) -> None:
+    if kind != "exact":
+        pytest.importorskip("faiss")
+
+
+def scores(z: torch.Tensor, q: torch.Tensor, geometry: str) -> torch.Tensor:
+    if geometry == "euclidean":
+        return torch.cdist(q.double(), z.double())
+    if geometry == "cosine":
+        z, q = (torch.nn.functional.normalize(a, dim=1) for a in (z, q))
+    return q.double() @ z.double().T
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("geometry", SPACES)
+def test_search_finds_the_nearest(kind: str, geometry: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    needs(kind)
+    monkeypatch.setattr(module, "CHUNK", 700)
+    z, q = draw(200), draw(9, seed=1)
+    found = Index(z, geometry=geometry, kind=kind).search(q, 5)
+    all_scores = scores(z, q, geometry)
+    best = all_scores.topk(5, largest=geometry != "euclidean")
+    torch.testing.assert_close(found.scores.double(), all_scores.gather(1, found.places), rtol=1e-4, atol=1e-4)
+    hits = (found.places[:, :, None] == best.indices[:, None]).any(2).double().mean()
+    assert hits == 1 if kind in ("exact", "flat") else hits > 0.4
+    one = Index(z, geometry=geometry, kind=kind).search(q[0], 1)
+    assert one.places.shape == (1, 1)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_recall_is_that_of_the_search(kind: str) -> None:
+    needs(kind)
+    index = Index(draw(400), geometry="euclidean", kind=kind)
+    recall = index.recall(10, sample=400)
+    true = torch.cdist(index.embeddings, index.embeddings).topk(10, largest=False).values[:, -1:]
+    assert recall == pytest.approx(
+        float((index.search(index.embeddings, 10).scores <= true + 1e-4).double().mean()), abs=1e-3
+    )
+    assert recall == 1 if kind in ("exact", "flat") else 0.3 < recall <= 1
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("geometry", SPACES)
+def test_what_is_loaded_is_what_was_saved(kind: str, geometry: str, tmp_path: Path) -> None:
+    needs(kind)
+    columns = {"age": [0.5 * i for i in range(60)], "who": [f"p{i % 7}" for i in range(60)], "name": list(range(60))}
+    index = Index(draw(60), [f"{i}.png" for i in range(60)], columns, geometry=geometry, kind=kind)
+    index.save(tmp_path / "a" / "index")
+    again = Index.load(tmp_path / "a" / "index")
+    before, after = (one.search(draw(4, seed=2), 6) for one in (index, again))
+    assert torch.equal(before.places, after.places)
+    assert torch.equal(before.scores, after.scores)
+    assert again.items([3, -1, 0]) == [{"name": 3, "age": 1.5, "who": "p3"}, {"name": 0, "age": 0.0, "who": "p0"}]
+    assert (again.names, again.kind, again.geometry) == (index.names, kind, geometry)
+    index.save(tmp_path / "a" / "index")
+    assert [p.name for p in (tmp_path / "a").iterdir()] == ["index"]
+    assert not [p for p in (tmp_path / "a" / "index").iterdir() if "pickle" in p.name or p.suffix in (".pkl", ".pt")]
+
+
+def test_nothing_is_lost_when_saving_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    index = Index(draw(5), kind="exact")
+    index.save(tmp_path / "index")
+    monkeypatch.setattr(module.json, "dumps", lambda *_, **__: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        Index(draw(9), kind="exact").save(tmp_path / "index")
+    assert len(Index.load(tmp_path / "index")) == 5
+    assert [p.name for p in tmp_path.iterdir()] == ["index"]
+    (tmp_path / "thesis").mkdir()
+    with pytest.raises(ValueError, match="exists and is no index"):
+        index.save(tmp_path / "thesis")
+
+
+def test_more_than_there_is_and_ties() -> None:
+    index = Index(torch.ones(3, 2), kind="exact")
+    assert sorted(index.search(torch.ones(2), 10).places[0].tolist()) == [0, 1, 2]
+    assert index.recall(2) == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"embeddings": torch.zeros(0, 3)}, r"embeddings \[n d\] with at least one row, got \[0, 3\]"),
+        ({"embeddings": torch.tensor([[1.0], [float("nan")]])}, "1 of 2 embeddings are not finite, the first in row 1"),
+        ({"geometry": "cosin"}, "did you mean 'cosine'"),
+        ({"kind": "hsnw"}, "did you mean 'hnsw'"),
+        ({"names": ["a"]}, "expected 4 names, one for each embedding, got 1"),
+        ({"columns": {"a": [1]}}, "expected 4 columns.*got 1"),
+    ],
+)
+def test_what_makes_no_index(arguments: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Index(**{"embeddings": draw(4), "kind": "exact", **arguments})
+
+
+def test_what_cannot_be_searched_or_loaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    index = Index(draw(4), kind="exact")
+    with pytest.raises(ValueError, match=r"queries \[q 8\], as the items are, got \[1, 3\]"):
+        index.search(torch.zeros(3))
+    with pytest.raises(ValueError, match="1 of 1 queries are not finite"):
+        index.search(torch.full((8,), torch.inf))
+    with pytest.raises(ValueError, match="k of at least 1"):
+        index.search(draw(1), 0)
+    with pytest.raises(FileNotFoundError, match="holds no index"):
+        Index.load(tmp_path)
+    index.save(tmp_path / "index")
+    config = json.loads((tmp_path / "index" / "index.json").read_text())
+    for change, message in (
+        ({"format_version": 99}, "format version 99"),
+        ({"items": 5}, "expected 5; build it again"),
+    ):
+        (tmp_path / "index" / "index.json").write_text(json.dumps(config | change))
+        with pytest.raises(ValueError, match=message):
+            Index.load(tmp_path / "index")
+    monkeypatch.setitem(sys.modules, "faiss", None)
+    with pytest.raises(ImportError, match=r"pip install beyond_binary\[faiss\]; or take 'exact'"):
+        Index(draw(4), kind="hnsw").search(draw(1))
+
+
+def test_the_recipe_builds_and_asks(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rng = np.random.default_rng(0)
+    for folder in ("red", "blue"):
+        (tmp_path / "photos" / folder).mkdir(parents=True)
+        for i in range(3):
+            pixels = rng.integers(60, size=(40, 40, 3), dtype=np.uint8)
+            pixels[..., 0 if folder == "red" else 2] += 150
+            Image.fromarray(pixels).save(tmp_path / "photos" / folder / f"{i}.png")
+    torch.manual_seed(0)
+    embedder = create_embedder("timm/test_byobnet", head="none", dim=None, image_size=32)
+    embedder.save_pretrained(tmp_path / "embedder")
+    common = ["--embedder", str(tmp_path / "embedder"), "--index", str(tmp_path / "index")]
+
+    def run(*words: str) -> str:
+        given = recipe.parse([*words, *common])
+        given.run(given)
+        return capsys.readouterr().out
+
+    said = run("build", "--data.source", str(tmp_path / "photos"), "--kind", "exact")
+    assert "6 images" in said
+    assert "exact, cosine" in said
+    page = tmp_path / "hits.html"
+    asked = str(tmp_path / "photos" / "blue" / "1.png")
+    lines = run("query", "--image", asked, "--k", "4", "--gallery", str(page)).splitlines()
+    assert len(lines) == 5
+    assert lines[0].startswith("1.0000  ")
+    assert lines[0].endswith("blue/1.png")
+    text = page.read_text()
+    assert text.count("<figure>") == 4
+    assert text.count("data:image/jpeg;base64,") == 5
+    assert "http" not in text
+    with pytest.raises(ValueError, match="encode_text needs a trunk"):
+        run("query", "--text", "something blue")
