@@ -182,7 +182,7 @@ NEEDS = {
 
 def _offers(target: Any, name: str) -> bool:
     needed = METRICS[name].info.get("needs")
-    return needed is None or hasattr(target, needed)
+    return needed is None or getattr(target, needed, None) is not None
 
 
 def _check_offer(metric: Metric, target: Any) -> None:

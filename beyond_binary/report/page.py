@@ -256,9 +256,15 @@ def _hit(items: Items, place: int, y: float, view: View) -> str:
         share = min(max((y - oracle) / (random - oracle), 0), 1) if random > oracle else 0.5
         colour, mark = f"hsl({160 - 155 * share:.0f} 62% 45%)", number(y, 3)
     return (
-        f'<figure style="--c:{colour}" title="{escape(str(items.names[place]))}">{_img(items, place, 112, view.paint)}'
+        f'<figure style="--c:{colour}" title="{escape(_title(items, place))}">{_img(items, place, 112, view.paint)}'
         f"<figcaption><b>{mark}</b>{_caption(items, place, view.splits)}</figcaption></figure>"
     )
+
+
+def _title(items: Items, place: int) -> str:
+    """The item's name, and all its captions."""
+    texts = np.ravel(items.labels[place]) if items.labels.dtype.kind == "U" else ()
+    return "\n".join([str(items.names[place]), *(str(text) for text in texts if text)])
 
 
 def _caption(items: Items, place: int, splits: Splits) -> str:
