@@ -75,7 +75,7 @@ def image_text_recall(
         ranking: "embedding", "random" or "oracle", as in `evaluate`.
     """
     number, names = np.arange(len(images)), [f"recall_at_{k}" for k in ks]
-    scores = {}
+    scores: dict[str, float] = {}
     for way, query, reference in (
         ("text_to_image", (texts, image_of_text), (images, number)),
         ("image_to_text", (images, number), (texts, image_of_text)),

@@ -63,7 +63,7 @@ def _timm_layers(model: Any) -> dict[str, int]:
 def _matched(names: list[str], matcher: Any) -> dict[str, int]:
     from timm.models._manipulate import group_with_matcher
 
-    found: dict[str, int] = group_with_matcher([(name, name) for name in names], matcher, reverse=True)
+    found: dict[str, int] = group_with_matcher(((name, name) for name in names), matcher, reverse=True)
     return found
 
 
@@ -99,6 +99,9 @@ def checkpoint(trunk: Any) -> None:
 
 def add_lora(trunk: nn.Module, options: dict[str, Any]) -> None:
     """Add low-rank adapters (Hu et al., "LoRA", ICLR 2022) to what is trained; the weights themselves are locked.
+
+    peft adds an attention's adapter to its weights for each forward pass and takes it off again, so that these locked
+    weights change by rounding.
 
     Args:
         trunk: of timm or open_clip; it is changed in place.
