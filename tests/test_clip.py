@@ -24,6 +24,7 @@ from beyond_binary.data import Items, Splits
 from beyond_binary.embedder import Embedder, create_embedder
 from beyond_binary.judge import Judge
 from beyond_binary.objective import create_objective
+from beyond_binary.trunks import build_trunk
 
 ROOT = Path(__file__).parent.parent
 VIT = {
@@ -55,6 +56,27 @@ def test_unlocked_layers_are_those_of_open_clip(unlocked):
     theirs = make().trunk
     theirs.lock_image_tower(unlocked_groups=unlocked)
     assert trained(make(unlocked=unlocked).trunk) == trained(theirs)
+
+
+@pytest.mark.parametrize(
+    ("name", "image", "text"),
+    [
+        ("ViT-B-32", 14, 14),
+        ("RN50", 18, 14),
+        ("coca_ViT-B-32", 14, 14),
+        ("ViT-B-16-SigLIP", 14, 14),
+        ("convnext_base", 39, 14),
+    ],
+)
+def test_every_parameter_has_a_layer_in_its_tower(name, image, text):
+    with torch.device("meta"):
+        model = build_trunk(f"open_clip/{name}", open_clip.get_model_config(name))
+    found = towers.layers(model, "open_clip")
+    for tower, count in (("image", image), ("text", text)):
+        assert {layer for own, layer in found.values() if own == tower} == set(range(count))
+    left = {key.split(".")[0] for key, _ in model.named_parameters() if key not in found}
+    assert left <= {"logit_scale", "logit_bias", "text_decoder"}
+    assert all(key.startswith("visual.") == (tower == "image") for key, (tower, _) in found.items())
 
 
 def test_unlocked_layers_of_a_timm_tower():
