@@ -202,12 +202,11 @@ class Embedder(nn.Module):
         Raises:
             ValueError: the trunk is not from open_clip, or a head lies on top of it.
         """
+        self._check_text()
         rows = []
         with evaluating(self):
             for batch in _batches([texts] if isinstance(texts, str) else texts, batch_size):
                 rows.append(self.embed_texts(batch).float().cpu())
-        if not rows:
-            self._check_text()
         return torch.cat(rows) if rows else torch.zeros(0, self.dim)
 
     def embed_texts(self, texts: Sequence[str]) -> Tensor:
