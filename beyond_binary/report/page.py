@@ -35,7 +35,15 @@ from .style import CSS
 
 RANKINGS = ("before", "after", "random", "oracle")
 COUNTS = ("queries", "queries_without_match")
-MAIN = ("recall_at_1", "map_at_r", "mean_label_distance_at_10", "ndcg_at_10", "spearman")
+MAIN = (
+    "text_to_image_recall_at_10",
+    "image_to_text_recall_at_10",
+    "recall_at_1",
+    "map_at_r",
+    "mean_label_distance_at_10",
+    "ndcg_at_10",
+    "spearman",
+)
 SHOWN = 8
 
 
