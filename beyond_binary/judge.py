@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -16,12 +17,21 @@ from .embedder import Embedder
 from .evaluation import evaluate
 from .geometry import create_geometry
 from .metrics import IMAGE_TEXT, create_metrics
-from .targets import create_target
+from .targets import LabelError, create_target
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
 USUAL = ("map_at_r", "text_to_image_recall_at_10", "mean_label_distance_at_10")
+
+
+@contextmanager
+def named(items: Items) -> Iterator[None]:
+    """An error about the label of one of these items names the item."""
+    try:
+        yield
+    except LabelError as error:
+        raise ValueError(f"{items.names[error.row]}: {error}") from error
 
 
 class Judge:
@@ -41,7 +51,8 @@ class Judge:
         create_geometry(geometry)
         for items in (splits.query, splits.gallery):
             if items is not None:
-                self.target.encode(items.labels)
+                with named(items):
+                    self.target.encode(items.labels)
         self.captions = captions_of(splits.query) if embedder.has_text else None
         self.classes = class_numbers(splits, splits.query) if embedder.has_text else None
         wanted = self._offered() if config.metrics is None else [m for m in config.metrics if IMAGE_TEXT.fullmatch(m)]

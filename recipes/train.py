@@ -5,7 +5,6 @@ Without arguments it learns poses of rendered figures (recipes/configs/pose.yaml
 
 from __future__ import annotations
 
-import functools
 import inspect
 import math
 import sys
@@ -29,7 +28,7 @@ from beyond_binary.centres import proxy_codes
 from beyond_binary.config import Config, OptimizerConfig, check_config, parse_config
 from beyond_binary.data import Augment, ImageSet, Items, Splits, collate, load_checked, with_mirror
 from beyond_binary.embedder import Embedder, create_embedder
-from beyond_binary.judge import Judge, captions_of, class_numbers, encode, start_at_names
+from beyond_binary.judge import Judge, captions_of, class_numbers, encode, named, start_at_names
 from beyond_binary.losses import LOSSES, LossFacts
 from beyond_binary.metrics import higher_is_better
 from beyond_binary.neighbours import label_neighbours
@@ -114,21 +113,29 @@ def set_up(config: Config, accelerator: Accelerator) -> Setup:
         found = f"{splits.train.labels.dtype} {list(splits.train.labels.shape)}"
         raise ValueError(f"embedder.text trains on captions, texts [n captions], but the labels are {found}")
     train = with_mirror(splits.train, config.augment.mirror) if config.augment.mirror else splits.train
-    objective, train = make_objective(config, spec, train, embedder.dim)
+    with named(train):
+        objective, train = make_objective(config, spec, train, embedder.dim)
+        code = objective.target.encode(train.labels)
     if config.objective.proxy_init == "text" and not (embedder.has_text and class_numbers(splits, splits.train)):
         raise ValueError(
             "objective.proxy_init text needs classes with names, and a trunk 'open_clip/...' with head none"
         )
     judge = Judge(config.evaluation, splits, "classes" if reads_classes(spec) else spec, embedder, geometry(config))
-    code = objective.target.encode(train.labels)
-    search = functools.partial(label_neighbours, cache=config.sampler.cache, progress=bar)
+
+    def search(k: int) -> np.ndarray:
+        """The table of label neighbours, found by one process for all."""
+        found = [np.empty(0)]
+        if accelerator.is_main_process:
+            found = [label_neighbours(objective.target, code, k, cache=config.sampler.cache, progress=bar)[0].numpy()]
+        return np.asarray(broadcast_object_list(found)[0])
+
     sampler = create_sampler(
         config.sampler.name,
         items_count=len(train),
         batch_size=config.sampler.batch_size,
         seed=config.seed,
         classes=train.labels if train.labels.ndim == 1 and train.labels.dtype.kind in "iu" else None,
-        neighbours=lambda k: search(objective.target, code, k)[0].numpy(),
+        neighbours=search,
         labels=train.labels,
         target=objective.target,
         geometry=objective.geometry,

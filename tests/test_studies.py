@@ -47,7 +47,7 @@ def test_an_interval_is_students() -> None:
 
 def result(after: float, before: float = 0.0) -> dict[str, Any]:
     rows = {"after": {"m": after}, "before": {"m": before}, "random": {"m": 9.0}, "oracle": {"m": 10.0}}
-    return {"table": rows, "train_seconds": 2.0, "ready_seconds": 1.0}
+    return {"table": rows, "epochs": 4, "train_seconds": 2.0, "ready_seconds": 1.0, "search_seconds": 0.25}
 
 
 def test_a_table_compares_the_seeds_that_both_have() -> None:
@@ -70,6 +70,10 @@ def test_gains_are_taken_seed_by_seed() -> None:
     )
 
 
+def test_seconds_of_an_epoch_and_of_the_search() -> None:
+    assert "| a | 2 | 0.5 | 1.0 | 0.25 |" in pages.seconds(["a", "b"], {"a/0": result(1.0)})
+
+
 def test_runs_are_kept_and_not_repeated_and_a_page_keeps_its_text(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -82,7 +86,7 @@ def test_runs_are_kept_and_not_repeated_and_a_page_keeps_its_text(
     monkeypatch.setattr(study, "run", run)
     cells = {"a": study.Cell(("--optimizer.lr", "0.1")), "b, c": study.Cell(("--optimizer.lr", "0.2"))}
     curves = {"size": {"all": {1.0: "a", 2.0: "b, c"}}}
-    made = study.Study((), cells, ("m",), "unused.md", 1, {"which": ("a", "b, c")}, curves)
+    made = study.Study((), cells, ("m",), "unused.md", 1, {"which": ("a", "b, c")}, curves=curves)
     page = tmp_path / "r.md"
     given = ["study", "--results", str(page), "--seeds", "0", "1"]
     monkeypatch.setattr(sys, "argv", [*given, "--only", "a"])

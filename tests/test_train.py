@@ -285,6 +285,20 @@ def test_proxies_at_centres_of_continuous_labels_start_at_means_and_train(tmp_pa
     assert np.isfinite(result["table"]["after"]["spearman"])
 
 
+@pytest.mark.parametrize(("rows", "name"), [([90, 10], "95.png"), ([97, 3], "95.png")])
+def test_a_caption_that_cannot_be_read_is_named(tmp_path: Path, rows: list[int], name: str) -> None:
+    lines = ["file,cap0,cap1"]
+    for i in range(100):
+        Image.fromarray(np.full((8, 8, 3), i, np.uint8)).save(tmp_path / f"{i}.png")
+        lines.append(f"{i}.png,a red square,{'zzzz' if i == 95 else 'a blue circle'}")
+    (tmp_path / "labels.csv").write_text("\n".join(lines))
+    changes = ["--data.source", str(tmp_path), "--data.label", "[cap0,cap1]", "--data.splitting", "rows"]
+    target = "captions(vectors='embedded:scenes')"
+    with pytest.raises(ValueError, match=rf"^{name}: .*caption 1 of item . ?\d* ?has no known word: 'zzzz'"):
+        recipe.start(tiny(tmp_path / "run", *changes, "--data.rows", str(rows), "--objective.loss", "log_ratio",
+                          "--objective.target", target, "--sampler.name", "random"))  # fmt: skip
+
+
 @pytest.mark.parametrize(
     ("changes", "geometry"),
     [

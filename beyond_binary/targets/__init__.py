@@ -17,6 +17,14 @@ Gives = Literal["same", "order", "magnitude"]
 TARGETS = Registry("target")
 
 
+class LabelError(ValueError):
+    """A label that a target cannot read; `row` says whose it is."""
+
+    def __init__(self, row: int, message: str) -> None:
+        super().__init__(message)
+        self.row = row
+
+
 @runtime_checkable
 class Target(Protocol):
     """What a target offers. `gives` says how much of `y` means something: equality, ranks, or the value.

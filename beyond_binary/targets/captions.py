@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..parallel import in_parallel
-from . import TARGETS, Gives, transport
+from . import TARGETS, Gives, LabelError, transport
 from .vectors import as_floating, exact_cdist
 from .words import STOP_WORDS, Reader, WordVectors, load_word_vectors
 
@@ -82,11 +82,12 @@ class Captions:
                 wrong = (
                     f"has {len(words)} known words, more than length={self.length}" if words else "has no known word"
                 )
-                raise ValueError(f"target 'captions': caption {caption} of item {item} {wrong}: {text!r}")
+                raise LabelError(item, f"target 'captions': caption {caption} of item {item} {wrong}: {text!r}")
             code[(*place, slice(len(words)))] = sorted(words)
         empty = (code < 0).all((1, 2))
         if empty.any():
-            raise ValueError(f"target 'captions': item {int(np.flatnonzero(empty)[0])} has no caption")
+            item = int(np.flatnonzero(empty)[0])
+            raise LabelError(item, f"target 'captions': item {item} has no caption")
         self.reader.warn_once()
         return torch.from_numpy(code)
 

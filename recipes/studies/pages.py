@@ -72,13 +72,14 @@ def gains(names: Sequence[str], metrics: Sequence[str], results: Runs) -> str:
 
 
 def seconds(names: Sequence[str], results: Runs) -> str:
-    """Median seconds of training and of getting ready."""
-    lines = ["| configuration | training, s | getting ready, s |", "|---|---|---|"]
+    """Median seconds of training, of an epoch of it, of getting ready, and of the neighbour search that is part of that."""
+    lines = ["| configuration | training, s | an epoch, s | getting ready, s | neighbour search, s |", "|---" * 5 + "|"]
     for name in names:
         runs = [run for key, run in results.items() if key.rsplit("/", 1)[0] == name]
         if runs:
-            taken = [statistics.median(run[what] for run in runs) for what in ("train_seconds", "ready_seconds")]
-            lines.append(f"| {name} | {taken[0]:.0f} | {taken[1]:.1f} |")
+            kinds = ("train_seconds", "epochs", "ready_seconds", "search_seconds")
+            train, epochs, ready, search = (statistics.median(run[kind] for run in runs) for kind in kinds)
+            lines.append(f"| {name} | {train:.0f} | {train / max(epochs, 1):.1f} | {ready:.1f} | {search:.2f} |")
     return "\n".join(lines) + "\n"
 
 

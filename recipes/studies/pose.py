@@ -105,6 +105,7 @@ STUDY = Study(
     shown=("mean_label_distance_at_10", "ndcg_at_100", "spearman"),
     results="pose_questions.md",
     epochs=9,
+    search=5,
     questions={
         "1. dense or random batches": (MAIN, "log_ratio, random batches"),
         "2. losses": (MAIN, "triplet M(Binary), 128-d", "dense_triplet", "rank_n_contrast", "pose regression"),

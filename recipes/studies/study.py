@@ -24,6 +24,7 @@ import pages
 import train as recipe
 
 from beyond_binary.config import parse_config
+from beyond_binary.neighbours import label_neighbours
 
 
 class Around(nn.Module):
@@ -64,6 +65,7 @@ class Study:
         results: the page below docs/results; its runs and pictures are kept beside it.
         epochs: epochs of each run, None: as configured.
         questions: which configurations a table compares, by its name; the first is what the others differ from.
+        search: label neighbours whose search is timed for itself, 0: none.
         curves: names of configurations along an axis, by the axis' label and the curve's.
     """
 
@@ -73,6 +75,7 @@ class Study:
     results: str
     epochs: int | None
     questions: Mapping[str, Sequence[str]]
+    search: int = 0
     curves: Mapping[str, Mapping[str, Mapping[float, str]]] = field(default_factory=dict)
 
 
@@ -97,11 +100,16 @@ def run(study: Study, cell: Cell, seed: int, given: argparse.Namespace) -> dict[
         config = parse_config([*settings(study, cell, seed, given), *places])
         began = time.perf_counter()
         setup, kept, accelerator = recipe.start(config)
-        ready = time.perf_counter() - began
+        ready, began = time.perf_counter() - began, time.perf_counter()
+        if study.search:
+            target = setup.objective.target
+            label_neighbours(target, target.encode(setup.data.items.labels), study.search)
+        search = time.perf_counter() - began
         if cell.around is not None:
             setup.objective = cell.around(setup)
         result = recipe.fit(config, setup, kept, accelerator)
-        return {"table": result["table"], "train_seconds": result["train_seconds"], "ready_seconds": ready}
+        seconds = {"train_seconds": result["train_seconds"], "ready_seconds": ready, "search_seconds": search}
+        return {"table": result["table"], "epochs": result["epochs"], **seconds}
 
 
 def main(study: Study, description: str | None) -> None:
