@@ -18,14 +18,14 @@ def points(run: Path, metric: str) -> tuple[list[int], list[float]]:
 
 
 def draw(metric: str, path: Path, runs: dict[str, Path]) -> None:
-    """Write the picture; chance is that of the first finished run."""
+    """Write the picture; chance is that of the first run, if it has ended."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(6, 3.6), layout="constrained")
     axes = figure.add_subplot()
     for name, run in runs.items():
         axes.plot(*points(run, metric), marker="o", markersize=3, label=name)
-    for run in list(runs.values())[:1]:
+    for run in [run for run in list(runs.values())[:1] if (run / "metrics.json").exists()]:
         table = json.loads((run / "metrics.json").read_text())["table"]
         axes.axhline(table["random"][metric], color="grey", linestyle=":", label="random ranking")
     axes.set(xlabel="epoch", ylabel=metric, ylim=(0, None))
