@@ -336,7 +336,7 @@ def test_learning_rate_rises_then_falls() -> None:
         (["--objective.loss", "pd_los"], "did you mean 'pd_loss'"),
         (["--objective.loss", "log_ratio"], "take a target with distances"),
         (["--objective.options", "{temperature: 1}"], "has no option temperature"),
-        (["--objective.target", "euclidean"], "equality of distances is not a class|takes target 'classes'"),
+        (["--objective.target", "euclidean"], "set objective.num_proxies"),
         (["--sampler.name", "classes(samples_per_class=5)"], "not a multiple"),
         (["--sampler.name", "classes", "--sampler.batch_size", "400"], "classes"),
         (["--sampler.name", "clases"], "did you mean 'classes'"),
