@@ -7,21 +7,23 @@ import os
 import re
 import time
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from html import escape
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import yaml
 
 from . import storage
 from .card import Record, training_curves, write_card
 
+Result = TypeVar("Result")
 Files = dict[str, Path | bytes]
 """What is sent: name in the repository -> a file here, or the content itself."""
 
 CARD, CURVES, METRICS, SETTINGS, REPORT = "README.md", "curves.png", "metrics.json", "config.yaml", "report.html"
 WAITS = (2.0, 8.0)
-"""Seconds before a failed push is tried again; the Hub's client also repeats most requests by itself."""
+"""Seconds before a failed push or download is tried again; the Hub's client also repeats most requests by itself."""
 
 
 def push(
@@ -54,18 +56,31 @@ def push(
     """
     check_hub_id(hub_id)
     check_token(token)
-    for wait in (*WAITS, None):
+    try:
+        return patiently(lambda: _push_once(files, hub_id, private, token, revision, commit_message), silent=True)
+    except Exception as error:
+        status = http_status(error)
+        if status is None:
+            raise
+        raise _explained(error, status, hub_id) from error
+
+
+def patiently(attempt: Callable[[], Result], silent: bool = False) -> Result:
+    """What `attempt` returns, tried again after `WAITS` where the Hub failed, or (`silent`) gave no answer."""
+    for wait in WAITS:
         try:
-            return _push_once(files, hub_id, private, token, revision, commit_message)
+            return attempt()
         except Exception as error:
-            status = _http_status(error)
-            if status is None:
+            status = http_status(error)
+            if status is None or not _may_pass(status) or (status == 0 and not silent):
                 raise
-            transient = status in (0, 408, 429) or status >= 500
-            if not transient or wait is None:
-                raise _explained(error, status, hub_id) from error
             time.sleep(wait)
-    raise AssertionError  # the last attempt returns or raises
+    return attempt()
+
+
+def _may_pass(status: int) -> bool:
+    """Whether a request that failed with this status (0: no answer) may work later."""
+    return status in (0, 408, 429) or status >= 500
 
 
 def _push_once(
@@ -102,7 +117,7 @@ def _push_once(
     return str(commit.commit_url)
 
 
-def _http_status(error: BaseException) -> int | None:
+def http_status(error: BaseException) -> int | None:
     """Status of the failed request behind `error`, 0 if it got no answer, None if no request failed."""
     cause: BaseException | None = error
     while cause is not None:
@@ -126,7 +141,7 @@ def _explained(error: Exception, status: int, hub_id: str) -> Exception:
             f"the Hub does not let this account write to {hub_id} ({told}); log in with `hf auth login`, or set HF_TOKEN "
             "to a token with write rights"
         )
-    if status in (0, 408, 429) or status >= 500:
+    if _may_pass(status):
         return ConnectionError(
             f"{hub_id} was not pushed, the Hub cannot be reached or keeps failing ({told}); try again"
         )
@@ -188,12 +203,13 @@ def run_files(run: str | os.PathLike[str], hub_id: str, *, report: bool = True, 
     if missing := [name for name in ("embedder", METRICS, SETTINGS) if not (run / name).exists()]:
         raise FileNotFoundError(f"expected the folder of a finished run, but {run} has no {', '.join(missing)}")
     embedder = storage.read_config(run / "embedder")
-    settings = public_settings(yaml.safe_load((run / SETTINGS).read_text()))
+    private = yaml.safe_load((run / SETTINGS).read_text())
+    settings = public_settings(private)
     files = embedder_files(run / "embedder", hub_id, card=False)
     files[SETTINGS] = yaml.safe_dump(settings, sort_keys=False).encode()
     files[METRICS] = run / METRICS
     if report and (run / REPORT).exists():
-        files[REPORT] = run / REPORT
+        files[REPORT] = public_text((run / REPORT).read_text(encoding="utf-8"), private).encode()
     try:
         metrics = json.loads((run / METRICS).read_text())
         log = run / "log.jsonl"
@@ -215,12 +231,26 @@ def public_settings(settings: dict[str, Any]) -> dict[str, Any]:
             return {key: public(item) for key, item in value.items() if key != "output"}
         if isinstance(value, list):
             return [public(item) for item in value]
-        if isinstance(value, str) and (found := re.fullmatch(r"((?:\w+:)?)((?:/|~|\.\.?/).+)", value)):
-            return found[1] + Path(found[2]).name
-        return value
+        return _short(value) if isinstance(value, str) else value
 
     shown: dict[str, Any] = public(settings)
     return shown
+
+
+def public_text(page: str, settings: Any) -> str:
+    """A page (HTML) in which the local paths among the settings have their last part only."""
+    for value in settings.values() if isinstance(settings, dict) else settings:
+        if isinstance(value, dict | list):
+            page = public_text(page, value)
+        elif isinstance(value, str):
+            page = page.replace(escape(value), escape(_short(value)))
+    return page
+
+
+def _short(value: str) -> str:
+    """The last part of a local path, with the "kind:" before it; other texts as they are."""
+    found = re.fullmatch(r"((?:\w+:)?)((?:/|~|\.\.?/).+)", value)
+    return found[1] + Path(found[2]).name if found else value
 
 
 def push_run(

@@ -231,7 +231,7 @@ class Handler(BaseHTTPRequestHandler):
         told = {"url": f"{self.hub.url}/{name}", "name": name}
         if name in self.hub.repos:
             return self.answer({**told, "error": "You already created this model repo"}, 409)
-        repo = self.hub.repos[name] = Repo(name, bool(asked.get("private")))
+        repo = self.hub.repos[name] = Repo(name, asked.get("visibility") == "private" or asked.get("private") is True)
         repo.commit("main", "initial commit", {".gitattributes": b"*.safetensors filter=lfs\n"}, set())
         self.answer(told)
 

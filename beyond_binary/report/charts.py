@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import re
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
@@ -199,8 +199,8 @@ def training_picture(
     from matplotlib.figure import Figure
 
     buffer, every = io.BytesIO(), max(1, len(steps) // 1500)
-    raw = np.asarray(loss, dtype=float)
-    with matplotlib.rc_context(STYLE):
+    raw, style = np.asarray(loss, dtype=float), cast(Any, STYLE)
+    with matplotlib.rc_context(style):
         figure = Figure(figsize=(8, 2.8), layout="constrained")
         left, right = figure.subplots(1, 2)
         left.plot(steps[::every], raw[::every], color=COLOURS["after"], alpha=0.35, linewidth=0.8, label="each step")
