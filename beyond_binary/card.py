@@ -8,8 +8,6 @@ from dataclasses import dataclass
 from pathlib import PurePath
 from typing import Any
 
-import yaml
-
 COLUMNS = {"after": "trained", "before": "untrained", "random": "random", "oracle": "best possible"}
 """Rows of metrics.json's table in the order and with the words of the card."""
 
@@ -111,13 +109,15 @@ def _summary(embedder: Mapping[str, Any], run: Record | None) -> str:
     length = "of length 1" if embedder["normalize"] else "not normalised"
     told = f"Image embeddings of {embedder['dim']} dimensions, {length}, from the trunk `{embedder['trunk']}`."
     if run is not None:
-        objective = run.config["objective"]
-        target = objective.get("target") or "the label of the set"
         told += (
-            f" Trained on `{_name(run.config['data']['source'])}` with the loss `{objective['loss']}`, so that images are "
-            f"near each other where their labels are: similar means `{target}`."
+            f" Trained on `{_name(run.config['data']['source'])}` with the loss `{run.config['objective']['loss']}`, so "
+            f"that images are near each other where their labels are; what that means, the target says: `{_target(run)}`."
         )
     return told + " Made with beyond_binary."
+
+
+def _target(run: Record) -> str:
+    return run.metrics.get("target") or run.config["objective"].get("target") or "the own one of the set"
 
 
 def _snippets(embedder: Mapping[str, Any], hub_id: str) -> str:
@@ -190,16 +190,16 @@ def _data(run: Record) -> str:
 
 def _training(run: Record) -> str:
     from .losses import LOSSES
+    from .tracking import flat
 
-    objective, metrics = run.config["objective"], run.metrics
-    loss = objective["loss"]
+    metrics, loss = run.metrics, run.config["objective"]["loss"]
     paper = LOSSES[loss].info["facts"].paper if loss in LOSSES else None
     told = [f"- loss: `{loss}`" + (f" ({paper})" if paper else "")]
-    told += [f"- target: `{objective.get('target') or 'the own one of the set'}`"]
-    told += [f"- {metrics[key]} {key}" for key in ("epochs", "steps") if key in metrics]
-    told += [f"- seed {run.config.get('seed')}, precision {run.config.get('precision')}"]
-    settings = {name: run.config[name] for name in SECTIONS if name in run.config}
-    shown = yaml.safe_dump(settings, sort_keys=False).strip()
+    told += [f"- target: `{_target(run)}`"]
+    told += [f"- {key}: {metrics[key]}" for key in ("epochs", "steps", "train_seconds", "processes") if key in metrics]
+    told += [f"- {key}: {run.config[key]}" for key in ("seed", "precision") if key in run.config]
+    settings = flat({name: run.config[name] for name in SECTIONS if name in run.config})
+    shown = "\n".join(f"{name}: {value}" for name, value in settings.items() if value is not None)
     return "\n".join(told) + f"\n\n<details><summary>All settings</summary>\n\n```yaml\n{shown}\n```\n\n</details>"
 
 

@@ -467,6 +467,7 @@ def finish(
         "query_items": len(setup.splits.query),
         "gallery_items": None if setup.splits.gallery is None else len(setup.splits.gallery),
         "skipped_images": setup.skipped,
+        "target": config.objective.target or setup.splits.target or "classes",
         "data": data_facts(setup.splits),
         "versions": versions(),
     }

@@ -27,7 +27,7 @@ EMBEDDER = {
 ROW = {"queries": 40, "recall_at_1": 0.25, "map_at_r": 1 / 3, "tar_at_far_0.001": math.nan}
 METRICS = {
     "table": {"before": {**ROW, "recall_at_1": 0.125}, "after": ROW, "random": ROW, "oracle": {**ROW, "recall_at_1": 1.0}},
-    "epochs": 3, "steps": 12, "query_items": 40, "gallery_items": None,
+    "epochs": 3, "target": "pose(root=(2, 3))", "steps": 12, "query_items": 40, "gallery_items": None,
     "data": {"train": {"items": 96, "hash": "a1b2"}, "query": {"items": 40, "hash": "c3d4"}},
     "versions": {"python": "3.11.7", "torch": "2.15.0"},
 }  # fmt: skip
@@ -75,7 +75,7 @@ def test_the_card_tells_data_target_paper_settings_and_versions() -> None:
     card = write_card(EMBEDDER, "user/name", record(curves="curves.png", report="report.html"))
     for told in (
         "| train | 96 | `a1b2` |", "| query | 40 | `c3d4` |", "Deep Metric Learning Beyond Binary Supervision",
-        "- 3 epochs", "lr: 0.001", "torch 2.15.0", "![Training curves](curves.png)", "(report.html)",
+        "- epochs: 3", "optimizer.lr: 0.001", "- target: `pose(root=(2, 3))`", "torch 2.15.0", "![Training curves](curves.png)", "(report.html)",
         "has not chosen a licence", 'Image.new("RGB", (96, 64), colour)', "40 held-out queries, searched among themselves",
     ):  # fmt: skip
         assert told in card, told
