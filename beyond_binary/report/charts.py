@@ -198,6 +198,7 @@ def training_picture(
     import matplotlib
     from matplotlib.figure import Figure
 
+    words = {"random": "random", "oracle": "best possible"}
     buffer, every = io.BytesIO(), max(1, len(steps) // 1500)
     raw, style = np.asarray(loss, dtype=float), cast(Any, STYLE)
     with matplotlib.rc_context(style):
@@ -208,11 +209,11 @@ def training_picture(
             steps[::every], smoothed(raw, max(1, len(raw) // 20))[::every], color=COLOURS["after"], label="smoothed"
         )
         left.set(xlabel="step", title="loss")
-        left.legend(loc="upper right")
+        left.legend(loc="best")
         right.plot(epochs, values, color=COLOURS["after"], marker="o", markersize=3, label="held-out queries")
         for level, value in levels.items():
             if np.isfinite(value):
-                right.axhline(value, color=COLOURS[level], linestyle=DASHES[level], linewidth=1.2, label=level)
+                right.axhline(value, color=COLOURS[level], linestyle=DASHES[level], linewidth=1.2, label=words[level])
         right.set(xlabel="epoch", title=name)
         right.xaxis.get_major_locator().set_params(integer=True, nbins=6)
         right.legend(loc="best")
