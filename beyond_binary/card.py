@@ -12,7 +12,7 @@ COLUMNS = {"after": "trained", "before": "untrained", "random": "random", "oracl
 """Rows of metrics.json's table in the order and with the words of the card."""
 
 COUNTS = ("queries", "queries_without_match")
-MAIN = ("recall_at_1", "map_at_r", "mean_label_distance_at_10", "ndcg_at_10", "spearman")
+MAIN = ("text_to_image_recall_at_10", "recall_at_1", "map_at_r", "mean_label_distance_at_10", "ndcg_at_10", "spearman")
 SECTIONS = ("embedder", "objective", "sampler", "augment", "optimizer")
 
 

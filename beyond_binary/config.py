@@ -23,7 +23,8 @@ class EmbedderConfig:
         trunk: Backbone: "timm/ARCH" or "open_clip/ARCH".
         dim: Width of the embedding; unset with head "none": the trunk's own width.
         pretrained: Download the library's default weights.
-        weights: Pretrained tag, or path of a safetensors file with the trunk's weights.
+        weights: Pretrained tag, or path of a safetensors file with the trunk's weights (for open_clip: all of them,
+            those of the image tower, or those of the timm network in it).
         pooling: Pooling of the trunk's feature map: avg, max, avgmax, gem, token; unset: the trunk's own.
         head: "linear", "mlp" or "none".
         normalize: L2-normalise the embeddings.
@@ -33,6 +34,12 @@ class EmbedderConfig:
         std: Channel standard deviations; unset: the trunk's own.
         resize_mode: "shortest" (cover the size, then crop the centre) or "squash"; unset: the trunk's own.
         trunk_options: Further options for timm or open_clip.
+        text: Train the text tower of an open_clip trunk too, on the captions that the labels are: each image is joined
+            by one of its captions, drawn anew in each epoch.
+        unlocked: How many of the image tower's last layers are trained; 0: none; unset: all.
+        grad_checkpointing: Compute activations again for the gradient instead of keeping them.
+        lora: Train low-rank adapters in place of the trunk's weights, for example {r: 8, alpha: 16, dropout: 0.1,
+            targets: [qkv]}; {}: the defaults. Needs peft (pip install "beyond_binary[lora]").
     """
 
     trunk: str = "timm/resnet18"
@@ -48,6 +55,10 @@ class EmbedderConfig:
     std: list[float] | None = None
     resize_mode: str | None = None
     trunk_options: dict[str, Any] = field(default_factory=dict)
+    text: bool = False
+    unlocked: int | None = None
+    grad_checkpointing: bool = False
+    lora: dict[str, Any] | None = None
 
 
 @dataclass
@@ -60,7 +71,8 @@ class ObjectiveConfig:
         geometry: How embeddings are compared; unset: the one of the loss's paper.
         mining: Miner, for example "multi_similarity(epsilon=0.1)"; unset: all pairs.
         memory: How many embeddings of earlier batches join the batch as keys; 0: none.
-        proxy_init: "random" or "class_mean" (one pass over the training set before the first step).
+        proxy_init: "random", "class_mean" (one pass over the training set before the first step), or "text" (the text
+            tower's embeddings of the class names).
         num_proxies: On labels that are not classes, for losses such as pd_loss: proxies sit at that many k-means centres
             of the training labels. Unset: one for each label of a set (target within('multi_label', radius=0.999)).
         block: Most rows in a tile of the block engine; unset: the plain dense form.
@@ -72,7 +84,7 @@ class ObjectiveConfig:
     geometry: str | None = None
     mining: str | None = None
     memory: int = 0
-    proxy_init: Literal["random", "class_mean"] = "random"
+    proxy_init: Literal["random", "class_mean", "text"] = "random"
     num_proxies: int | None = None
     block: int | None = 1024
     options: dict[str, Any] = field(default_factory=dict)
@@ -126,15 +138,16 @@ class OptimizerConfig:
 
     Args:
         name: An optimizer known to timm, for example adamw, adam, sgd, rmsprop.
-        lr: Learning rate of the trunk.
+        lr: Learning rate of the trunk (of its last layer, and of the text tower's).
+        layer_decay: Factor on the learning rate from each layer of a tower to the one below it; 1: all alike.
         head_lr: Learning rate of the head; unset: that of the trunk.
         proxy_lr: Learning rate of what the loss learns (proxies); unset: 100 times that of the trunk.
         weight_decay: Weight decay of matrices in trunk and head (not of biases, norms or proxies).
         epochs: Passes over the training set.
         warmup: Share of all steps over which the learning rate rises from 0.
         schedule: What follows: "cosine" or "linear" down to 0, or "constant".
-        freeze_trunk: Number of first epochs in which the trunk's learning rate is 0, so that only the head and
-            proxies learn (BatchNorm statistics still move unless embedder.freeze_batch_norm).
+        freeze_trunk: Number of first epochs in which the trunk's (image tower's) learning rate is 0, so that only the
+            head, proxies and text tower learn (BatchNorm statistics still move unless embedder.freeze_batch_norm).
         accumulate: Batches per update, gradients averaged.
         clip: Largest gradient norm; unset: no clipping.
         options: Further options of the optimizer, for example {momentum: 0.9}.
@@ -142,6 +155,7 @@ class OptimizerConfig:
 
     name: str = "adamw"
     lr: float = 1e-3
+    layer_decay: float = 1.0
     head_lr: float | None = None
     proxy_lr: float | None = None
     weight_decay: float = 1e-4
@@ -161,10 +175,15 @@ class EvaluationConfig:
     Args:
         target: What similar means in evaluation; unset: the objective's target.
         ks: Ranks for the metrics that have one; unset: the defaults of the metrics.
-        metrics: Names of metrics; unset: all that fit the target.
-        geometry: How embeddings are compared; unset: euclidean (the order of cosine for normalised embeddings).
+        metrics: Names of metrics; unset: all that fit the target, and with the text tower of an open_clip trunk
+            text_to_image_recall_at_k, image_to_text_recall_at_k (labels that are captions) or zero_shot_accuracy
+            (classes with names).
+        prompts: What zero_shot_accuracy and proxy_init text make of a class name, in the place of {}; several are
+            averaged.
+        geometry: How embeddings are compared; unset: as the objective compares them.
         every: Evaluate every so many epochs (and at the end); 0: only before and after training.
-        monitor: Metric that picks the best epoch; unset: map_at_r for classes, mean_label_distance_at_10 for distances.
+        monitor: Metric that picks the best epoch; unset: map_at_r for classes,
+            text_to_image_recall_at_10 for captions beside a text tower, mean_label_distance_at_10 for distances.
         patience: Stop after this many evaluations without a better monitor; unset: never.
         keep: Which epoch's weights the run ends with: "last", or "best" by the monitor. Choosing by test data
             flatters the result: use "best" with held-out validation classes (data.splitting class_folds).
@@ -174,6 +193,7 @@ class EvaluationConfig:
     target: str | None = None
     ks: list[int] | None = None
     metrics: list[str] | None = None
+    prompts: list[str] = field(default_factory=lambda: ["a photo of a {}."])
     geometry: str | None = None
     every: int = 1
     monitor: str | None = None
@@ -285,6 +305,8 @@ def check_config(config: Config) -> None:
     for name, (value, smallest) in least.items():
         if value is not None and not value >= smallest:
             raise ValueError(f"expected {name} of at least {smallest}, got {value}")
+    if not 0 < optimizer.layer_decay <= 1:
+        raise ValueError(f"expected optimizer.layer_decay above 0 and at most 1, got {optimizer.layer_decay}")
     if not 0 <= optimizer.warmup < 1:
         raise ValueError(f"expected optimizer.warmup in [0, 1), got {optimizer.warmup}")
     if optimizer.clip is not None and not optimizer.clip > 0:

@@ -51,6 +51,10 @@ def label_distances(
     Raises:
         ValueError: a distance that is negative, infinite, not the same both ways or not 0 from an item to itself.
     """
+    if getattr(target, "relative", False):
+        raise ValueError(
+            f"label_distances needs a distance of two items alone; {target} looks at which others are there"
+        )
     code = code.cpu()
     path = Path(folder).absolute() / f"distances-{fingerprint(target, code)}.npy"
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -78,6 +82,9 @@ def label_distances(
             journal.flush()
             os.fsync(journal.fileno())
         os.replace(part, path)
+        for other in path.parent.glob(f"{path.stem}.*.part"):  # of an interrupted call with another side
+            other.unlink()
+            other.with_suffix(".done").unlink(missing_ok=True)
     return path
 
 
@@ -86,9 +93,12 @@ def _write(shared: tuple[Target, Tensor, Path, int], tile: tuple[int, int]) -> t
     (target, code, part, side), (i, j) = shared, tile
     with torch.no_grad():
         y = target.distance(code[i : i + side], code[j : j + side]).numpy().astype(np.float32)
+        back = y.T[:1] if i == j else target.distance(code[j : j + 1], code[i : i + side]).numpy().astype(np.float32)
     bad = (y < 0) | np.isinf(y)
+    slack = 1e-5 * np.max(y, initial=0, where=np.isfinite(y))
+    with np.errstate(invalid="ignore"):  # the first column stands for all
+        bad[:, 0] |= (np.abs(y[:, 0] - back[0]) > slack) | (np.isnan(y[:, 0]) != np.isnan(back[0]))
     if i == j:
-        slack = 1e-5 * np.max(y, initial=0, where=np.isfinite(y))
         with np.errstate(invalid="ignore"):
             bad |= (np.abs(y - y.T) > slack) | (np.isnan(y) != np.isnan(y.T))
         bad |= np.eye(len(y), dtype=bool) & (y > slack)

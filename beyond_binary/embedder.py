@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import tempfile
-from collections.abc import Iterable, Iterator, Sequence, Sized
+from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
 from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
@@ -17,7 +18,7 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from beyond_binary import storage, trunks
+from beyond_binary import storage, towers, trunks
 from beyond_binary.preprocess import RESIZE_MODES, image_to_tensor, open_image
 from beyond_binary.registry import suggest
 
@@ -75,13 +76,17 @@ class Embedder(nn.Module):
 
     With `freeze_batch_norm`, BatchNorm layers of the trunk keep their running statistics and use them in
     training too, also after `.train()`; their scale and shift are trained like other weights (the convention
-    of Musgrave, Belongie and Lim, "A Metric Learning Reality Check").
+    of Musgrave, Belongie and Lim, "A Metric Learning Reality Check"). A BatchNorm whose scale is locked (takes no
+    gradient) keeps its statistics in any case.
 
     Attributes:
         config: everything needed to rebuild the module, JSON-able.
-        trunk: the timm model, or the whole open_clip model (the image tower embeds images; the text tower is
-            kept for `encode_text` and takes no gradient).
+        trunk: the timm model, or the whole open_clip model (the image tower embeds images, the text tower texts; it
+            takes no gradient unless `create_embedder` was told to train it).
+        trains_text: whether the text tower is trained.
     """
+
+    trains_text: bool = False
 
     def __init__(self, trunk: nn.Module, config: dict[str, Any]) -> None:
         super().__init__()
@@ -139,11 +144,12 @@ class Embedder(nn.Module):
         return self._normalized(self.head(self._features(images)))
 
     def train(self, mode: bool = True) -> Embedder:
-        """As `nn.Module.train`, but BatchNorm stays in evaluation mode if `freeze_batch_norm`."""
+        """As `nn.Module.train`, but BatchNorm stays in evaluation mode if it is locked, or with `freeze_batch_norm`."""
         super().train(mode)
-        if self.config["freeze_batch_norm"]:
-            for module in self.trunk.modules():
-                if isinstance(module, _BatchNorm):
+        for module in self.trunk.modules():
+            if isinstance(module, _BatchNorm):
+                locked = module.weight is not None and not module.weight.requires_grad
+                if locked or self.config["freeze_batch_norm"]:
                     module.eval()
         return self
 
@@ -197,35 +203,71 @@ class Embedder(nn.Module):
         Raises:
             ValueError: the trunk is not from open_clip, or a head lies on top of it.
         """
-        if not self.config["trunk"].startswith("open_clip/") or self.config["head"] != "none":
+        self._check_text()
+        rows = []
+        with evaluating(self):
+            for batch in _batches([texts] if isinstance(texts, str) else texts, batch_size):
+                rows.append(self.embed_texts(batch).float().cpu())
+        return torch.cat(rows) if rows else torch.zeros(0, self.dim)
+
+    def embed_texts(self, texts: Sequence[str]) -> Tensor:
+        """Texts -> embeddings [n dim] with gradient, on the module's device; `encode_text` is the one for inference.
+
+        Raises:
+            ValueError: as `encode_text`.
+        """
+        self._check_text()
+        tokens = self.tokenizer(list(texts)).to(next(self.parameters()).device)
+        return self._normalized(self.trunk.encode_text(tokens, normalize=False))  # type: ignore[operator]
+
+    @functools.cached_property
+    def tokenizer(self) -> Callable[[list[str]], Tensor]:
+        """Texts -> token ids [n length] for the text tower."""
+        return trunks.tokenizer(self.config)
+
+    @property
+    def has_text(self) -> bool:
+        """Whether texts can be embedded beside images: an open_clip trunk without a head."""
+        return self.config["trunk"].startswith("open_clip/") and self.config["head"] == "none"
+
+    def _check_text(self) -> None:
+        if not self.has_text:
             raise ValueError(
                 "encode_text needs a trunk 'open_clip/...' and head='none'; "
                 f"this embedder has {self.config['trunk']!r} and head={self.config['head']!r}"
             )
-        device, rows = next(self.parameters()).device, []
-        with evaluating(self):
-            for batch in _batches([texts] if isinstance(texts, str) else texts, batch_size):
-                tokens = trunks.tokenize(self.config, batch).to(device)
-                z = self.trunk.encode_text(tokens, normalize=False)  # type: ignore[operator]
-                rows.append(self._normalized(z).float().cpu())
-        return torch.cat(rows) if rows else torch.zeros(0, self.dim)
 
     def param_groups(
-        self, lr: float, *, head_lr: float | None = None, weight_decay: float = 0.0
+        self, lr: float, *, head_lr: float | None = None, weight_decay: float = 0.0, layer_decay: float = 1.0
     ) -> list[dict[str, Any]]:
-        """Trainable parameters as optimizer groups trunk, trunk_no_decay, head, head_no_decay; none is empty.
+        """Trainable parameters as optimizer groups; none is empty.
 
-        Learned pooling belongs to the head, whose learning rate is `head_lr` (default: `lr`). One-dimensional
-        parameters (biases, norms) and scalars are not decayed.
+        They are called trunk, text (the text tower), head, and each of them with _no_decay; with a layer decay
+        trunk_layer0, trunk_layer0_no_decay and so on.
+
+        Args:
+            lr: learning rate of the last layer of trunk and text tower.
+            head_lr: learning rate of the head, to which learned pooling belongs; default: `lr`.
+            weight_decay: of matrices; one-dimensional parameters (biases, norms) and scalars are not decayed.
+            layer_decay: factor on the learning rate from each layer to the one below (see `towers.layers`).
         """
         groups: dict[str, dict[str, Any]] = {}
+        library = self.config["trunk"].split("/")[0]
+        layers = towers.layers(self.trunk, library) if layer_decay != 1 else {}
+        tops = {tower: max(n for t, n in layers.values() if t == tower) for tower in {t for t, _ in layers.values()}}
         for parameter_name, parameter in self.named_parameters():
             if not parameter.requires_grad:
                 continue
-            part = "trunk" if parameter_name.startswith("trunk.") else "head"
-            decayed = parameter.ndim > 1
-            name = part if decayed else f"{part}_no_decay"
+            inner = parameter_name.removeprefix("trunk.")
+            of_text = library == "open_clip" and not inner.startswith("visual.")
+            part = "head" if inner == parameter_name else "text" if of_text else "trunk"
             rate = head_lr if part == "head" and head_lr is not None else lr
+            name = part
+            if inner in layers and part != "head":
+                tower, layer = layers[inner]
+                name, rate = f"{part}_layer{layer}", lr * layer_decay ** (tops[tower] - layer)
+            decayed = parameter.ndim > 1
+            name = name if decayed else f"{name}_no_decay"
             group = {"name": name, "params": [], "lr": rate, "weight_decay": weight_decay if decayed else 0.0}
             groups.setdefault(name, group)["params"].append(parameter)
         return list(groups.values())
@@ -235,13 +277,13 @@ class Embedder(nn.Module):
 
         The trunk is written as its own library writes it, so that timm or open_clip load the folder without
         this package: `config.json` and `model.safetensors`, or `open_clip_config.json` and
-        `open_clip_model.safetensors`. `beyond_binary_head.safetensors` holds learned pooling and head. A new
+        `open_clip_model.safetensors`; LoRA's adapters are added to the weights. `beyond_binary_head.safetensors` holds learned pooling and head. A new
         folder appears complete or not at all; in one that exists, an embedder's files are replaced and others
         are kept.
         """
         library = self.config["trunk"].split("/")[0]
-        state = self.state_dict()
-        trunk = {k.removeprefix("trunk."): state.pop(k) for k in list(state) if k.startswith("trunk.")}
+        trunk = towers.merged(self.trunk).state_dict()
+        state = {k: v for k, v in self.state_dict().items() if not k.startswith("trunk.")}
         with storage.replacing(Path(folder)) as part:
             config = {"beyond_binary": self.config}
             if library == "timm":
@@ -295,6 +337,10 @@ class Embedder(nn.Module):
                 commit_message=commit_message,
             )
 
+    def merge_lora(self) -> None:
+        """Add LoRA's adapters to the weights, in place: the trunk is then as its library made it."""
+        self.trunk = towers.merged(self.trunk)
+
     @classmethod
     def from_pretrained(
         cls,
@@ -342,6 +388,10 @@ def create_embedder(
     std: Sequence[float] | None = None,
     resize_mode: str | None = None,
     trunk_options: dict[str, Any] | None = None,
+    text: bool = False,
+    unlocked: int | None = None,
+    grad_checkpointing: bool = False,
+    lora: dict[str, Any] | None = None,
 ) -> Embedder:
     """Make an embedder from a timm or open_clip network, in training mode, on the CPU.
 
@@ -350,7 +400,8 @@ def create_embedder(
         dim: length of an embedding; None keeps the trunk's width (the only choice with head "none").
         pretrained: let timm or open_clip download their weights.
         weights: a pretrained tag (implies `pretrained`), or the path of a safetensors file in the library's
-            names; a classifier in it is left out.
+            names; a classifier in it is left out. For open_clip the file may hold the image tower alone, or the
+            timm network in it; the rest then stays random.
         pooling: None for the trunk's own; timm's "avg", "max", "avgmax", "catavgmax", "token", "map" where
             the architecture has it; "gem" (see `GeneralizedMean`). open_clip towers pool by themselves.
         head: "linear", "mlp" (one hidden layer) or "none".
@@ -363,11 +414,18 @@ def create_embedder(
             aspect ratio (both are equal for square images); default: as the weights were trained.
         trunk_options: keywords for `timm.create_model`, or entries of open_clip's model config and `force_*`
             options of `open_clip.create_model`; saved with the embedder.
+        text: let the text tower of an open_clip trunk be trained too (head "none" only).
+        unlocked: how many of the image tower's last layers are trained (see `towers.layers`; the projection to the
+            embedding is one); 0: none, None: all. A head of this package is always trained.
+        grad_checkpointing: compute activations again for the gradient instead of keeping them.
+        lora: train low-rank adapters in the place of the trunk's own weights; {} or options, see `towers.add_lora`.
 
     Raises:
         ValueError: an unknown trunk, tag, pooling, head or resize mode (near names are given), a dim below 1,
-            options that the library refuses, or weights that do not fit.
+            options that the library refuses, weights that do not fit, a text tower that is not there, or more
+            unlocked layers than there are.
         FileNotFoundError: `weights` is a path that does not exist.
+        ImportError: `lora` without peft.
     """
     _check_choice("pooling", pooling, trunks.POOLINGS)
     _check_choice("head", head, HEADS)
@@ -395,7 +453,19 @@ def create_embedder(
         "normalize": normalize,
         "freeze_batch_norm": freeze_batch_norm,
     }
-    return Embedder(module, json.loads(json.dumps(config)))  # fails now, not when it is saved
+    embedder = Embedder(module, json.loads(json.dumps(config)))  # fails now, not when it is saved
+    library = trunk.split("/")[0]
+    if text:
+        embedder._check_text()
+        towers.train_text(embedder.trunk)
+        embedder.trains_text = True
+    if unlocked is not None:
+        towers.lock(embedder.trunk, library, unlocked)
+    if grad_checkpointing:
+        towers.checkpoint(embedder.trunk)
+    if lora is not None:
+        towers.add_lora(embedder.trunk, lora)
+    return embedder.train()
 
 
 def _check_choice(what: str, value: str | None, choices: Sequence[str]) -> None:

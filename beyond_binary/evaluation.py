@@ -93,7 +93,7 @@ def evaluate(
             part = slice(start, start + tile)
             valid = query.id[part, None] != refs.id
             y = target.distance(query.code[part], refs.code, valid)
-            error = partial(_mean_error, target, query.code[part], refs.code) if hasattr(target, "mean") else None
+            error = partial(_mean_error, target, query.code[part], refs.code) if getattr(target, "mean", None) else None
             yield part, Ranking.of(order(part, y), y, valid, target.gives, depth, gap=gap, mean_error=error)
 
     sums = torch.zeros(2, len(rows), dtype=torch.double)

@@ -138,7 +138,7 @@ def neighbour_recall(
 
 
 def _choose(target: Target, code: Tensor) -> Method:
-    if len(code) < LARGE or hasattr(target, "neighbours"):
+    if len(code) < LARGE or (hasattr(target, "neighbours") and not getattr(target, "relaxed", False)):
         return "exact"
     if as_joints(target, code) is not None and find_spec("faiss"):
         return "hnsw"

@@ -245,7 +245,7 @@ def dense_triplet_batches(
     2019), whose form is `anchors=1`, `k=5`. A batch lists its anchors, then their neighbours, then the
     random items, all distinct: where neighbourhoods overlap, or hold -1, random items take the free places.
     Each item is an anchor once per epoch (the last batch may have fewer anchors), or, if
-    `batches_per_epoch` is given, once before any is one again.
+    `batches_per_epoch` is given, once before any is one again in that epoch.
 
     Args:
         items_count: number of items, n.

@@ -133,6 +133,24 @@ def write_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
     save_file(plain, path, metadata={"format": "pt"})
 
 
+@contextmanager
+def _readable(path: Path) -> Iterator[None]:
+    from safetensors import SafetensorError
+
+    try:
+        yield
+    except SafetensorError as error:
+        raise ValueError(f"{path} is not a readable safetensors file: {error}") from error
+
+
+def tensor_names(path: Path) -> set[str]:
+    """Names of the tensors in a safetensors file; raises ValueError if it is none."""
+    from safetensors import safe_open
+
+    with _readable(path), safe_open(path, "pt") as file:
+        return set(file.keys())
+
+
 def load_weights(module: nn.Module, path: Path, ignore: tuple[str, ...] = ()) -> None:
     """Load a safetensors file strictly into `module`.
 
@@ -143,13 +161,10 @@ def load_weights(module: nn.Module, path: Path, ignore: tuple[str, ...] = ()) ->
         FileNotFoundError: no such file.
         ValueError: no safetensors file, or keys that are missing, left over or of another shape.
     """
-    from safetensors import SafetensorError
     from safetensors.torch import load_file
 
-    try:
+    with _readable(path):
         state = load_file(path)
-    except SafetensorError as error:
-        raise ValueError(f"{path} is not a readable safetensors file: {error}") from error
     known = module.state_dict()
     optional = (*(f"{name}." for name in ignore),)
     problems = {

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from beyond_binary.registry import suggest
-from beyond_binary.storage import load_weights
+from beyond_binary.storage import load_weights, tensor_names
 
 POOLINGS = ("avg", "max", "avgmax", "catavgmax", "token", "map", "gem")
 
@@ -46,7 +46,8 @@ def create_trunk(
     make = _create_timm if library == "timm" else _create_open_clip
     model, config = make(name, pretrained, tag, pooling, image_size, dict(options or {}))
     if file is not None:
-        load_weights(model, file, _classifier_names(model) if library == "timm" else ())
+        place = model if library == "timm" else _place(model, file)
+        load_weights(place, file, _classifier_names(place) if hasattr(place, "pretrained_cfg") else ())
         config["weights"] = file.name
     return model, config
 
@@ -228,7 +229,7 @@ def _build_open_clip(config: dict[str, Any]) -> nn.Module:
     """The class that the model config asks for, as open_clip chooses it.
 
     The text tower and the logit scale take no part in embedding images: they get no gradient, so that
-    data-parallel training finds no unused parameter.
+    data-parallel training finds no unused parameter (`towers.train_text` gives the text tower its own back).
     """
     import open_clip
 
@@ -238,6 +239,15 @@ def _build_open_clip(config: dict[str, Any]) -> nn.Module:
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(parameter.requires_grad and name.startswith("visual."))
     return model
+
+
+def _place(model: nn.Module, file: Path) -> nn.Module:
+    """What of an open_clip model a file's names fit best: all of it, its image tower, or the timm network in that."""
+    visual: Any = model.visual
+    places = [model, visual, *([visual.trunk] if hasattr(visual, "trunk") else [])]
+    names = tensor_names(file)
+    known = [set(place.state_dict()) for place in places]
+    return max(zip(places, known, strict=True), key=lambda pair: len(names & pair[1]) / len(pair[1]))[0]
 
 
 def _classifier_names(model: nn.Module) -> tuple[str, ...]:
@@ -276,14 +286,15 @@ def open_clip_config(config: dict[str, Any]) -> dict[str, Any]:
     return {"model_cfg": config["model_args"], "preprocess_cfg": config["preprocess"]}
 
 
-def tokenize(config: dict[str, Any], texts: list[str]) -> Tensor:
-    """Token ids [n length] of texts for the open_clip trunk of an embedder with this config."""
+def tokenizer(config: dict[str, Any]) -> Callable[[list[str]], Tensor]:
+    """Texts -> token ids [n length] for the open_clip trunk of an embedder with this config."""
     import open_clip
 
     name, text = config["trunk"].split("/", 1)[1], config["model_args"]["text_cfg"]
     length = text.get("context_length", 77)
     if name in open_clip.list_models():
-        return open_clip.get_tokenizer(name, context_length=length)(texts)
+        made: Callable[[list[str]], Tensor] = open_clip.get_tokenizer(name, context_length=length)
+        return made
     if "hf_tokenizer_name" in text:
         raise ValueError(f"open_clip does not know {name!r} here; register it with open_clip.add_model_config")
-    return open_clip.SimpleTokenizer(context_length=length, **text.get("tokenizer_kwargs", {}))(texts)
+    return open_clip.SimpleTokenizer(context_length=length, **text.get("tokenizer_kwargs", {}))

@@ -11,7 +11,7 @@ import math
 import shlex
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -25,16 +25,15 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from beyond_binary import distributed
+from beyond_binary import clip, distributed
 from beyond_binary.centres import proxy_codes
-from beyond_binary.config import Config, EvaluationConfig, OptimizerConfig, check_config, parse_config
+from beyond_binary.config import Config, OptimizerConfig, check_config, parse_config
 from beyond_binary.data import Augment, ImageSet, Items, Splits, collate, load_checked, with_mirror
 from beyond_binary.embedder import Embedder, create_embedder
-from beyond_binary.evaluation import evaluate
-from beyond_binary.geometry import create_geometry
 from beyond_binary.hub import check_hub_id, push_run, require_login
-from beyond_binary.losses import LOSSES
-from beyond_binary.metrics import create_metrics, higher_is_better
+from beyond_binary.judge import Judge, captions_of, class_numbers, encode, start_at_names
+from beyond_binary.losses import LOSSES, LossFacts
+from beyond_binary.metrics import higher_is_better
 from beyond_binary.neighbours import label_neighbours
 from beyond_binary.objective import Objective, create_objective
 from beyond_binary.registry import suggest
@@ -52,9 +51,11 @@ class TrainModule(nn.Module):
         super().__init__()
         self.embedder, self.objective = embedder, objective
 
-    def forward(self, images: Tensor, labels: Tensor, ids: Tensor) -> Tensor:
-        """The loss of a batch."""
+    def forward(self, images: Tensor, labels: Any, ids: Tensor) -> Tensor:
+        """The loss of a batch; with a text tower that is trained, of the images and one caption of each."""
         z = self.embedder(images.contiguous(memory_format=torch.channels_last))
+        if self.embedder.trains_text:
+            z, labels, ids = clip.beside(z, self.embedder.embed_texts(clip.draw_captions(labels)), labels, ids)
         loss: Tensor = self.objective(z, labels, ids=ids)
         return loss
 
@@ -80,53 +81,6 @@ class Progress:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """For Accelerate's checkpoints."""
         self.__dict__.update(state)
-
-
-class Judge:
-    """Evaluates embeddings of the held-out items, with the random and the oracle ranking beside them.
-
-    Raises ValueError where labels, metrics or the monitored metric do not fit.
-    """
-
-    def __init__(self, config: EvaluationConfig, splits: Splits, target: str) -> None:
-        self.config, self.splits, self.target = config, splits, create_target(config.target or target)
-        create_geometry(config.geometry or "euclidean")
-        for items in (splits.query, splits.gallery):
-            if items is not None:
-                self.target.encode(items.labels)
-        self.monitored([m.name for m in create_metrics(config.metrics, self.target.gives, config.ks, self.target)])
-
-    def encode(self, embedder: Embedder, accelerator: Accelerator) -> dict[str, Tensor]:
-        """Embeddings of the `query` items and of the `gallery`, if there is one, [n d] each on the CPU."""
-        parts = {"query": self.splits.query, "gallery": self.splits.gallery}
-        size = self.config.batch_size
-        return {name: encode(embedder, part, accelerator, size) for name, part in parts.items() if part is not None}
-
-    def __call__(self, z: dict[str, Tensor], ranking: str = "embedding") -> dict[str, float]:
-        """Metrics of the embeddings that `encode` gives."""
-        query, other = self.splits.query, self.splits.gallery
-        return evaluate(
-            z["query"],
-            query.labels,
-            target=self.target,
-            ref_embeddings=z.get("gallery"),
-            ref_labels=None if other is None else other.labels,
-            ids=query.ids,
-            ref_ids=None if other is None else other.ids,
-            geometry=self.config.geometry or "euclidean",
-            metrics=self.config.metrics,
-            ks=self.config.ks,
-            ranking=ranking,
-        )
-
-    def monitored(self, metrics: Iterable[str]) -> str:
-        """Name of the metric that picks the best epoch."""
-        metrics = list(metrics)
-        usual = [name for name in ("map_at_r", "mean_label_distance_at_10", *metrics) if name in metrics]
-        wanted = self.config.monitor or (usual[0] if usual else "any")
-        if wanted not in metrics:
-            raise ValueError(f"evaluation.monitor {wanted!r} is not among the metrics: {', '.join(metrics)}")
-        return wanted
 
 
 @dataclass
@@ -158,9 +112,16 @@ def set_up(config: Config, accelerator: Accelerator) -> Setup:
             "things; say what similar means with --objective.target, for example euclidean, pose or circular(period=360)"
         )
     embedder = create_embedder(**asdict(config.embedder))
+    if embedder.trains_text and captions_of(splits.train) is None:
+        found = f"{splits.train.labels.dtype} {list(splits.train.labels.shape)}"
+        raise ValueError(f"embedder.text trains on captions, texts [n captions], but the labels are {found}")
     train = with_mirror(splits.train, config.augment.mirror) if config.augment.mirror else splits.train
     objective, train = make_objective(config, spec, train, embedder.dim)
-    judge = Judge(config.evaluation, splits, "classes" if reads_classes(spec) else spec)
+    if config.objective.proxy_init == "text" and not (embedder.has_text and class_numbers(splits, splits.train)):
+        raise ValueError(
+            "objective.proxy_init text needs classes with names, and a trunk 'open_clip/...' with head none"
+        )
+    judge = Judge(config.evaluation, splits, "classes" if reads_classes(spec) else spec, embedder, geometry(config))
     code = objective.target.encode(train.labels)
     search = functools.partial(label_neighbours, cache=config.sampler.cache, progress=bar)
     sampler = create_sampler(
@@ -194,6 +155,12 @@ def set_up(config: Config, accelerator: Accelerator) -> Setup:
     return Setup(splits, [b.name for b in bad], embedder, objective, judge, sampler, data, loader, optimizer)
 
 
+def geometry(config: Config) -> str:
+    """How embeddings are compared where they are judged: as told, or as the objective compares them."""
+    facts: LossFacts = LOSSES[config.objective.loss].info["facts"]
+    return config.evaluation.geometry or (config.objective.geometry or facts.geometry).removeprefix("squared_")
+
+
 def make_objective(config: Config, target: str, train: Items, dim: int) -> tuple[Objective, Items]:
     """The objective, and the training items with classes numbered from 0 where it has proxies."""
     options: dict[str, Any] = dict(config.objective.options)
@@ -213,7 +180,7 @@ def make_objective(config: Config, target: str, train: Items, dim: int) -> tuple
         geometry=config.objective.geometry,
         mining=config.objective.mining,
         memory=config.objective.memory,
-        proxy_init=config.objective.proxy_init,
+        proxy_init="random" if config.objective.proxy_init == "text" else config.objective.proxy_init,
         block=config.objective.block,
         **options,
     )
@@ -241,10 +208,16 @@ def make_optimizer(config: OptimizerConfig, embedder: Embedder, objective: Objec
     known = [str(name) for name in timm.optim.list_optimizers()]
     if config.name not in known:
         raise ValueError(f"unknown optimizer {config.name!r}{suggest(config.name, known)}")
-    groups = embedder.param_groups(config.lr, head_lr=config.head_lr, weight_decay=config.weight_decay)
+    groups = embedder.param_groups(
+        config.lr, head_lr=config.head_lr, weight_decay=config.weight_decay, layer_decay=config.layer_decay
+    )
     if learned := list(objective.parameters()):
         rate = 100 * config.lr if config.proxy_lr is None else config.proxy_lr
         groups.append({"name": "proxies", "params": learned, "lr": rate, "weight_decay": 0.0})
+    if not groups:
+        raise ValueError(
+            "nothing is trained: the trunk is locked and there is no head, text tower or proxy; see embedder"
+        )
     for group in groups:
         group["base_lr"] = group["lr"]
     try:
@@ -262,15 +235,6 @@ def learning_rate(config: OptimizerConfig, progress: float) -> float:
         return progress / config.warmup
     rest = min((progress - config.warmup) / max(1 - config.warmup, 1e-12), 1.0)
     return {"cosine": 0.5 * (1 + math.cos(math.pi * rest)), "linear": 1 - rest, "constant": 1.0}[config.schedule]
-
-
-def encode(embedder: Embedder, items: Items, accelerator: Accelerator, batch_size: int) -> Tensor:
-    """Embeddings [n d] on the CPU, each process encoding its share with the first one's running statistics."""
-    distributed.same_buffers(embedder)
-    part = distributed.share(len(items))
-    own = items.select(np.arange(len(items))[part])
-    z = embedder.encode(own.images, batch_size=batch_size).to(accelerator.device)
-    return distributed.all_rows(z).cpu()
 
 
 def train(config: Config) -> dict[str, Any]:
@@ -320,6 +284,7 @@ def fit(config: Config, setup: Setup, run: Run, accelerator: Accelerator) -> dic
 
     if config.evaluation.keep == "best" and (run.folder / "best").exists():
         best = Embedder.from_pretrained(str(run.folder / "best"))
+        setup.embedder.merge_lora()
         setup.embedder.load_state_dict(best.state_dict())
     after = setup.judge.encode(setup.embedder, accelerator)
     result = finish(config, setup, run, accelerator, after) if accelerator.is_main_process else {}
@@ -328,7 +293,7 @@ def fit(config: Config, setup: Setup, run: Run, accelerator: Accelerator) -> dic
 
 
 def begin(config: Config, setup: Setup, run: Run, accelerator: Accelerator) -> None:
-    """What comes before the first step of a fresh run: the embedder as it is, and proxies at the class means."""
+    """What comes before the first step of a fresh run: the embedder as it is, and proxies at class means or class names."""
     before = setup.judge.encode(setup.embedder, accelerator)
     progress = setup.progress
     progress.before = setup.judge(before)
@@ -341,6 +306,8 @@ def begin(config: Config, setup: Setup, run: Run, accelerator: Accelerator) -> N
     if setup.objective.proxies is not None and setup.objective.proxies.init == "class_mean":
         z = encode(setup.embedder, setup.data.items, accelerator, config.evaluation.batch_size)
         setup.objective.start_at_means(z, setup.data.labels)
+    if setup.objective.proxies is not None and config.objective.proxy_init == "text":
+        start_at_names(setup.embedder, setup.splits, setup.objective.proxies, config.evaluation.prompts)
     set_seed(config.seed, device_specific=True)
 
 
@@ -485,7 +452,7 @@ def finish(
             history=run.history(),
             splits=setup.splits,
             target=setup.judge.target,
-            geometry=config.evaluation.geometry or "euclidean",
+            geometry=setup.judge.geometry,
             before=(before["query"], before.get("gallery")),
             after=(after["query"], after.get("gallery")),
         )

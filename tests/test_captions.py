@@ -329,7 +329,11 @@ def test_unknown_words_are_counted_once_a_caption_and_reported_once() -> None:
         ([["dog"], ["..."]], r"caption 0 of item 1 has no known word: '\.\.\.'"),
         ([["dog"], ["dog " * 65]], "caption 0 of item 1 has 65 known words, more than length=64"),
         ([["dog"], [" "]], "item 1 has no caption"),
-        ([["dog"], ["dog", "cat"]], r"needs texts \[n captions\], as many for each item"),
+        (
+            [["dog"], ["dog", "cat"]],
+            r"needs texts \[n captions\], as many for each item.* 2 captions for item 1 and 1 for",
+        ),
+        ([["dog", "cat"], ["dog", None]], r"needs texts \[n captions\].* got None as caption 1 of item 1"),
         ([[1, 2]], r"needs texts \[n captions\]"),
         ([[["dog"]]], r"needs texts \[n captions\]"),
     ],

@@ -91,6 +91,8 @@ def test_text_in_a_list_is_captions_and_alone_a_class(tmp_path: Path) -> None:
     one = load(tmp_path, {"cap": ["1 dog", "2", "c", "d"]}, label=["cap"], **BY_ROWS)
     assert one.train.labels.tolist() == [["1 dog"], ["2"], ["c"]]
     assert one.class_names is None
+    gaps = load(tmp_path, {"cap0": ["a", "b", "", "d"], "cap1": ["x", None, "z", ""]}, label="cap*", **BY_ROWS)
+    assert gaps.train.labels.tolist() == [["a", "x"], ["b", ""], ["", "z"]]
     lists = {"cap": [["a dog", "b"], ["c"], ["d", None, ""], ["e", "f", "g", "h"]], "other": list("wxyz")}
     for label, more in (("cap", []), (["cap"], []), (["cap", "other"], ["w", "x", "y"])):
         many = load(tmp_path, lists, label=label, **BY_ROWS)
@@ -133,6 +135,8 @@ def test_several_class_columns_make_one_class(tmp_path: Path) -> None:
         ({"a": ["x", "", None, "y"]}, {"label": "a"}, r"2 of 4 .* first at '1.png', '2.png'"),
         ({"a": ["x", "", "z", "y"]}, {"label": "a"}, r"1 of 4 .* first at '1.png'"),
         ({"a": [["x"], [""], [], None]}, {"label": "a"}, r"3 of 4 .* first at '1.png', '2.png', '3.png'"),
+        ({"a": list("xyzw"), "b": ["x", "y", "", "w"]}, {"class_columns": ["a", "b"]}, r"1 of 4 .* first at '2.png'"),
+        ({"a": ["x", "", "z", "w"], "b": ["x", None, "", "w"]}, {"label": ["a", "b"]}, r"'a, b': 1 of 4 .* at '1.png'"),
         ({"a": [[1, 2], [1], [1], [1]]}, {"label": "a"}, r"lists of lengths \[1, 2\]"),
         ({"a": ["1.5", "2", "?", "4"]}, {"label": "a"}, r"1 values that are none, such as '\?'"),
         ({"a": [{"b": 1}] * 4}, {"label": "a"}, r"cannot be a label"),

@@ -38,9 +38,10 @@ class Table:
         return torch.as_tensor(labels)
 
     def distance(self, code_q: Tensor, code_k: Tensor, valid: Tensor | None = None) -> Tensor:
-        if len(ASKED) == STOP[0]:
-            raise KeyboardInterrupt
-        ASKED.append((int(code_q[0]), int(code_k[0])))
+        if len(code_q) > 1:  # else it is the look at a tile's other half
+            if len(ASKED) == STOP[0]:
+                raise KeyboardInterrupt
+            ASKED.append((int(code_q[0]), int(code_k[0])))
         return self.table[code_q[:, None], code_k]
 
 
@@ -114,6 +115,23 @@ def test_it_goes_on_where_it_was_interrupted(tmp_path: Path) -> None:
     assert os.listdir(tmp_path) == [path.name]
 
 
+def test_what_another_side_left_is_removed(tmp_path: Path) -> None:
+    target, code = table_of(20), torch.arange(20)
+    STOP[0] = 2
+    with pytest.raises(KeyboardInterrupt):
+        write(target, code, tmp_path, side=8)
+    STOP[0] = -1
+    path = write(target, code, tmp_path, side=5)
+    assert os.listdir(tmp_path) == [path.name]
+
+
+def test_another_distance_back_is_refused_beyond_the_diagonal(tmp_path: Path) -> None:
+    target = table_of(20)
+    target.table = target.table + 0.5 * ((torch.arange(20)[:, None] - torch.arange(20)) > 9)
+    with pytest.raises(ValueError, match="the same both ways"):
+        write(target, torch.arange(20), tmp_path, side=8)
+
+
 def test_what_was_cut_off_or_lost_is_computed_again(tmp_path: Path) -> None:
     target, code = table_of(20), torch.arange(20)
     STOP[0] = 3
@@ -167,8 +185,12 @@ def test_what_is_no_distance_is_refused(value: float, at: tuple[int, int], tmp_p
     target.table[at] = target.table[at[::-1]] = value
     with pytest.raises(ValueError, match=f"of items ({at[0]} and {at[1]}|{at[1]} and {at[0]}) are not"):
         write(target, torch.arange(6), tmp_path, side=4)
-    with pytest.raises(ValueError, match="the same both ways"):
-        write(bb.create_target("nearest('euclidean', k=2)"), torch.tensor([[0.0], [1.0], [3.0], [7.0]]), tmp_path)
+    with pytest.raises(ValueError, match="looks at which others are there"):
+        write(
+            bb.create_target("scaled(\"nearest('euclidean', k=2)\", factor=2.0)"),
+            torch.tensor([[0.0], [1.0], [3.0], [7.0]]),
+            tmp_path,
+        )
 
 
 @pytest.mark.slow

@@ -331,6 +331,12 @@ def test_metrics_that_need_more_of_a_target_say_so() -> None:
     with pytest.raises(ValueError, match=r"'knn_label_error_at_3' needs labels that have a mean .* not Layout"):
         create_metrics(["knn_label_error_at_3"], "magnitude", None, layout)
     assert create_metrics(["knn_label_error_at_3"], "magnitude", None, create_target("scaled('pose', factor=2.0)"))
+    mirrored = create_target(
+        "scaled('pose(mirror=(1, 0))', factor=2.0)"
+    )  # a pose and its image have no pose between them
+    with pytest.raises(ValueError, match="labels that have a mean"):
+        create_metrics(["knn_label_error_at_3"], "magnitude", None, mirrored)
+    assert "knn_label_error_at_1" not in [m.name for m in create_metrics(None, "magnitude", None, mirrored)]
 
 
 @pytest.mark.parametrize(

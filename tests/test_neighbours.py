@@ -275,6 +275,9 @@ def test_auto_is_exact_for_few_items_and_approximate_for_many_where_it_can_be(mo
     assert neighbours._choose(pose, code) == "exact"
     monkeypatch.setattr(neighbours, "LARGE", 50)
     assert [neighbours._choose(t, code) for t in (pose, circular)] == ["hnsw", "nn_descent"]
+    for relaxed, method in ((True, "nn_descent"), (False, "exact")):
+        captions = create_target(f"captions(vectors='embedded:scenes', relaxed={relaxed})")
+        assert neighbours._choose(captions, torch.zeros(50, 1, 4, dtype=torch.int32)) == method
     installed -= {"faiss"}
     assert neighbours._choose(pose, code) == "nn_descent"
     installed -= {"pynndescent"}

@@ -15,7 +15,7 @@ from beyond_binary.evaluation import evaluate
 from beyond_binary.report import write_report
 from beyond_binary.report.charts import COLOURS, density_chart, loss_chart, smoothed
 from beyond_binary.report.labels import flattened, label_colours, painter, steady_tree
-from beyond_binary.report.page import _caption, duration, number, way
+from beyond_binary.report.page import _caption, _title, duration, number, way
 from beyond_binary.report.pairs import sample_pairs, separation, spread
 from beyond_binary.targets import create_target
 
@@ -362,6 +362,13 @@ def test_layouts_show_their_edges_and_angles_a_needle():
     paint = painter(create_target("circular"), items)
     up, right = (np.asarray(paint(items.images[0], angle, 1.0)) for angle in items.labels)
     assert (up != right).any()
+    both = labelled(np.array([[3.0, 0.0], [4.0, 90.0]]))
+    paint = painter(
+        create_target("sum((\"scaled('classes', factor=180.0)\", \"scaled('circular', factor=2.0)\"))"), both
+    )
+    for angle, row in zip((up, right), both.labels, strict=True):
+        assert (np.asarray(paint(both.images[0], row, 1.0)) == angle).all()
+    assert painter(create_target("sum(('classes', 'euclidean'))"), both) is None
     assert painter(create_target("euclidean"), labelled(np.zeros((2, 3)))) is None
     assert painter(create_target("classes"), labelled(np.zeros(2, int))) is None
 
@@ -388,5 +395,6 @@ def test_words_and_numbers_of_labels_are_shown(tmp_path):
 
 def test_the_first_caption_of_an_item_is_shown():
     items = labelled(np.array([["a <red> box", "one more"], ["a star", ""]]))
+    assert _title(items, 0).splitlines()[1:] == ["a <red> box", "one more"]
     words = _caption(items, 0, Splits(items, items))
     assert words == "<span>a &lt;red&gt; box</span>"

@@ -80,7 +80,7 @@ def test_runs_are_kept_and_not_repeated_and_a_page_keeps_its_text(
         return result(float(seed + len(calls)))
 
     monkeypatch.setattr(study, "run", run)
-    cells = {"a": study.Cell(("--x", "1")), "b, c": study.Cell(("--x", "2"))}
+    cells = {"a": study.Cell(("--optimizer.lr", "0.1")), "b, c": study.Cell(("--optimizer.lr", "0.2"))}
     curves = {"size": {"all": {1.0: "a", 2.0: "b, c"}}}
     made = study.Study((), cells, ("m",), "unused.md", 1, {"which": ("a", "b, c")}, curves)
     page = tmp_path / "r.md"
@@ -91,13 +91,20 @@ def test_runs_are_kept_and_not_repeated_and_a_page_keeps_its_text(
     page.write_text("Before.\n" + page.read_text().replace("| a |", "| old |") + "After.\n")
     monkeypatch.setattr(sys, "argv", given)
     study.main(made, None)
-    assert calls[2:] == [(0, ("--x", "2")), (1, ("--x", "2"))]
+    assert calls[2:] == [(0, ("--optimizer.lr", "0.2")), (1, ("--optimizer.lr", "0.2"))]
+    before = len(calls)
+    monkeypatch.setattr(sys, "argv", [*given, "--epochs", "7", "--only", "b,"])
+    study.main(made, None)
+    assert len(calls) == before + 2  # other settings are other runs
+    monkeypatch.setattr(sys, "argv", [*given, "--epochs", "7", "--only", "b,"])
+    study.main(made, None)
+    assert len(calls) == before + 2
     assert sorted(json.loads((tmp_path / "r.json").read_text())) == ["a/0", "a/1", "b, c/0", "b, c/1"]
     text = page.read_text()
     assert text.startswith("Before.\n")
     assert text.endswith("After.\n")
     assert "old" not in text
-    assert "| b, c | 2 | 4.0000 ± " in text
+    assert "| b, c | 2 | 6.0000 ± " in text
     for name in ("r_questions", "r_size"):
         assert f"![{name}]({name}.png)" in text
         assert (tmp_path / f"{name}.png").stat().st_size > 5000

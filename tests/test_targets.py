@@ -728,3 +728,20 @@ def test_targets_compile_in_one_graph(spec: str) -> None:
     expected = objective(z, labels)
     torch.testing.assert_close(compiled, expected, rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(torch.autograd.grad(compiled, z), torch.autograd.grad(expected, z), rtol=1e-3, atol=1e-4)
+
+
+def test_what_pose_and_pair_scores_refuse() -> None:
+    joints = np.zeros((3, 2, 2))
+    joints[1, 0, 1] = np.inf
+    with pytest.raises(ValueError, match="item 1 has an infinite joint; NaN is invisible"):
+        bb.create_target("pose").encode(joints)
+    with pytest.raises(ValueError, match="an item is at distance 0 from itself; leave such rows out"):
+        PairScores([[0, 1, 2.0], [1, 1, 3.0]])
+    assert PairScores([[0, 1, 2.0], [1, 1, 0.0]]).distance(torch.tensor([1]), torch.tensor([1])).item() == 0
+
+
+def test_scaled_and_sum_stay_relative() -> None:
+    nearest = "nearest('euclidean', k=2)"
+    assert bb.create_target(f'scaled("{nearest}", factor=2.0)').relative
+    assert bb.create_target(f"sum(('classes', \"{nearest}\"))").relative
+    assert not bb.create_target("sum(('classes', 'euclidean'))").relative

@@ -18,6 +18,7 @@ from accelerate.state import AcceleratorState
 from PIL import Image
 from safetensors.torch import load_file
 
+import beyond_binary as bb
 from beyond_binary.config import Config, dump_config, field_names, parse_config
 from beyond_binary.embedder import Embedder
 from beyond_binary.losses import LOSSES, list_losses
@@ -282,6 +283,26 @@ def test_proxies_at_centres_of_continuous_labels_start_at_means_and_train(tmp_pa
     assert not torch.allclose(moved, random)
     assert float(moved.norm(dim=1).max()) < 1.5
     assert np.isfinite(result["table"]["after"]["spearman"])
+
+
+@pytest.mark.parametrize(
+    ("changes", "geometry"),
+    [
+        (["--objective.loss", "triplet"], "euclidean(normalize=True)"),
+        (["--objective.loss", "multi_similarity"], "cosine"),
+        (["--objective.loss", "contrastive", "--objective.geometry", "squared_euclidean"], "euclidean"),
+        (["--objective.loss", "triplet", "--evaluation.geometry", "dot"], "dot"),
+    ],
+)
+def test_embeddings_are_judged_as_the_objective_compares_them(
+    tmp_path: Path, changes: list[str], geometry: str
+) -> None:
+    setup, *_ = recipe.start(tiny(tmp_path / "run", *changes, "--embedder.normalize", "false"))
+    assert setup.judge.geometry == geometry
+    z = 5 * torch.randn(40, 8, generator=torch.Generator().manual_seed(0))
+    expected = bb.evaluate(z, setup.splits.query.labels, geometry=geometry)
+    assert setup.judge({"query": z}) == expected
+    assert expected != bb.evaluate(z, setup.splits.query.labels, geometry="euclidean") or geometry == "euclidean"
 
 
 def test_learning_rate_rises_then_falls() -> None:

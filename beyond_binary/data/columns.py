@@ -13,10 +13,10 @@ from .config import DataConfig
 from .readers import EncodedImages, Rows, known_column, known_columns
 
 
-def column_values(rows: Rows, name: str, index: np.ndarray | None = None) -> np.ndarray:
+def column_values(rows: Rows, name: str, index: np.ndarray | None = None, *, gaps: bool = False) -> np.ndarray:
     """One column (of the rows `index`) as int64, float64 or text [n], or float64 [n m ...] or text [n m] for lists.
 
-    Lists of texts may differ in length: "" follows the shorter ones.
+    Lists of texts may differ in length: "" follows the shorter ones. With `gaps`, text may be missing: "".
 
     Raises:
         ValueError: missing or infinite values (with their rows), lists of numbers of different lengths, a type that is
@@ -39,8 +39,8 @@ def column_values(rows: Rows, name: str, index: np.ndarray | None = None) -> np.
     elif pa.types.is_floating(values.type) or pa.types.is_decimal(values.type):
         array = np.asarray(values.cast(pa.float64())).reshape(shape)
     elif len(shape) == 1 and _is_text(values.type):
-        array = np.array(values.to_pylist(), dtype=np.str_)
-        missing = missing | (array == "")
+        array = np.array([text or "" for text in values.to_pylist()], dtype=np.str_)
+        missing = np.zeros(len(array), dtype=bool) if gaps else missing | (array == "")
     else:
         raise ValueError(
             f"column {name!r} of type {column.type} cannot be a label; expected numbers, text or lists of either"
@@ -91,8 +91,8 @@ def read_labels(rows: Rows, config: DataConfig, index: np.ndarray) -> tuple[np.n
     if config.label is None:
         return class_values(rows, class_columns(rows, config), index)
     chosen = known_columns(config.label, names, "label")
-    columns = [column_values(rows, name, index) for name in chosen]
-    listed = isinstance(config.label, list)
+    listed = isinstance(config.label, list) or len(chosen) > 1
+    columns = [column_values(rows, name, index, gaps=listed) for name in chosen]
     if len(columns) == 1:
         if columns[0].dtype.kind == "U" and columns[0].ndim == 1 and not listed:
             _refuse_near_numbers(chosen[0], columns[0])
@@ -101,7 +101,9 @@ def read_labels(rows: Rows, config: DataConfig, index: np.ndarray) -> tuple[np.n
             return columns[0], rows.class_names.get(chosen[0])
     text = [name for name, values in zip(chosen, columns, strict=True) if values.dtype.kind == "U"]
     if len(text) == len(chosen):
-        return np.concatenate([values.reshape(len(values), -1) for values in columns], axis=1), None
+        texts = np.concatenate([values.reshape(len(values), -1) for values in columns], axis=1)
+        _refuse_missing(", ".join(chosen), rows, index, (texts == "").all(1))
+        return texts, None
     if text:
         raise ValueError(
             "several label columns are stacked to a vector and must be numeric, but "

@@ -60,8 +60,7 @@ def embedded(
     | scenes  | two to four drawn shapes            | five English captions [n, 5] of str     | 800 / 200    |
 
     The joints are in the order of `beyond_binary.data.figures.JOINTS` (Leeds Sports Pose), the values of the
-    layout are indices of `beyond_binary.data.rooms.SURFACES`. `scenes` has no target yet (`target` is None):
-    captions get theirs in a later step.
+    layout are indices of `beyond_binary.data.rooms.SURFACES`.
 
     Args:
         seed: decides everything: the same seed gives the same splits, and with the same versions of NumPy and

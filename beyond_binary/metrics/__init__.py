@@ -26,6 +26,10 @@ USUAL = {"same": ("same",), "order": ("order",), "magnitude": ("order", "magnitu
 """What is computed when nobody asks for particular metrics."""
 
 
+IMAGE_TEXT = re.compile(r"(?:text_to_image|image_to_text)_recall_at_(\d+|k)|zero_shot_accuracy")
+"""Names of the scores between images and texts, which `beyond_binary.clip` computes and not `evaluate`."""
+
+
 @dataclass(frozen=True)
 class Metric:
     """A metric with its options bound.
@@ -89,6 +93,8 @@ def create_metrics(
 
 def higher_is_better(name: str) -> bool:
     """Whether larger values of the metric called `name` (as in the result of `evaluate`) are better."""
+    if IMAGE_TEXT.fullmatch(name):
+        return True
     rate = _rate(name)
     entry = METRICS[rate[0]] if rate else _find(parse_spec(name)[0])[0]
     return bool(entry.info.get("higher_is_better", True))
@@ -182,7 +188,7 @@ NEEDS = {
 
 def _offers(target: Any, name: str) -> bool:
     needed = METRICS[name].info.get("needs")
-    return needed is None or hasattr(target, needed)
+    return needed is None or getattr(target, needed, None) is not None
 
 
 def _check_offer(metric: Metric, target: Any) -> None:

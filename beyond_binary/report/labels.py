@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import colorsys
+import functools
 import math
 from collections.abc import Callable
 
@@ -12,6 +13,7 @@ from PIL import Image, ImageDraw
 
 from ..data import Items
 from ..targets import Target
+from ..targets.algebra import Nearest, Scaled, Sum, Within
 from ..targets.layout import Layout
 from ..targets.pose import Pose
 from ..targets.vectors import Circular, Classes
@@ -36,7 +38,20 @@ def painter(target: Target, items: Items) -> Paint | None:
         return _edges
     if isinstance(target, Circular):
         return lambda image, label, scale: _needle(image, float(np.ravel(label)[0]) / target.period)
+    if isinstance(target, Scaled | Within | Nearest):
+        return painter(target.target, items)
+    if isinstance(target, Sum):
+        end = 0
+        for part, width in zip(target.targets, target.columns, strict=True):
+            columns = slice(end, end := end + width)
+            own = Items(items.images, items.labels[:, columns], items.names, items.ids)
+            if (paint := painter(part, own)) is not None:
+                return functools.partial(_of_columns, paint, columns)
     return None
+
+
+def _of_columns(paint: Paint, columns: slice, image: Image.Image, label: np.ndarray, scale: float) -> Image.Image:
+    return paint(image, label[columns], scale)
 
 
 def _joints(labels: np.ndarray, dims: int) -> np.ndarray:

@@ -35,7 +35,15 @@ from .style import CSS
 
 RANKINGS = ("before", "after", "random", "oracle")
 COUNTS = ("queries", "queries_without_match")
-MAIN = ("recall_at_1", "map_at_r", "mean_label_distance_at_10", "ndcg_at_10", "spearman")
+MAIN = (
+    "text_to_image_recall_at_10",
+    "image_to_text_recall_at_10",
+    "recall_at_1",
+    "map_at_r",
+    "mean_label_distance_at_10",
+    "ndcg_at_10",
+    "spearman",
+)
 SHOWN = 8
 
 
@@ -256,9 +264,15 @@ def _hit(items: Items, place: int, y: float, view: View) -> str:
         share = min(max((y - oracle) / (random - oracle), 0), 1) if random > oracle else 0.5
         colour, mark = f"hsl({160 - 155 * share:.0f} 62% 45%)", number(y, 3)
     return (
-        f'<figure style="--c:{colour}" title="{escape(str(items.names[place]))}">{_img(items, place, 112, view.paint)}'
+        f'<figure style="--c:{colour}" title="{escape(_title(items, place))}">{_img(items, place, 112, view.paint)}'
         f"<figcaption><b>{mark}</b>{_caption(items, place, view.splits)}</figcaption></figure>"
     )
+
+
+def _title(items: Items, place: int) -> str:
+    """The item's name, and all its captions."""
+    texts = np.ravel(items.labels[place]) if items.labels.dtype.kind == "U" else ()
+    return "\n".join([str(items.names[place]), *(str(text) for text in texts if text)])
 
 
 def _caption(items: Items, place: int, splits: Splits) -> str:

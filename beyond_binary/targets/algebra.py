@@ -90,13 +90,14 @@ class Scaled:
         if not 0 < factor < math.inf:
             raise ValueError(f"scaled needs a positive, finite factor, got {factor}")
         self.target, self.factor = create_target(target), factor
+        self.relative = getattr(self.target, "relative", False)
         if self.target.gives == "order":
             self.gives = "order"
 
-    def __getattr__(self, name: str) -> Any:
-        if name == "mean":  # there is one where the inner target has one
-            return self.target.mean  # type: ignore[attr-defined]
-        raise AttributeError(name)
+    @property
+    def mean(self) -> Any:
+        """The inner target's mean of codes, None where it has none."""
+        return getattr(self.target, "mean", None)
 
     def encode(self, labels: Any, z: Tensor | None = None) -> Tensor:
         """The inner target's code."""
@@ -126,6 +127,7 @@ class Sum:
     def __init__(self, targets: Sequence[Any], columns: Sequence[int] | None = None) -> None:
         self.targets = [create_target(target) for target in targets]
         self.columns = [1] * len(self.targets) if columns is None else list(columns)
+        self.relative = any(getattr(part, "relative", False) for part in self.targets)
         if not self.targets or len(self.columns) != len(self.targets) or min(self.columns) < 1:
             raise ValueError(f"sum needs targets and a number of columns for each, got {targets!r} and {columns!r}")
 

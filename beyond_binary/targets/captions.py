@@ -173,9 +173,20 @@ def as_texts(labels: Any, target: str) -> np.ndarray[Any, Any]:
     if texts.ndim != 2 or (texts.dtype.kind != "U" and texts.size):
         raise ValueError(
             f"target {target!r} needs texts [n captions], as many for each item ('' where there is none), "
-            f"got {texts.dtype} {list(texts.shape)}"
+            f"got {_what_else(labels, texts)}"
         )
-    return texts.astype(np.str_)
+    return texts if texts.dtype.kind == "U" else texts.astype(np.str_)
+
+
+def _what_else(labels: Any, texts: np.ndarray[Any, Any]) -> str:
+    """What labels are that are no table of texts, with the first row that is to blame."""
+    if texts.dtype.kind == "O" and texts.ndim == 2:
+        row, column = next(place for place in np.ndindex(texts.shape) if not isinstance(texts[place], str))
+        return f"{texts[row, column]!r} as caption {column} of item {row}"
+    if not texts.size and isinstance(labels, list | tuple) and all(isinstance(row, list | tuple) for row in labels):
+        odd = next((i for i, row in enumerate(labels) if len(row) != len(labels[0])), 0)
+        return f"{len(labels[odd])} captions for item {odd} and {len(labels[0])} for item 0"
+    return f"{texts.dtype} {list(texts.shape)}"
 
 
 @torch.no_grad()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
@@ -76,6 +76,10 @@ class Pose:
             raise ValueError(f"pose: root {tuple(self.root)} names joints beyond the {joints.shape[1]} given")
         if self.mirror is not None and len(self.mirror) != joints.shape[1]:
             raise ValueError(f"pose: mirror names {len(self.mirror)} joints, but there are {joints.shape[1]}")
+        if not torch.compiler.is_compiling() and (infinite := joints.isinf().flatten(1).any(1)).any():
+            raise ValueError(
+                f"target 'pose': item {int(infinite.nonzero()[0])} has an infinite joint; NaN is invisible"
+            )
         seen = ~joints.isnan().any(2)
         if joints.shape[2] > self.dims:
             seen &= joints[..., -1] != 0
@@ -104,7 +108,12 @@ class Pose:
         flip = code_k.new_tensor([-1.0] + [1.0] * self.dims)
         return torch.fmin(y, self._distance(code_q, code_k[:, list(self.mirror)] * flip))
 
-    def mean(self, weight: Tensor, code: Tensor) -> Tensor:
+    @property
+    def mean(self) -> Callable[[Tensor, Tensor], Tensor] | None:
+        """The mean of codes; None with `mirror`, where a pose and its mirror image are one."""
+        return self._mean if self.mirror is None else None
+
+    def _mean(self, weight: Tensor, code: Tensor) -> Tensor:
         """Weighted means [q j dims+1] of codes [k j dims+1], each joint's over those that see it; weights [q k]."""
         total = torch.einsum("qk,kjm->qjm", weight.to(code), code)  # places of unseen joints are 0
         return torch.cat([total[..., :-1] / total[..., -1:].clamp_min(1e-12), (total[..., -1:] > 0).to(code)], 2)

@@ -40,6 +40,11 @@ class PairScores:
                 f"pair_scores: row {np.flatnonzero(bad)[0]} is {rows[bad][0].tolist()}; expected two item numbers of at "
                 f"least 0 and a distance of at least 0{'' if highest is None else f' (score of at most {highest})'}"
             )
+        if (odd := (items[:, 0] == items[:, 1]) & (distance != 0)).any():
+            raise ValueError(
+                f"pair_scores: row {np.flatnonzero(odd)[0]} is {rows[odd][0].tolist()}, but an item is at distance 0 from "
+                "itself; leave such rows out"
+            )
         self.highest = highest
         self._width = int(items.max()) + 1
         pair = np.concatenate([items @ [self._width, 1], items @ [1, self._width]])  # both ways

@@ -172,6 +172,9 @@ class Circular:
 
     Labels: numbers [n] or [n m], any real value (they wrap). The distance has the labels' unit and is at most
     `period / 2`.
+
+    Args:
+        period: what is once around, in the labels' unit: 360 degrees, 24 hours, 2 pi.
     """
 
     period: float = 360.0

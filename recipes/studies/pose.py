@@ -59,6 +59,7 @@ def binary(setup: recipe.Setup) -> Around:
     def loss(z: Tensor, labels: Any, ids: Tensor) -> Tensor:
         return inner(z, torch.tensor([place[int(i)] for i in ids]), ids=ids)
 
+    setup.judge.geometry = "cosine"  # as the triplet loss compares
     return Around(loss, inner)
 
 
@@ -81,7 +82,7 @@ def cells() -> dict[str, Cell]:
         "log_ratio, random batches": Cell(RANDOM),
         "triplet M(Binary), random batches": Cell(RANDOM, binary),
         "dense_triplet": Cell(("--objective.loss", "dense_triplet")),
-        "rank_n_contrast": Cell(("--objective.loss", "rank_n_contrast", "--evaluation.geometry", "cosine")),
+        "rank_n_contrast": Cell(("--objective.loss", "rank_n_contrast")),
         "pose regression": Cell(around=regression),
         "ratio": Cell(around=without_logarithms),
         "log_ratio, one anchor": Cell(SINGLE, first_anchor),

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
+import os
 import sys
 import tempfile
 import time
@@ -12,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock
 from torch import Tensor, nn
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -73,15 +76,25 @@ class Study:
     curves: Mapping[str, Mapping[str, Mapping[float, str]]] = field(default_factory=dict)
 
 
+def settings(study: Study, cell: Cell, seed: int, given: argparse.Namespace) -> list[str]:
+    """Arguments of a run, all but the places of files."""
+    epochs = ("--optimizer.epochs", str(given.epochs)) if given.epochs else ()
+    quiet = ("--evaluation.every", "1000", "--report", "false", "--progress", "false")
+    return [*study.base, "--seed", str(seed), *epochs, *quiet, *cell.changes, *given.change]
+
+
+def fingerprint(study: Study, cell: Cell, seed: int, given: argparse.Namespace) -> str:
+    """A hash of the configuration that follows from the settings: a run is taken for done only if it is this one's."""
+    config, around = parse_config(settings(study, cell, seed, given)), cell.around and cell.around.__qualname__
+    return hashlib.sha256(repr((config, around)).encode()).hexdigest()[:12]
+
+
 def run(study: Study, cell: Cell, seed: int, given: argparse.Namespace) -> dict[str, Any]:
     """Train one configuration with one seed: the table of metrics, seconds of training and of getting ready."""
     with tempfile.TemporaryDirectory() as folder:
-        files = [("--data.source", given.data), ("--embedder.weights", given.weights)]
-        config = parse_config([
-            *study.base, *(word for name, value in files if value for word in (name, value)), "--seed", str(seed),
-            *(("--optimizer.epochs", str(given.epochs)) if given.epochs else ()), "--evaluation.every", "1000",
-            "--report", "false", "--progress", "false", "--output", f"{folder}/run", *cell.changes, *given.change,
-        ])  # fmt: skip
+        files = [("--data.source", given.data), ("--embedder.weights", given.weights), ("--output", f"{folder}/run")]
+        places = [word for name, value in files if value for word in (name, value)]
+        config = parse_config([*settings(study, cell, seed, given), *places])
         began = time.perf_counter()
         setup, kept, accelerator = recipe.start(config)
         ready = time.perf_counter() - began
@@ -106,9 +119,10 @@ def main(study: Study, description: str | None) -> None:
     chosen = {name: cell for name, cell in study.cells.items() if any(text in name for text in given.only)}
     for seed in given.seeds:
         for name, cell in chosen.items():
-            if f"{name}/{seed}" not in kept(store):
-                made = run(study, cell, seed, given)
-                store.write_text(json.dumps(kept(store) | {f"{name}/{seed}": made}, indent=1) + "\n")
+            key, mark = f"{name}/{seed}", fingerprint(study, cell, seed, given)
+            if kept(store).get(key, {}).get("settings") != mark:
+                made = run(study, cell, seed, given) | {"settings": mark}
+                keep(store, key, made)
                 after = made["table"]["after"]
                 print(f"{name}, seed {seed}: " + ", ".join(f"{m} {after[m]:.4f}" for m in study.shown), flush=True)
     pages.write(given.results, study, kept(store))
@@ -118,3 +132,11 @@ def kept(store: Path) -> dict[str, Any]:
     """The runs so far; read anew each time, as another process may work on the same study."""
     found: dict[str, Any] = json.loads(store.read_text()) if store.exists() else {}
     return found
+
+
+def keep(store: Path, key: str, made: dict[str, Any]) -> None:
+    """Add a run; nothing is lost if this is cut short, or if another process adds one, too."""
+    part = store.with_suffix(".part")
+    with FileLock(store.with_suffix(".lock")):
+        part.write_text(json.dumps(kept(store) | {key: made}, indent=1) + "\n")
+        os.replace(part, store)

@@ -1,0 +1,130 @@
+"""Images and texts in one space: captions beside images in a batch, retrieval both ways, zero-shot classification."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .embedder import Embedder
+from .evaluation import evaluate
+from .geometry import Geometry
+from .targets.captions import as_texts
+
+KS = (1, 5, 10)
+
+
+def draw_captions(labels: Any) -> list[str]:
+    """One caption of each item, at random from torch's global generator.
+
+    Args:
+        labels: texts [n captions]; an empty text is no caption.
+
+    Raises:
+        ValueError: labels that are no texts, or an item without a caption.
+    """
+    texts = as_texts(labels, "captions")
+    chance = torch.rand(texts.shape).numpy()
+    chance[np.char.strip(texts) == ""] = -1
+    if (chance.max(1) < 0).any():
+        raise ValueError(f"item {int(np.flatnonzero(chance.max(1) < 0)[0])} has no caption that is not empty")
+    drawn: list[str] = texts[np.arange(len(texts)), chance.argmax(1)].tolist()
+    return drawn
+
+
+def beside(images: Tensor, texts: Tensor, labels: Any, ids: Tensor) -> tuple[Tensor, Any, Tensor]:
+    """Images and their texts as one batch of 2 n items: embeddings, labels, ids.
+
+    An item's image and text have the same label, so their label distance is 0, and ids of their own (2 i and 2 i + 1),
+    so that they are a pair like any other: whatever the loss and the target, images and texts are compared with each
+    other and among themselves, over all processes.
+
+    Args:
+        images: embeddings [n d].
+        texts: embeddings [n d] of one text of each.
+        labels: of the items [n ...].
+        ids: of the items [n].
+    """
+    labels = torch.cat([labels, labels]) if isinstance(labels, Tensor) else np.concatenate([labels, labels])
+    return torch.cat([images, texts]), labels, torch.cat([2 * ids, 2 * ids + 1])
+
+
+def image_text_recall(
+    images: Tensor,
+    texts: Tensor,
+    image_of_text: Any,
+    *,
+    ks: Sequence[int] = KS,
+    geometry: str | Geometry = "euclidean",
+    ranking: str = "embedding",
+) -> dict[str, float]:
+    """Retrieval both ways: `text_to_image_recall_at_k` and `image_to_text_recall_at_k`.
+
+    The share of texts whose image is among the k nearest images, and of images of which any text is among the k nearest
+    texts; ties count in expectation.
+
+    Args:
+        images: embeddings [n d].
+        texts: embeddings [m d].
+        image_of_text: the number of each text's image [m].
+        ks: numbers of neighbours.
+        geometry: what near means.
+        ranking: "embedding", "random" or "oracle", as in `evaluate`.
+    """
+    number, names = np.arange(len(images)), [f"recall_at_{k}" for k in ks]
+    scores: dict[str, float] = {}
+    for way, query, reference in (
+        ("text_to_image", (texts, image_of_text), (images, number)),
+        ("image_to_text", (images, number), (texts, image_of_text)),
+    ):
+        found = evaluate(
+            *query,
+            ref_embeddings=reference[0],
+            ref_labels=reference[1],
+            metrics=names,
+            geometry=geometry,
+            ranking=ranking,
+        )
+        scores |= {f"{way}_{name}": found[name] for name in names}
+    return scores
+
+
+def zero_shot_accuracy(
+    images: Tensor, labels: Any, classes: Tensor, *, geometry: str | Geometry = "euclidean", ranking: str = "embedding"
+) -> float:
+    """Share of images whose nearest class embedding is that of their own class.
+
+    Args:
+        images: embeddings [n d].
+        labels: the row of each image's class in `classes` [n].
+        classes: embeddings of the class names [c d], see `embed_classes`.
+        geometry: what near means.
+        ranking: as in `evaluate`.
+    """
+    rows = np.arange(len(classes))
+    found = evaluate(
+        images,
+        labels,
+        ref_embeddings=classes,
+        ref_labels=rows,
+        metrics=["recall_at_1"],
+        geometry=geometry,
+        ranking=ranking,
+    )
+    return found["recall_at_1"]
+
+
+def embed_classes(embedder: Embedder, names: Sequence[str], prompts: Sequence[str]) -> Tensor:
+    """Embeddings of class names [c d]: the mean over prompts such as "a photo of a {}.", normalised as the embedder does.
+
+    Raises:
+        ValueError: no prompt, or one without {}; an embedder without a text tower.
+    """
+    if not prompts or any("{}" not in prompt for prompt in prompts):
+        raise ValueError(f"expected prompts with {{}} in the place of the class name, got {list(prompts)}")
+    texts = [prompt.replace("{}", name) for name in names for prompt in prompts]
+    z = embedder.encode_text(texts).view(len(names), len(prompts), -1).mean(1)
+    return torch.nn.functional.normalize(z, dim=1) if embedder.normalize else z

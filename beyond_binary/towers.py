@@ -1,0 +1,175 @@
+"""What of a trunk is trained: its image and text tower, their layers, locks, checkpointing, low-rank adapters."""
+
+from __future__ import annotations
+
+import re
+from copy import deepcopy
+from typing import Any, Literal
+
+from torch import nn
+
+Tower = Literal["image", "text"]
+
+PREVIOUS = (99999,)  # how timm's group matchers say: with the group before
+IMAGE = {
+    "stem": r"^(?:conv\d|bn\d|class_embedding|positional_embedding|ln_pre)",
+    "blocks": [(r"^transformer\.resblocks\.(\d+)", None), (r"^layer(\d)\.(\d+)", None), (r"^ln_post", PREVIOUS)],
+}
+TEXT = {
+    "stem": r"^(?:token_embedding|positional_embedding|cls_emb|transformer\.\w*embed)",
+    "blocks": [
+        (r"^transformer\.(?:resblocks|(?:encoder\.)?(?:layers?|block))\.(\d+)", None),
+        (r"^(?:ln_final|transformer\.(?:pooler|final))", PREVIOUS),
+    ],
+}
+"""Layers of open_clip's own towers from the input to the output; what is not named (a projection) comes last."""
+
+LORA = {"r": 8, "alpha": 16, "dropout": 0.0, "targets": None}
+
+
+def layers(trunk: nn.Module, library: str) -> dict[str, tuple[Tower, int]]:
+    """The tower of each parameter and the number of its layer there, from 0 at the input.
+
+    Layers are those of timm's group matcher for timm networks, also inside open_clip, where the projection is one more;
+    for open_clip's own transformers the stem, each block, and the projection. Parameters that belong to neither tower
+    (a temperature, a caption decoder) are left out.
+    """
+    if library == "timm":
+        return {name: ("image", layer) for name, layer in _timm_layers(trunk).items()}
+    visual: Any = trunk.visual
+    found: dict[str, tuple[Tower, int]]
+    if hasattr(visual, "trunk"):
+        inner = _timm_layers(visual.trunk)
+        top = max(inner.values()) + 1
+        found = {f"visual.trunk.{name}": ("image", layer) for name, layer in inner.items()}
+        found |= {f"visual.head.{name}": ("image", top) for name, _ in visual.head.named_parameters()}
+    else:
+        names = [name for name, _ in visual.named_parameters()]
+        found = {f"visual.{name}": ("image", layer) for name, layer in _matched(names, IMAGE).items()}
+    names = [name for name, _ in trunk.named_parameters() if name not in found]
+    if hasattr(trunk, "text"):
+        prefix, names = "text.", [name.removeprefix("text.") for name in names if name.startswith("text.")]
+    else:
+        prefix, names = "", [name for name in names if not re.match(r"logit_|text_decoder|visual\.", name)]
+    return found | {f"{prefix}{name}": ("text", layer) for name, layer in _matched(names, TEXT).items()}
+
+
+def _timm_layers(model: Any) -> dict[str, int]:
+    if not hasattr(model, "group_matcher"):
+        raise ValueError(f"timm does not say what the layers of {type(model).__name__} are; leave its layers alike")
+    return _matched([name for name, _ in model.named_parameters()], model.group_matcher())
+
+
+def _matched(names: list[str], matcher: Any) -> dict[str, int]:
+    from timm.models._manipulate import group_with_matcher
+
+    found: dict[str, int] = group_with_matcher(((name, name) for name in names), matcher, reverse=True)
+    return found
+
+
+def lock(trunk: nn.Module, library: str, unlocked: int) -> None:
+    """Let only the last `unlocked` layers of the image tower be trained; raises ValueError if it has fewer."""
+    own = {name: layer for name, (tower, layer) in layers(trunk, library).items() if tower == "image"}
+    count = max(own.values()) + 1
+    if not 0 <= unlocked <= count:
+        raise ValueError(
+            f"expected embedder.unlocked from 0 (the image tower is locked) to {count} (the number of its layers), "
+            f"got {unlocked}"
+        )
+    for name, parameter in trunk.named_parameters():
+        if own.get(name, count) < count - unlocked:
+            parameter.requires_grad_(False)
+
+
+def train_text(trunk: nn.Module) -> None:
+    """Let the text tower of an open_clip model be trained too."""
+    own = {name for name, (tower, _) in layers(trunk, "open_clip").items() if tower == "text"}
+    for name, parameter in trunk.named_parameters():
+        if name in own:
+            parameter.requires_grad_(True)
+
+
+def checkpoint(trunk: Any) -> None:
+    """Keep the activations of a few layers only, the others are computed again for the gradient."""
+    try:
+        trunk.set_grad_checkpointing(True)
+    except (AssertionError, AttributeError) as error:
+        raise ValueError(f"{type(trunk).__name__} has no gradient checkpointing: {error}") from error
+
+
+def add_lora(trunk: nn.Module, options: dict[str, Any]) -> None:
+    """Add low-rank adapters (Hu et al., "LoRA", ICLR 2022) to what is trained; the weights themselves are locked.
+
+    peft adds an attention's adapter to its weights for each forward pass and takes it off again, so that these locked
+    weights change by rounding.
+
+    Args:
+        trunk: of timm or open_clip; it is changed in place.
+        options: any of r (rank), alpha (the product of both factors is scaled by alpha / r), dropout, and targets: names
+            of modules, or ends of them such as "qkv" or "c_fc"; without it all linear layers and attentions.
+
+    Raises:
+        ValueError: an unknown option, or targets of which nothing that is trained has the name.
+        ImportError: peft is not installed.
+    """
+    if unknown := sorted(options.keys() - LORA.keys()):
+        raise ValueError(f"embedder.lora has no option {', '.join(unknown)}; it has {', '.join(LORA)}")
+    chosen = {**LORA, **options}
+    try:
+        from peft import LoraConfig, inject_adapter_in_model
+    except ImportError as error:
+        raise ImportError("embedder.lora needs peft; pip install 'beyond_binary[lora]'") from error
+    names = _lora_targets(trunk, chosen["targets"])
+    if not names:
+        raise ValueError(
+            f"embedder.lora: nothing that is trained is linear and called {chosen['targets'] or 'anything'}"
+        )
+    try:
+        config = LoraConfig(
+            r=chosen["r"], lora_alpha=chosen["alpha"], lora_dropout=chosen["dropout"], target_modules=names
+        )
+        inject_adapter_in_model(config, trunk)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"peft refuses embedder.lora {options}: {error}") from error
+
+
+def _lora_targets(trunk: nn.Module, ends: list[str] | None) -> list[str]:
+    """Names of the linear layers and attentions with weights that are trained."""
+    within = tuple(f"{name}." for name, m in trunk.named_modules() if isinstance(m, nn.MultiheadAttention))
+    kinds = (nn.Linear, nn.MultiheadAttention) if ends is None else (nn.Linear, nn.Conv2d, nn.MultiheadAttention)
+    return [
+        name
+        for name, module in trunk.named_modules()
+        if isinstance(module, kinds)
+        and not (within and name.startswith(within))  # an attention's own output layer is part of it
+        and any(p.requires_grad for p in module.parameters())
+        and (ends is None or any(name == end or name.endswith(f".{end}") for end in ends))
+    ]
+
+
+def has_lora(trunk: nn.Module) -> bool:
+    """Whether there are adapters."""
+    return any(".lora_A." in name for name, _ in trunk.named_parameters())
+
+
+def merged(trunk: nn.Module) -> nn.Module:
+    """The trunk without adapters, these added to the weights: a copy if there are any, else the trunk itself."""
+    if not has_lora(trunk):
+        return trunk
+    trunk.state_dict()  # peft holds weights of attentions as part of the graph until they are asked for
+    trunk = deepcopy(trunk)
+    for name in [name for name, _ in trunk.named_modules()]:
+        try:
+            module: Any = trunk.get_submodule(name)
+        except AttributeError:  # part of a module that was replaced
+            continue
+        if hasattr(module, "unload_and_optionally_merge_module"):
+            plain = module.unload_and_optionally_merge_module(merge=True, safe_merge=True, adapter_names=None)
+        elif hasattr(module, "base_layer") and hasattr(module, "merge"):
+            module.merge(safe_merge=True)
+            plain = module.get_base_layer()
+        else:
+            continue
+        parent, _, own = name.rpartition(".")
+        setattr(trunk.get_submodule(parent), own, plain)
+    return trunk
