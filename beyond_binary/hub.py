@@ -53,6 +53,7 @@ def push(
         PermissionError: no token, a wrong one, or one without write rights.
         ConnectionError: the Hub cannot be reached or keeps failing; what was uploaded is not sent again next time.
         ValueError: a name that cannot be, `private` for a repository that is public, or a refusal of the Hub.
+        RuntimeError: an upload to the Hub's storage (xet) failed in its own library.
     """
     check_hub_id(hub_id)
     check_token(token)

@@ -52,7 +52,7 @@ def main() -> None:
             return show(files, hub_id)
         private = given.private or bool(settings.get("hub_private")) or None
         url = push(files, hub_id, private=private, revision=given.revision, commit_message=given.message)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RuntimeError) as error:
         print(f"error: {error}", file=sys.stderr)
         raise SystemExit(2) from None
     print(f"pushed to {url}")
