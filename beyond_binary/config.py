@@ -217,6 +217,10 @@ class Config:
         trackers: Experiment trackers of Accelerate: tensorboard, wandb, trackio, mlflow, ...
         progress: Show a progress bar.
         report: Write report.html with pictures at the end.
+        push_to_hub: Publish the finished run on the Hugging Face Hub as hub_id, with its report if there is one (it
+            shows small copies of the held-out images). The token comes from HF_TOKEN or `hf auth login`.
+        hub_id: "user/name" on the Hub.
+        hub_private: Make a new repository on the Hub private.
         data: The data set.
         embedder: The model.
         objective: The loss.
@@ -235,6 +239,9 @@ class Config:
     trackers: list[str] = field(default_factory=lambda: ["tensorboard"])
     progress: bool = True
     report: bool = True
+    push_to_hub: bool = False
+    hub_id: str | None = None
+    hub_private: bool = False
     data: DataConfig = field(default_factory=DataConfig)
     embedder: EmbedderConfig = field(default_factory=EmbedderConfig)
     objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import os
+import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
 from contextlib import contextmanager
 from itertools import islice
@@ -293,6 +294,48 @@ class Embedder(nn.Module):
             storage.write_tensors(part / storage.TRUNK_FILES[library], trunk)
             if state:
                 storage.write_tensors(part / storage.HEAD_FILE, state)
+
+    def push_to_hub(
+        self,
+        hub_id: str,
+        *,
+        private: bool | None = None,
+        token: str | bool | None = None,
+        revision: str | None = None,
+        commit_message: str | None = None,
+        card: str | bool = True,
+    ) -> str:
+        """Publish the embedder on the Hugging Face Hub in one commit and return the commit's address.
+
+        What is sent is what `save_pretrained` writes, and a model card. Files of an embedder that was there
+        before are replaced or removed; others stay.
+
+        Args:
+            hub_id: "user/name"; made if it is not there.
+            private: make a new repository private; None leaves that to the account's settings.
+            token: access token with write rights; None takes that of `HF_TOKEN` or `hf auth login`.
+            revision: branch, made if it is not there; None for main.
+            commit_message: the commit's title.
+            card: True writes README.md anew, False leaves the one on the Hub, a text is written as it is.
+
+        Raises:
+            PermissionError: no token, a wrong one, or one without write rights.
+            ConnectionError: the Hub cannot be reached or keeps failing.
+            ValueError: a name that cannot be, `private` for a repository that is public, or a refusal of the Hub.
+        """
+        from beyond_binary import hub
+
+        hub.check_hub_id(hub_id)
+        with tempfile.TemporaryDirectory() as folder:
+            self.save_pretrained(folder)
+            return hub.push(
+                hub.embedder_files(Path(folder), hub_id, card),
+                hub_id,
+                private=private,
+                token=token,
+                revision=revision,
+                commit_message=commit_message,
+            )
 
     def merge_lora(self) -> None:
         """Add LoRA's adapters to the weights, in place: the trunk is then as its library made it."""

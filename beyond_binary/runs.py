@@ -13,16 +13,22 @@ from __future__ import annotations
 
 import json
 import os
+import platform
 import shutil
 from collections.abc import Mapping
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import yaml
 
 from .config import Config, dump_config
+from .data import Splits
+from .fingerprint import fingerprint
 
-_FREE = ("output", "resume", "trackers", "progress", "report", "cpu")  # may differ between a run and its continuation
+_HUB = ("push_to_hub", "hub_id", "hub_private")
+_FREE = ("output", "resume", "trackers", "progress", "report", "cpu", *_HUB)  # may differ in a run's continuation
 
 
 class Run:
@@ -128,6 +134,28 @@ def claim(config: Config, name: str) -> Run:
     draft.write_text(dump_config(config))
     draft.replace(settings)
     return Run(folder)
+
+
+def data_facts(splits: Splits) -> dict[str, dict[str, Any]]:
+    """Number of items of each split, and a hash of their ids, names and labels in their order."""
+    facts = {}
+    for name in ("train", "query", "gallery"):
+        if (items := getattr(splits, name)) is not None:
+            labels = items.labels.tolist() if items.labels.dtype == object else np.asarray(items.labels)
+            facts[name] = {"items": len(items), "hash": fingerprint(items.ids, list(items.names), labels)}
+    return facts
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python and of the packages that decide what a run computes."""
+    names = ("beyond_binary", "torch", "torchvision", "timm", "open_clip_torch", "accelerate", "datasets", "numpy")
+    found = {"python": platform.python_version()}
+    for name in names:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:  # used from a folder, without installing
+            continue
+    return found
 
 
 def _flush(path: Path) -> None:

@@ -71,6 +71,7 @@ def find_folder(id_or_path: str | os.PathLike[str], **hub_options: Any) -> Path:
 
     Raises:
         FileNotFoundError: it is neither.
+        ValueError: the token cannot be one.
     """
     if Path(id_or_path).is_dir():
         return Path(id_or_path)
@@ -79,9 +80,14 @@ def find_folder(id_or_path: str | os.PathLike[str], **hub_options: Any) -> Path:
         raise FileNotFoundError(f"expected a folder or a Hub id 'user/name', got {name!r}: no such folder")
     from huggingface_hub import snapshot_download
 
+    from .hub import check_token, http_status, patiently
+
+    check_token(hub_options.get("token"))
     try:
-        return Path(snapshot_download(name, allow_patterns=list(FILES), **hub_options))
-    except OSError as error:
+        return Path(patiently(lambda: snapshot_download(name, allow_patterns=list(FILES), **hub_options)))
+    except Exception as error:
+        if not isinstance(error, OSError) and http_status(error) is None:
+            raise
         raise FileNotFoundError(f"no folder {name!r} here, and the Hub did not give it: {error}") from error
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import inspect
 import math
+import shlex
 import sys
 import time
 from collections.abc import Iterator
@@ -28,6 +29,7 @@ from beyond_binary.centres import proxy_codes
 from beyond_binary.config import Config, OptimizerConfig, check_config, parse_config
 from beyond_binary.data import Augment, ImageSet, Items, Splits, collate, load_checked, with_mirror
 from beyond_binary.embedder import Embedder, create_embedder
+from beyond_binary.hub import check_hub_id, push_run, require_login
 from beyond_binary.judge import Judge, captions_of, class_numbers, encode, named, start_at_names
 from beyond_binary.losses import LOSSES, LossFacts
 from beyond_binary.metrics import higher_is_better
@@ -35,7 +37,7 @@ from beyond_binary.neighbours import label_neighbours
 from beyond_binary.objective import Objective, create_objective
 from beyond_binary.registry import suggest
 from beyond_binary.report import require_matplotlib, write_report
-from beyond_binary.runs import Run, claim
+from beyond_binary.runs import Run, claim, data_facts, versions
 from beyond_binary.sampling import BatchSampler, create_sampler
 from beyond_binary.targets import create_target, reads_classes
 from beyond_binary.tracking import track, tracker_installed
@@ -257,6 +259,9 @@ def start(config: Config) -> tuple[Setup, Run, Accelerator]:
         raise ValueError(f"tracker {', '.join(missing)} is not installed; install it or leave it out of --trackers")
     if config.report:
         require_matplotlib()
+    if config.push_to_hub:
+        check_hub_id(config.hub_id)
+        require_login()
     accelerator = Accelerator(mixed_precision=config.precision, cpu=config.cpu)
     set_seed(config.seed)
     setup = set_up(config, accelerator)
@@ -436,6 +441,9 @@ def finish(
         "query_items": len(setup.splits.query),
         "gallery_items": None if setup.splits.gallery is None else len(setup.splits.gallery),
         "skipped_images": setup.skipped,
+        "target": config.objective.target or setup.splits.target or "classes",
+        "data": data_facts(setup.splits),
+        "versions": versions(),
     }
     setup.embedder.save_pretrained(str(run.folder / "embedder"))
     save_file(after, str(run.folder / "embeddings" / "after.safetensors"))
@@ -459,6 +467,19 @@ def finish(
     return result
 
 
+def publish(config: Config, run: Run) -> bool:
+    """Push the finished run to the Hub; where that fails, say why and how to try again. Returns whether it is there."""
+    try:
+        print(f"pushed to {push_run(run.folder, check_hub_id(config.hub_id), private=config.hub_private or None)}")
+    except Exception as error:
+        again = f"python recipes/push.py {shlex.quote(str(run.folder))} --hub-id {config.hub_id}"
+        again += " --private" if config.hub_private else ""
+        print(f"error: not pushed to the Hub: {error}", file=sys.stderr)
+        print(f"the run is complete in {run.folder}; to push it: {again}", file=sys.stderr)
+        return False
+    return True
+
+
 def format_table(table: dict[str, dict[str, float]]) -> str:
     """The rows before, after, random and oracle as aligned text, one line per metric."""
     rows = list(table)
@@ -476,7 +497,9 @@ def main() -> None:
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         raise SystemExit(2) from None
-    fit(config, *ready)
+    finished = fit(config, *ready)  # empty but in the main process
+    if finished and config.push_to_hub and not publish(config, ready[1]):
+        raise SystemExit(1)
 
 
 if __name__ == "__main__":

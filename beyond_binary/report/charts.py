@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import re
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
@@ -183,6 +183,42 @@ def map_chart(name: str, title: str, place: np.ndarray, colours: np.ndarray) -> 
         axes.tick_params(labelbottom=False, labelleft=False)
 
     return _svg(name, (4.4, 3.6), draw)
+
+
+def training_picture(
+    steps: Sequence[float],
+    loss: Sequence[float],
+    name: str,
+    epochs: Sequence[float],
+    values: Sequence[float],
+    levels: Mapping[str, float],
+) -> bytes:
+    """Loss per step beside a metric per epoch, with the levels of other rankings dashed, as a PNG on white."""
+    require_matplotlib()
+    import matplotlib
+    from matplotlib.figure import Figure
+
+    words = {"random": "random", "oracle": "best possible"}
+    buffer, every = io.BytesIO(), max(1, len(steps) // 1500)
+    raw, style = np.asarray(loss, dtype=float), cast(Any, STYLE)
+    with matplotlib.rc_context(style):
+        figure = Figure(figsize=(8, 2.8), layout="constrained")
+        left, right = figure.subplots(1, 2)
+        left.plot(steps[::every], raw[::every], color=COLOURS["after"], alpha=0.35, linewidth=0.8, label="each step")
+        left.plot(
+            steps[::every], smoothed(raw, max(1, len(raw) // 20))[::every], color=COLOURS["after"], label="smoothed"
+        )
+        left.set(xlabel="step", title="loss")
+        left.legend(loc="best")
+        right.plot(epochs, values, color=COLOURS["after"], marker="o", markersize=3, label="held-out queries")
+        for level, value in levels.items():
+            if np.isfinite(value):
+                right.axhline(value, color=COLOURS[level], linestyle=DASHES[level], linewidth=1.2, label=words[level])
+        right.set(xlabel="epoch", title=name)
+        right.xaxis.get_major_locator().set_params(integer=True, nbins=6)
+        right.legend(loc="best")
+        figure.savefig(buffer, format="png", dpi=150, facecolor="white", metadata={"Software": None})
+    return buffer.getvalue()
 
 
 def smoothed(values: np.ndarray, window: int) -> np.ndarray:

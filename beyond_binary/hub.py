@@ -1,0 +1,270 @@
+"""Publishing on the Hugging Face Hub: what of an embedder or a run is sent, and the one commit that sends it."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import time
+import warnings
+from collections.abc import Callable, Mapping
+from html import escape
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+
+from . import storage
+from .card import Record, training_curves, write_card
+
+Result = TypeVar("Result")
+Files = dict[str, Path | bytes]
+"""What is sent: name in the repository -> a file here, or the content itself."""
+
+CARD, CURVES, METRICS, SETTINGS, REPORT = "README.md", "curves.png", "metrics.json", "config.yaml", "report.html"
+WAITS = (2.0, 8.0)
+"""Seconds before a failed push or download is tried again; the Hub's client also repeats most requests by itself."""
+
+
+def push(
+    files: Mapping[str, Path | bytes],
+    hub_id: str,
+    *,
+    private: bool | None = None,
+    token: str | bool | None = None,
+    revision: str | None = None,
+    commit_message: str | None = None,
+) -> str:
+    """Send files to a model repository in one commit and return the address of that commit.
+
+    The repository and the branch are made where they are missing. Files of an earlier embedder or run that are not
+    among `files` are removed in the same commit; others stay. After an error the branch is as it was (a repository
+    that was missing may then exist, empty).
+
+    Args:
+        files: name in the repository -> file or content.
+        hub_id: "user/name".
+        private: make a new repository private; None leaves that to the account's settings.
+        token: access token with write rights; None takes that of `HF_TOKEN` or `hf auth login`.
+        revision: branch, by default main.
+        commit_message: the commit's title.
+
+    Raises:
+        PermissionError: no token, a wrong one, or one without write rights.
+        ConnectionError: the Hub cannot be reached or keeps failing; what was uploaded is not sent again next time.
+        ValueError: a name that cannot be, `private` for a repository that is public, or a refusal of the Hub.
+        RuntimeError: an upload to the Hub's storage (xet) failed in its own library.
+    """
+    check_hub_id(hub_id)
+    check_token(token)
+    try:
+        return patiently(lambda: _push_once(files, hub_id, private, token, revision, commit_message), silent=True)
+    except Exception as error:
+        status = http_status(error)
+        if status is None:
+            raise
+        raise _explained(error, status, hub_id) from error
+
+
+def patiently(attempt: Callable[[], Result], silent: bool = False) -> Result:
+    """What `attempt` returns, tried again after `WAITS` where the Hub failed, or (`silent`) gave no answer."""
+    for wait in WAITS:
+        try:
+            return attempt()
+        except Exception as error:
+            status = http_status(error)
+            if status is None or not _may_pass(status) or (status == 0 and not silent):
+                raise
+            time.sleep(wait)
+    return attempt()
+
+
+def _may_pass(status: int) -> bool:
+    """Whether a request that failed with this status (0: no answer) may work later."""
+    return status in (0, 408, 429) or status >= 500
+
+
+def _push_once(
+    files: Mapping[str, Path | bytes],
+    hub_id: str,
+    private: bool | None,
+    token: str | bool | None,
+    revision: str | None,
+    commit_message: str | None,
+) -> str:
+    from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
+
+    api = HfApi(token=token, library_name="beyond_binary")
+    api.create_repo(hub_id, private=private, exist_ok=True)
+    if private and not api.model_info(hub_id).private:
+        raise ValueError(
+            f"{hub_id} exists and is public, but private was asked for; nothing was sent. "
+            "Choose another name, or make it private in its settings on the Hub"
+        )
+    if revision is not None and not revision.startswith("refs/"):
+        api.create_branch(hub_id, branch=revision, exist_ok=True)
+    stale = {CURVES, METRICS, SETTINGS, REPORT, *storage.FILES}.intersection(
+        api.list_repo_files(hub_id, revision=revision)
+    ) - set(files)
+    commit = api.create_commit(
+        hub_id,
+        [
+            *(CommitOperationAdd(name, source) for name, source in files.items()),
+            *(CommitOperationDelete(name, is_folder=False) for name in sorted(stale)),
+        ],
+        commit_message=commit_message or "Embedder of beyond_binary",
+        revision=revision,
+    )
+    return str(commit.commit_url)
+
+
+def http_status(error: BaseException) -> int | None:
+    """Status of the failed request behind `error`, 0 if it got no answer, None if no request failed."""
+    cause: BaseException | None = error
+    while cause is not None:
+        response = getattr(cause, "response", None)
+        if response is not None:
+            return int(response.status_code)
+        if isinstance(cause, ConnectionError | TimeoutError | json.JSONDecodeError):
+            return 0  # an answer that is no JSON is a proxy's error page
+        if type(cause).__module__.split(".")[0] in ("httpx", "httpx2", "requests"):
+            return 0
+        cause = cause.__cause__
+    return None
+
+
+def _explained(error: Exception, status: int, hub_id: str) -> Exception:
+    """The error to raise for a request that failed: what happened, and what to do."""
+    known = error.__cause__ is None or hasattr(error, "response")
+    told = " ".join(f"{error if known else f'{error} {error.__cause__}'}".split()) or type(error).__name__
+    if status in (401, 403):
+        return PermissionError(
+            f"the Hub does not let this account write to {hub_id} ({told}); log in with `hf auth login`, or set HF_TOKEN "
+            "to a token with write rights"
+        )
+    if _may_pass(status):
+        return ConnectionError(
+            f"{hub_id} was not pushed, the Hub cannot be reached or keeps failing ({told}); try again"
+        )
+    return ValueError(f"the Hub refused {hub_id} ({told})")
+
+
+def check_hub_id(hub_id: str | None) -> str:
+    """Return `hub_id` if it has the form "user/name"; raise a ValueError if not."""
+    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.utils import validate_repo_id
+
+    if not hub_id or not re.fullmatch(r"[^/]+/[^/]+", hub_id):
+        raise ValueError(f"expected a Hub id 'user/name', got {hub_id!r}")
+    try:
+        validate_repo_id(hub_id)
+    except HFValidationError as error:
+        raise ValueError(f"expected a Hub id 'user/name', got {hub_id!r}: {error}") from None
+    return hub_id
+
+
+def check_token(token: str | bool | None) -> None:
+    """Raise a ValueError, without the token in it, if HTTP could not carry it."""
+    if isinstance(token, str) and not re.fullmatch(r"[!-~]+", token):
+        raise ValueError("the token has blanks, line ends or other characters that no token has; copy it again")
+
+
+def require_login() -> None:
+    """Raise a PermissionError if no token is set on this machine; asks nothing of the Hub."""
+    from huggingface_hub import get_token
+
+    if get_token() is None:
+        raise PermissionError("push_to_hub needs an account: log in with `hf auth login`, or set HF_TOKEN")
+
+
+def embedder_files(folder: Path, hub_id: str, card: str | bool = True) -> Files:
+    """What is sent of a folder that `save_pretrained` wrote: its files and a card (made, given, or none)."""
+    files: Files = {p.name: p for p in sorted(folder.iterdir()) if p.name in storage.FILES}
+    if isinstance(card, str):
+        return files | {CARD: card.encode()}
+    try:
+        made = write_card(storage.read_config(folder), hub_id) if card else None
+    except Exception as error:
+        warnings.warn(f"no model card is written: {type(error).__name__}: {error}", stacklevel=2)
+        made = None
+    return files | ({} if made is None else {CARD: made.encode()})
+
+
+def run_files(run: str | os.PathLike[str], hub_id: str, *, report: bool = True, license: str | None = None) -> Files:
+    """What is sent of a finished run: embedder, settings, metrics, card with curves, and report.html if there is one.
+
+    Settings are sent without the output folder and with the last part of local paths only. The report shows small
+    copies of the data's images; `report=False` leaves it out.
+
+    Raises:
+        FileNotFoundError: not the folder of a finished run.
+        ValueError: a broken embedder.
+    """
+    run = Path(run)
+    if missing := [name for name in ("embedder", METRICS, SETTINGS) if not (run / name).exists()]:
+        raise FileNotFoundError(f"expected the folder of a finished run, but {run} has no {', '.join(missing)}")
+    embedder = storage.read_config(run / "embedder")
+    private = yaml.safe_load((run / SETTINGS).read_text())
+    settings = public_settings(private)
+    files = embedder_files(run / "embedder", hub_id, card=False)
+    files[SETTINGS] = yaml.safe_dump(settings, sort_keys=False).encode()
+    files[METRICS] = run / METRICS
+    if report and (run / REPORT).exists():
+        files[REPORT] = public_text((run / REPORT).read_text(encoding="utf-8"), private).encode()
+    try:
+        metrics = json.loads((run / METRICS).read_text())
+        log = run / "log.jsonl"
+        history = [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else []
+        if curves := training_curves(history, metrics["table"]):
+            files[CURVES] = curves
+        record = Record(settings, metrics, CURVES if curves else None, REPORT if REPORT in files else None)
+        files[CARD] = write_card(embedder, hub_id, record, license=license).encode()
+    except Exception as error:
+        warnings.warn(f"no model card is written: {type(error).__name__}: {error}", stacklevel=2)
+    return files
+
+
+def public_settings(settings: dict[str, Any]) -> dict[str, Any]:
+    """Settings of a run without the output folder and with the last part of local paths only."""
+
+    def public(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: public(item) for key, item in value.items() if key != "output"}
+        if isinstance(value, list):
+            return [public(item) for item in value]
+        return _short(value) if isinstance(value, str) else value
+
+    shown: dict[str, Any] = public(settings)
+    return shown
+
+
+def public_text(page: str, settings: Any) -> str:
+    """A page (HTML) in which the local paths among the settings have their last part only."""
+    for value in settings.values() if isinstance(settings, dict) else settings:
+        if isinstance(value, dict | list):
+            page = public_text(page, value)
+        elif isinstance(value, str):
+            page = page.replace(escape(value), escape(_short(value)))
+    return page
+
+
+def _short(value: str) -> str:
+    """The last part of a local path, with the "kind:" before it; other texts as they are."""
+    found = re.fullmatch(r"((?:\w+:)?)((?:/|~|\.\.?/).+)", value)
+    return found[1] + Path(found[2]).name if found else value
+
+
+def push_run(
+    run: str | os.PathLike[str],
+    hub_id: str,
+    *,
+    private: bool | None = None,
+    token: str | bool | None = None,
+    revision: str | None = None,
+    commit_message: str | None = None,
+    report: bool = True,
+    license: str | None = None,
+) -> str:
+    """Send a finished run in one commit and return the commit's address; see `run_files` and `push`."""
+    files = run_files(run, check_hub_id(hub_id), report=report, license=license)
+    return push(files, hub_id, private=private, token=token, revision=revision, commit_message=commit_message)

@@ -1,0 +1,156 @@
+"""Model cards: what the Hub reads from them, and what people do."""
+
+from __future__ import annotations
+
+import copy
+import math
+from dataclasses import asdict, replace
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+from huggingface_hub import ModelCard
+from PIL import Image
+
+from beyond_binary.card import Record, training_curves, write_card
+from beyond_binary.config import Config
+from beyond_binary.data import Items, Splits
+from beyond_binary.hub import public_settings, public_text
+from beyond_binary.losses import LOSSES
+from beyond_binary.runs import data_facts, versions
+
+EMBEDDER = {
+    "trunk": "timm/resnet18", "dim": 16, "normalize": True, "head": "linear", "weights": None,
+    "preprocess": {"size": [64, 96]},
+}  # fmt: skip
+ROW = {"queries": 40, "recall_at_1": 0.25, "map_at_r": 1 / 3, "tar_at_far_0.001": math.nan}
+METRICS = {
+    "table": {"before": {**ROW, "recall_at_1": 0.125}, "after": ROW, "random": ROW, "oracle": {**ROW, "recall_at_1": 1.0}},
+    "epochs": 3, "target": "pose(root=(2, 3))", "steps": 12, "query_items": 40, "gallery_items": None,
+    "data": {"train": {"items": 96, "hash": "a1b2"}, "query": {"items": 40, "hash": "c3d4"}},
+    "versions": {"python": "3.11.7", "torch": "2.15.0"},
+}  # fmt: skip
+HISTORY = [
+    {"event": "evaluation", "epoch": 0, "step": 0, "recall_at_1": 0.125},
+    *({"epoch": 0, "step": i + 1, "loss": 1 / (i + 1), "lr": 0.1} for i in range(12)),
+    {"event": "evaluation", "epoch": 1, "step": 12, "recall_at_1": 0.25},
+]
+
+
+def record(source: str = "hub:user/birds", loss: str = "log_ratio", **more: Any) -> Record:
+    config = asdict(Config())
+    config["data"]["source"], config["objective"]["loss"] = source, loss
+    return Record(config, copy.deepcopy(METRICS), **more)
+
+
+def metadata(card: str) -> dict[str, Any]:
+    known: dict[str, Any] = yaml.safe_load(card.split("---\n")[1])
+    return known
+
+
+def test_the_hub_reads_the_metrics_of_the_trained_embedder_from_the_card() -> None:
+    card = ModelCard(write_card(EMBEDDER, "user/name", record(), license="mit"))
+    results = card.data.eval_results
+    assert {r.metric_type: r.metric_value for r in results} == {"recall_at_1": 0.25, "map_at_r": 0.333333}, (
+        "no counts, no NaN"
+    )
+    assert {(r.dataset_type, r.dataset_name) for r in results} == {("user/birds", "hub:user/birds")}
+    assert card.data.model_name == "name"
+    assert card.data.license == "mit"
+    assert card.data.datasets == ["user/birds"]
+    assert card.data.library_name == "beyond_binary"
+    assert set(card.data.tags) >= {"metric-learning", "timm", "loss:log_ratio"}
+
+
+def test_the_table_has_the_untrained_the_random_and_the_best_possible_row() -> None:
+    card = write_card(EMBEDDER, "user/name", record())
+    assert "| metric | trained | untrained | random | best possible |" in card
+    assert "| recall_at_1 | 0.2500 | 0.1250 | 0.2500 | 1.0000 |" in card
+    assert "| tar_at_far_0.001 | – | – | – | – |" in card
+    assert "| queries |" not in card
+
+
+def test_the_card_tells_data_target_paper_settings_and_versions() -> None:
+    card = write_card(EMBEDDER, "user/name", record(curves="curves.png", report="report.html"))
+    for told in (
+        "| train | 96 | `a1b2` |", "| query | 40 | `c3d4` |", "Deep Metric Learning Beyond Binary Supervision",
+        "- epochs: 3", "optimizer.lr: 0.001", "- target: `pose(root=(2, 3))`", "torch 2.15.0", "![Training curves](curves.png)", "(report.html)",
+        "has not chosen a licence", 'Image.new("RGB", (96, 64), colour)', "40 held-out queries, searched among themselves",
+    ):  # fmt: skip
+        assert told in card, told
+    plain = write_card(EMBEDDER, "user/name", record())
+    assert "curves" not in plain
+    assert "report.html" not in plain
+
+
+@pytest.mark.parametrize("loss", LOSSES.names())
+def test_every_loss_is_cited(loss: str) -> None:
+    assert f"- loss: `{loss}` ({LOSSES[loss].info['facts'].paper})" in write_card(EMBEDDER, "a/b", record(loss=loss))
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        ({"weights": "a1_in1k"}, {"base_model": "timm/resnet18.a1_in1k"}),
+        ({"trunk": "timm/resnet18.old", "weights": "a1_in1k"}, {"base_model": "timm/resnet18.a1_in1k"}),
+        ({"trunk": "open_clip/ViT-B-32"}, {"pipeline_tag": "image-feature-extraction"}),
+        ({"trunk": "open_clip/ViT-B-32", "head": "none"}, {"pipeline_tag": "zero-shot-image-classification"}),
+    ],
+)
+def test_metadata_follow_the_embedder(change: dict[str, Any], expected: dict[str, Any]) -> None:
+    card = write_card({**EMBEDDER, **change}, "user/name")
+    assert metadata(card).items() >= expected.items()
+    assert ("pretrained weights" in card) == ("weights" in change)
+    assert "model-index" not in metadata(card)
+
+
+def test_a_run_without_numbers_or_hashes_has_a_card() -> None:
+    made = record("/home/me/photos")
+    metrics = {"table": {"after": {"recall_at_1": math.nan}}}
+    card = write_card(EMBEDDER, "user/name", replace(made, metrics=metrics))
+    assert "model-index" not in metadata(card)
+    assert "kept no hashes" in card
+    assert "- source: `photos`" in card
+    assert "/home/me" not in card.split("<details>")[0]
+
+
+def test_local_paths_are_shortened() -> None:
+    settings = {
+        "output": "/home/me/run", "data": {"source": "mpii:/home/me/poses", "cache": "hub:user/name", "rows": [1, 2]},
+        "weights": "~/net.safetensors", "pattern": "*_[xy]", "steps": ["../a/b", "a/b"], "none": None,
+    }  # fmt: skip
+    assert public_settings(settings) == {
+        "data": {"source": "mpii:poses", "cache": "hub:user/name", "rows": [1, 2]},
+        "weights": "net.safetensors", "pattern": "*_[xy]", "steps": ["b", "a/b"], "none": None,
+    }  # fmt: skip
+    page = public_text("<p>supcon on mpii:/home/me/poses</p><p>/home/me/run</p>", settings)
+    assert page == "<p>supcon on mpii:poses</p><p>run</p>"
+
+
+def test_hashes_follow_ids_names_and_labels() -> None:
+    def items(labels: np.ndarray, names: str = "abc") -> Items:
+        return Items([Image.new("RGB", (1, 1))] * 3, labels, list(names), np.arange(3))
+
+    numbers = np.array([0, 1, 2])
+    first = data_facts(Splits(items(numbers), items(numbers)))
+    assert first.keys() == {"train", "query"}
+    assert first["train"] == first["query"]
+    assert first["train"]["items"] == 3
+    other = [items(np.array([0, 1, 1])), items(numbers, "abd"), items(numbers.astype(float))]
+    assert len({data_facts(Splits(i, i))["train"]["hash"] for i in [items(numbers), *other]}) == 4
+    texts = [np.array([["a"], ["b"], ["c" * n]], dtype=object) for n in (1, 1, 2)]
+    hashes = [data_facts(Splits(items(t), items(t)))["train"]["hash"] for t in texts]
+    assert hashes[0] == hashes[1] != hashes[2]
+
+
+def test_versions_name_what_computes() -> None:
+    assert versions().keys() >= {"python", "torch", "timm", "numpy"}
+
+
+def test_training_curves_are_a_png_of_loss_and_main_metric() -> None:
+    png = training_curves(HISTORY, METRICS["table"])  # type: ignore[arg-type]
+    assert png is not None
+    assert png.startswith(b"\x89PNG")
+    assert png == training_curves(HISTORY, METRICS["table"])  # type: ignore[arg-type]
+    assert training_curves([], METRICS["table"]) is None  # type: ignore[arg-type]

@@ -1,0 +1,376 @@
+"""Publishing and loading with the unmodified clients of the Hub, timm and open_clip, against a double on loopback."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import yaml
+from hub_client import ROOT, Client
+from hub_double import TOKEN, Fault, Hub
+
+from beyond_binary import hub as publishing
+from beyond_binary.embedder import create_embedder
+
+MAKE = """
+import torch, beyond_binary as bb
+def make(seed=0, trunk="timm/test_efficientnet", **options):
+    torch.manual_seed(seed)
+    return bb.create_embedder(trunk, **{"dim": 8, "image_size": 64, **options}).eval()
+def same(a, b):
+    x = torch.randn(2, 3, *a.preprocess["size"])
+    states = [e.state_dict() for e in (a, b)]
+    assert all(torch.equal(v, states[1][k]) for k, v in states[0].items()) and a.config == b.config
+    assert torch.equal(a(x), b(x))
+"""
+CLIP = """
+import json, os, tempfile, open_clip
+folder = tempfile.mkdtemp(dir=os.environ["HF_HOME"])
+json.dump({
+    "embed_dim": 16,
+    "vision_cfg": {"image_size": 32, "layers": 1, "width": 32, "head_width": 16, "patch_size": 16},
+    "text_cfg": {"context_length": 8, "vocab_size": 49408, "width": 16, "heads": 2, "layers": 1},
+}, open(f"{folder}/tiny-clip.json", "w"))
+open_clip.add_model_config(folder)
+clip = make(trunk="open_clip/tiny-clip", head="none", dim=None, image_size=32)
+"""
+FIRST = ["README.md", "beyond_binary_head.safetensors", "config.json", "model.safetensors"]
+
+
+@pytest.fixture(scope="module")
+def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Hub, Client]]:
+    with Hub() as hub:
+        client = Client(hub, tmp_path_factory.mktemp("home"))
+        yield hub, client
+        client.close()
+        kept = [path for path in client.home.rglob("*") if path.is_file() and TOKEN.encode() in path.read_bytes()]
+        assert kept == []
+
+
+@pytest.fixture
+def hub(running: tuple[Hub, Client]) -> Hub:
+    running[0].repos.clear()
+    running[0].objects.clear()
+    running[0].requests.clear()
+    running[0].faults.clear()
+    return running[0]
+
+
+@pytest.fixture
+def client(running: tuple[Hub, Client]) -> Client:
+    return running[1]
+
+
+# ---- pushing and loading
+
+
+def test_an_embedder_comes_back_from_the_hub_bit_for_bit_and_its_trunk_in_timm(hub: Hub, client: Client) -> None:
+    told = client.run(MAKE + """
+import timm
+model = make(pooling="gem")
+print(model.push_to_hub("tester/bits"))
+same(model, bb.Embedder.from_pretrained("tester/bits"))
+trunk = timm.create_model("hf-hub:tester/bits", pretrained=True).eval()
+x = torch.randn(2, 3, 64, 64)
+assert torch.equal(trunk(x), model.trunk(x))
+""")  # fmt: skip
+    commit = hub.repos["tester/bits"].at()
+    assert f"{hub.url}/tester/bits/commit/{commit.sha}" in told
+    assert hub.repos["tester/bits"].history() == ["initial commit", "Embedder of beyond_binary"]
+    assert sorted(commit.files) == [".gitattributes", *FIRST]
+    assert not hub.repos["tester/bits"].private
+
+
+def test_open_clip_loads_what_was_pushed(hub: Hub, client: Client) -> None:
+    client.run(MAKE + CLIP + """
+clip.push_to_hub("tester/clip", commit_message="a tiny CLIP")
+same(clip, bb.Embedder.from_pretrained("tester/clip"))
+model, _ = open_clip.create_model_from_pretrained("hf-hub:tester/clip")
+x = torch.randn(2, 3, 32, 32)
+assert torch.equal(model.eval().encode_image(x, normalize=True), clip(x))
+tokens = open_clip.get_tokenizer("hf-hub:tester/clip")(["a cat"])
+assert torch.allclose(model.encode_text(tokens, normalize=True), clip.encode_text("a cat"), atol=1e-6)
+""")  # fmt: skip
+    assert hub.repos["tester/clip"].history()[-1] == "a tiny CLIP"
+    card = hub.files("tester/clip")["README.md"].decode()
+    assert "pipeline_tag: zero-shot-image-classification" in card
+
+
+def test_the_snippets_of_the_card_work_as_pasted(hub: Hub, client: Client) -> None:
+    client.run(MAKE + CLIP + 'make().push_to_hub("tester/paste"); clip.push_to_hub("tester/paste-clip")')
+    for name in ("tester/paste", "tester/paste-clip"):
+        snippets = re.findall(r"```python\n(.*?)```", hub.files(name)["README.md"].decode(), re.DOTALL)
+        assert len(snippets) == 2
+        for snippet in snippets:
+            client.run(snippet)
+
+
+def test_private_needs_a_token_and_is_never_published_in_the_open(hub: Hub, client: Client) -> None:
+    client.run(MAKE + 'make().push_to_hub("tester/hidden", private=True)')
+    assert hub.repos["tester/hidden"].private
+    load = 'import beyond_binary as bb; bb.Embedder.from_pretrained("tester/hidden", token={}, cache_dir={!r})'
+    client.run(load.format(None, str(client.home / "with")))
+    told = client.run(load.format(False, str(client.home / "without")), status=1)
+    assert "FileNotFoundError: no folder 'tester/hidden' here, and the Hub did not give it" in told
+    client.run(MAKE + 'make().push_to_hub("tester/open")')
+    before = hub.files("tester/open")
+    told = client.run(MAKE + 'make(1).push_to_hub("tester/open", private=True)', status=1)
+    assert "ValueError: tester/open exists and is public, but private was asked for" in told
+    assert hub.files("tester/open") == before
+
+
+def test_pushing_again_replaces_what_changed_and_leaves_other_files(hub: Hub, client: Client) -> None:
+    client.run(MAKE + 'make().push_to_hub("tester/again")')
+    repo, uploads = hub.repos["tester/again"], hub.count("PUT")
+    client.run(MAKE + 'make().push_to_hub("tester/again")')
+    assert len(repo.commits) == 2, "nothing changed, no commit"
+    repo.commit("main", "by hand", {**hub.files("tester/again"), "notes.txt": b"mine", "README.md": b"mine"}, set())
+    client.run(MAKE + 'make(head="none", dim=None).push_to_hub("tester/again", card=False)')
+    left = [".gitattributes", "README.md", "config.json", "model.safetensors", "notes.txt"]
+    assert sorted(hub.files("tester/again")) == left, "the head of the first embedder is gone"
+    assert hub.files("tester/again")["README.md"] == b"mine"
+    assert len(repo.commits) == 4
+    assert hub.count("PUT") == uploads, "the trunk is the same"
+    client.run(MAKE + 'make().push_to_hub("tester/again", card="---\\nlicense: mit\\n---\\n# My words\\n")')
+    assert hub.files("tester/again")["README.md"].endswith(b"# My words\n")
+
+
+def test_a_branch_is_pushed_and_loaded_and_main_stays(hub: Hub, client: Client) -> None:
+    client.run(MAKE + """
+for seed, revision in ((0, None), (1, "dev"), (1, "dev")):
+    make(seed).push_to_hub("tester/branch", revision=revision)
+same(make(0), bb.Embedder.from_pretrained("tester/branch"))
+same(make(1), bb.Embedder.from_pretrained("tester/branch", revision="dev"))
+""")  # fmt: skip
+    repo = hub.repos["tester/branch"]
+    assert len(repo.commits) == 3
+    load = 'import beyond_binary as bb; bb.Embedder.from_pretrained("tester/branch", revision={!r})'
+    client.run(load.format(repo.branches["main"]))
+    told = client.run(load.format("no"), status=1)
+    assert "FileNotFoundError: no folder 'tester/branch' here, and the Hub did not give it" in told
+
+
+# ---- faults
+
+ONCE = [
+    Fault("POST /api/repos/create", 503),
+    Fault("GET .*/tree/", "slow"),
+    Fault("POST /api/validate-yaml", 502),
+    Fault("POST .*/preupload/", 500, 2),
+    Fault("POST .*/objects/batch", "cut"),
+    Fault("PUT /lfs/", "cut", 2),
+    Fault("PUT /lfs/", 503, 2),
+    Fault("POST .*/lfs/verify", 503),
+    Fault("POST .*/commit/", 503, 2),
+    Fault("POST .*/commit/", 429),
+]
+
+
+@pytest.mark.parametrize("fault", ONCE, ids=lambda fault: f"{fault.pattern} {fault.kind}")
+def test_a_passing_fault_is_survived(hub: Hub, client: Client, fault: Fault) -> None:
+    hub.faults = [Fault(fault.pattern, fault.kind, fault.times)]
+    client.run(MAKE + 'make().push_to_hub("tester/faults")')
+    assert hub.faults[0].times == 0
+    assert hub.repos["tester/faults"].history() == ["initial commit", "Embedder of beyond_binary"]
+    assert sorted(hub.files("tester/faults")) == [".gitattributes", *FIRST]
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        Fault("POST /api/repos/create", 500, 999),
+        Fault("POST /api/validate-yaml", "cut", 999),
+        Fault("PUT /lfs/", "cut", 999),
+        Fault("POST .*/commit/", 504, 999),
+    ],
+    ids=lambda fault: f"{fault.pattern} {fault.kind}",
+)
+def test_a_lasting_fault_is_told_and_the_repository_stays_as_it_was(hub: Hub, client: Client, fault: Fault) -> None:
+    client.run(MAKE + 'make().push_to_hub("tester/faults")')
+    before = dict(hub.files("tester/faults"))
+    hub.faults = [fault]
+    told = client.run(MAKE + 'make(1).push_to_hub("tester/faults")', status=1).strip().splitlines()[-1]
+    assert re.match("ConnectionError: tester/faults was not pushed, the Hub cannot be reached or keeps failing", told)
+    assert hub.files("tester/faults") == before
+    assert len(hub.repos["tester/faults"].commits) == 2
+    hub.faults = []
+    client.run(
+        MAKE + 'make(1).push_to_hub("tester/faults"); same(make(1), bb.Embedder.from_pretrained("tester/faults"))'
+    )
+
+
+def test_an_upload_that_was_cut_off_goes_on_where_it_stopped(hub: Hub, client: Client) -> None:
+    hub.faults = [Fault("POST .*/commit/", 504, 999)]
+    client.run(MAKE + 'make().push_to_hub("tester/go-on")', status=1)
+    hub.faults, uploads = [], hub.count("PUT")
+    assert uploads == 2
+    client.run(MAKE + 'make().push_to_hub("tester/go-on")')
+    assert hub.count("PUT") == uploads
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        ("'tester/x', token='hf_wrong'", "PermissionError: .*Invalid username or password.*hf auth login"),
+        ("'tester/x', token=False", "PermissionError: .*HF_TOKEN"),
+        ("'tester/x', token='hf_good\\n'", "ValueError: the token has blanks"),
+        ("'somebody/x'", "PermissionError: .*does not let this account write to somebody/x.*no rights"),
+        ("'x'", "ValueError: expected a Hub id 'user/name', got 'x'"),
+        ("'tester/a b'", "ValueError: expected a Hub id"),
+        ("'tester/x', card='---\\nlicense: My Own\\n---\\n'", 'ValueError: the Hub refused .*"license" must be one of'),
+        ("'tester/x', revision='refs/pr/7'", "ValueError: the Hub refused tester/x .*Invalid rev id"),
+    ],
+)
+def test_what_cannot_be_pushed_is_told_at_once(hub: Hub, client: Client, call: str, message: str) -> None:
+    told = client.run(MAKE + f"make().push_to_hub({call})", status=1)
+    last = told[told.rindex("Error: ") - 12 :]
+    assert re.search(message, " ".join(told.splitlines())), last
+    assert "hf_wrong" not in last
+    assert "hf_good" not in last
+    assert len(hub.requests) < 12, "no second try"
+    assert all(len(repo.commits) == 1 for repo in hub.repos.values())
+    assert hub.count("PUT") == 0
+
+
+def test_a_download_that_is_cut_off_is_tried_again_or_told(hub: Hub, client: Client) -> None:
+    client.run(MAKE + 'make().push_to_hub("tester/cut")')
+    hub.faults = [Fault("GET /lfs/", "cut", 1), Fault("GET .*/resolve/.*config", 503, 1)]
+    load = 'bb.Embedder.from_pretrained("tester/cut", cache_dir={!r})'
+    client.run(MAKE + f"same(make(), {load.format(str(client.home / 'first'))})")
+    assert [fault.times for fault in hub.faults] == [0, 0]
+    hub.faults = [Fault("GET /lfs/", "cut", 999)]
+    told = client.run(MAKE + load.format(str(client.home / "second")), status=1)
+    assert "FileNotFoundError: no folder 'tester/cut' here, and the Hub did not give it" in told
+
+
+def test_a_token_that_http_cannot_carry_is_not_repeated_in_the_error(client: Client) -> None:
+    told = client.run(f'import beyond_binary as bb; bb.Embedder.from_pretrained("a/b", token={TOKEN[:9]!r} + "\\n")', 1)
+    assert "ValueError: the token has blanks" in told
+
+
+@pytest.mark.slow
+def test_a_hub_that_is_not_there_is_told(run: tuple[Path, str], client: Client) -> None:
+    with Hub() as gone:
+        closed = gone.url
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "recipes" / "push.py"), str(run[0])],
+        env={**client.environment, "HF_ENDPOINT": closed}, capture_output=True, text=True, timeout=120,
+    )  # fmt: skip
+    assert done.returncode == 2
+    assert re.match("error: tester/digits was not pushed, the Hub cannot be reached", done.stderr), done.stderr
+    assert TOKEN not in done.stderr + done.stdout
+
+
+# ---- runs
+
+TRAIN = [
+    "--config", str(ROOT / "recipes" / "configs" / "digits.yaml"), "--data.rows", "[96, 40]",
+    "--embedder.trunk", "timm/test_byobnet", "--embedder.dim", "8", "--sampler.batch_size", "16", "--optimizer.epochs",
+    "1", "--progress", "false", "--trackers", "[]", "--cpu", "true", "--push_to_hub", "true",
+]  # fmt: skip
+
+
+def recipe(name: str, *arguments: str | Path) -> str:
+    """Code that runs a recipe as a program."""
+    path = str(ROOT / "recipes" / f"{name}.py")
+    argv = [path, *map(str, arguments)]
+    return f"import runpy, sys; sys.argv = {argv!r}; runpy.run_path({path!r}, run_name='__main__')"
+
+
+@pytest.fixture(scope="module")
+def run(running: tuple[Hub, Client], tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """A run whose push at the end failed, and what it told."""
+    hub, client = running
+    folder = tmp_path_factory.mktemp("runs") / "digits"
+    hub.faults[:] = [Fault("POST .*/commit/", 503, 999)]
+    told = client.run(recipe("train", *TRAIN, "--output", folder, "--hub_id", "tester/digits"), status=1)
+    return folder, told
+
+
+@pytest.mark.slow
+def test_a_run_is_not_lost_when_the_push_fails_and_goes_out_later(
+    run: tuple[Path, str], hub: Hub, client: Client
+) -> None:
+    folder, told = run
+    assert "error: not pushed to the Hub: tester/digits was not pushed, the Hub cannot be reached" in told
+    assert (
+        f"the run is complete in {folder}; to push it: python recipes/push.py {folder} --hub-id tester/digits" in told
+    )
+    assert (folder / "metrics.json").exists()
+    again = client.run(recipe("push", folder, "--license", "mit"))
+    assert re.search(rf"pushed to {hub.url}/tester/digits/commit/\w+", again)
+    files = hub.files("tester/digits")
+    extra = {".gitattributes", "README.md", "config.yaml", "curves.png", "metrics.json", "report.html"}
+    assert files.keys() == extra | {p.name for p in (folder / "embedder").iterdir()}
+    assert files["metrics.json"] == (folder / "metrics.json").read_bytes()
+    assert files["curves.png"].startswith(b"\x89PNG")
+    assert "output" not in yaml.safe_load(files["config.yaml"])
+    assert str(folder).encode() not in b"".join(files.values())
+    assert not [p for p in folder.rglob("*") if p.is_file() and TOKEN.encode() in p.read_bytes()]
+    client.run(
+        MAKE
+        + f'same(bb.Embedder.from_pretrained("tester/digits"), bb.Embedder.from_pretrained({str(folder)!r} + "/embedder"))'
+    )
+    card = files["README.md"].decode()
+    facts = json.loads((folder / "metrics.json").read_text())
+    known = yaml.safe_load(card.split("---")[1])
+    results = {m["type"]: m["value"] for r in known["model-index"][0]["results"] for m in r["metrics"]}
+    assert results["recall_at_1"] == round(facts["table"]["after"]["recall_at_1"], 6)
+    assert known["license"] == "mit"
+    assert facts["data"]["train"] == {"items": 96, "hash": facts["data"]["train"]["hash"]}
+    for shown in (facts["data"]["query"]["hash"], "![Training curves](curves.png)", "](report.html)", "torch "):
+        assert shown in card
+
+
+@pytest.mark.slow
+def test_a_run_pushes_itself_and_is_private_if_asked(
+    run: tuple[Path, str], hub: Hub, client: Client, tmp_path: Path
+) -> None:
+    more = ["--report", "false", "--hub_private", "true"]
+    told = client.run(recipe("train", *TRAIN, *more, "--output", tmp_path / "r", "--hub_id", "tester/itself"))
+    assert f"pushed to {hub.url}/tester/itself/commit/" in told
+    assert hub.repos["tester/itself"].private
+    assert "report.html" not in hub.files("tester/itself")
+    first, second = (json.loads((p / "metrics.json").read_text())["data"] for p in (run[0], tmp_path / "r"))
+    assert first == second
+
+
+@pytest.mark.slow
+def test_a_dry_run_sends_nothing(run: tuple[Path, str], hub: Hub, client: Client) -> None:
+    shown = client.run(recipe("push", run[0], "--hub-id", "tester/dry", "--dry-run", "--no-report"))
+    assert hub.requests == []
+    assert "would be sent to tester/dry" in shown
+    size = (run[0] / "embedder" / "model.safetensors").stat().st_size
+    assert f"{size:,} bytes  model.safetensors" in shown
+    assert "# dry\n" in shown
+    assert "report.html" not in shown
+
+
+def test_pushing_at_the_end_is_refused_before_training_where_it_cannot_work(client: Client, tmp_path: Path) -> None:
+    told = client.run(recipe("train", *TRAIN, "--output", tmp_path / "r"), status=2)
+    assert "error: expected a Hub id 'user/name', got None" in told
+    logout = "import os; del os.environ['HF_TOKEN'];"
+    told = client.run(logout + recipe("train", *TRAIN, "--output", tmp_path / "r", "--hub_id", "a/b"), status=2)
+    assert "error: push_to_hub needs an account: log in with `hf auth login`, or set HF_TOKEN" in told
+    assert not (tmp_path / "r").exists()
+
+
+def test_a_folder_without_a_finished_run_is_refused(client: Client, tmp_path: Path) -> None:
+    told = client.run(recipe("push", tmp_path, "--hub-id", "tester/x"), status=2)
+    assert f"error: expected the folder of a finished run, but {tmp_path} has no embedder" in told
+    assert "error: expected a Hub id" in client.run(recipe("push", tmp_path), status=2)
+
+
+def test_a_card_that_cannot_be_written_is_a_warning(tmp_path: Path) -> None:
+    create_embedder("timm/test_efficientnet", dim=4, image_size=64).save_pretrained(tmp_path / "embedder")
+    (tmp_path / "metrics.json").write_text("{}")
+    (tmp_path / "config.yaml").write_text("data: {source: /home/me/photos}\noutput: /home/me/run\n")
+    with pytest.warns(UserWarning, match="no model card is written: KeyError: 'table'"):
+        files = publishing.run_files(tmp_path, "user/name")
+    assert files["config.yaml"] == b"data:\n  source: photos\n"
+    assert files.keys() == {*FIRST[1:], "metrics.json", "config.yaml"}
