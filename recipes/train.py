@@ -295,6 +295,8 @@ def fit(config: Config, setup: Setup, run: Run, accelerator: Accelerator) -> dic
         setup.embedder.load_state_dict(best.state_dict())
     after = setup.judge.encode(setup.embedder, accelerator)
     result = finish(config, setup, run, accelerator, after) if accelerator.is_main_process else {}
+    del model, optimizer
+    accelerator.free_memory()  # threads of a process group that outlives the interpreter abort it (pytorch issue 190489)
     accelerator.end_training()
     return result
 
