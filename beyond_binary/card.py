@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from pathlib import PurePath
 from typing import Any
 
+from .metrics import COUNTS, MAIN
+
 COLUMNS = {"after": "trained", "before": "untrained", "random": "random", "oracle": "best possible"}
 """Rows of metrics.json's table in the order and with the words of the card."""
 
-COUNTS = ("queries", "queries_without_match")
-MAIN = ("text_to_image_recall_at_10", "recall_at_1", "map_at_r", "mean_label_distance_at_10", "ndcg_at_10", "spearman")
 SECTIONS = ("embedder", "objective", "sampler", "augment", "optimizer")
 
 

@@ -12,6 +12,7 @@ from torch import Tensor
 from .embedder import Embedder
 from .evaluation import evaluate
 from .geometry import Geometry
+from .keys import Proxies
 from .targets.captions import as_texts
 
 KS = (1, 5, 10)
@@ -128,3 +129,9 @@ def embed_classes(embedder: Embedder, names: Sequence[str], prompts: Sequence[st
     texts = [prompt.replace("{}", name) for name in names for prompt in prompts]
     z = embedder.encode_text(texts).view(len(names), len(prompts), -1).mean(1)
     return torch.nn.functional.normalize(z, dim=1) if embedder.normalize else z
+
+
+def start_at_names(embedder: Embedder, proxies: Proxies, names: Sequence[str], prompts: Sequence[str]) -> None:
+    """Start each class's proxy at the text tower's embedding of its name [c]; raises as `embed_classes`."""
+    z = embed_classes(embedder, names, prompts)
+    proxies.start_at_means(z, torch.arange(len(z)))

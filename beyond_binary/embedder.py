@@ -19,56 +19,11 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from beyond_binary import storage, towers, trunks
+from beyond_binary.heads import HEADS, GeneralizedMean, make_head, positions
 from beyond_binary.preprocess import RESIZE_MODES, image_to_tensor, open_image
 from beyond_binary.registry import suggest
 
-HEADS = ("linear", "mlp", "none")
-
 ImageLike = Image.Image | str | os.PathLike[str] | Tensor
-
-
-class GeneralizedMean(nn.Module):
-    """Generalised-mean pooling, (mean_l max(x, eps)^p)^(1/p) per channel; p is learned and starts at 3.
-
-    Radenovic, Tolias and Chum, "Fine-tuning CNN Image Retrieval with No Human Annotation", eq. (3), with one
-    p for all channels. Negative activations count as eps.
-    """
-
-    def __init__(self, p: float = 3.0, eps: float = 1e-6) -> None:
-        super().__init__()
-        self.p, self.eps = nn.Parameter(torch.tensor(p)), eps
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Positions [n l c] -> [n c]."""
-        return x.clamp(min=self.eps).pow(self.p).mean(1).pow(1 / self.p)
-
-
-def _positions(maps: Tensor, trunk: nn.Module) -> Tensor:
-    """Unpooled timm features (tokens, or maps of either channel order) -> [n l c], without prefix tokens."""
-    if maps.ndim == 3:
-        return maps[:, getattr(trunk, "num_prefix_tokens", 0) :]
-    if getattr(trunk, "output_fmt", "NCHW") == "NHWC":
-        return maps.flatten(1, 2)
-    return maps.flatten(2).transpose(1, 2)
-
-
-def _make_head(head: str, width: int, dim: int) -> nn.Module:
-    """The layers from the trunk's features to the embedding.
-
-    "linear" is one layer, "mlp" is linear, ReLU, linear with a hidden layer as wide as the trunk. Weights are
-    drawn from a normal distribution of variance 2 / outputs (Kaiming, fan out), as is usual in published
-    metric-learning code; biases are 0.
-    """
-    if head == "none":
-        return nn.Identity()
-    layers = nn.Sequential(nn.Linear(width, dim))
-    if head == "mlp":
-        layers = nn.Sequential(nn.Linear(width, width), nn.ReLU(), *layers)
-    for layer in layers:
-        if isinstance(layer, nn.Linear):
-            nn.init.kaiming_normal_(layer.weight, mode="fan_out")
-            nn.init.zeros_(layer.bias)
-    return layers
 
 
 class Embedder(nn.Module):
@@ -98,7 +53,7 @@ class Embedder(nn.Module):
                 f"head='none' gives the {width} features of the trunk, got dim={dim}; pass dim=None, or head='linear'"
             )
         config["dim"] = width if dim is None else dim
-        self.head = _make_head(config["head"], width, self.dim)
+        self.head = make_head(config["head"], width, self.dim)
         self.train()
 
     @property
@@ -132,7 +87,7 @@ class Embedder(nn.Module):
         if self.config["trunk"].startswith("open_clip/"):
             return self.trunk.encode_image(images, normalize=False)  # type: ignore[operator]
         features = self.trunk(images)
-        return features if self.pool is None else self.pool(_positions(features, self.trunk))
+        return features if self.pool is None else self.pool(positions(features, self.trunk))
 
     def _normalized(self, z: Tensor) -> Tensor:
         if not self.normalize:

@@ -82,43 +82,47 @@ def evaluate(
     chosen = create_metrics(metrics, target.gives, ks, target)
     geometry = create_geometry(geometry)
     query, refs = _sides(target, embeddings, labels, ids, ref_embeddings, ref_labels, ref_ids)
-    rows = [metric for metric in chosen if metric.over == "rows"]
-    depth = max((m.k for m in rows if m.reads != "same"), default=1)
-    tile = max(1, PAIRS_PER_TILE.get(query.z.device.type, 1 << 23) // len(refs))
-
-    def tiles() -> Iterator[tuple[slice, Ranking]]:
-        order = _order(ranking, query, refs, geometry, seed)
-        gap = _gap(geometry) if ranking == "embedding" else torch.neg
-        for start in range(0, len(query), tile):
-            part = slice(start, start + tile)
-            valid = query.id[part, None] != refs.id
-            y = target.distance(query.code[part], refs.code, valid)
-            error = partial(_mean_error, target, query.code[part], refs.code) if getattr(target, "mean", None) else None
-            yield part, Ranking.of(order(part, y), y, valid, target.gives, depth, gap=gap, mean_error=error)
-
-    sums = torch.zeros(2, len(rows), dtype=torch.double)
+    over = {kind: [metric for metric in chosen if metric.over == kind] for kind in ("rows", "pairs", "clusters")}
+    depth = max((m.k for m in over["rows"] if m.reads != "same"), default=1)
+    tiles = partial(_tiles, target, query, refs, geometry, ranking, seed, depth)
+    pairs = Collector() if over["pairs"] else None
+    sums = torch.zeros(2, len(over["rows"]), dtype=torch.double)
     matched = 0
-    pairs = Collector() if any(metric.over == "pairs" for metric in chosen) else None
     for part, ranked in tiles():
         found = ranked.relevant if target.gives == "same" else ranked.references
         matched += int((found > 0).sum())
-        for column, metric in enumerate(rows):
+        for column, metric in enumerate(over["rows"]):
             value, count = metric.function(ranked)
             sums[0, column] += torch.where(count > 0, value, 0).sum().cpu()
             sums[1, column] += (count > 0).sum().cpu()
         if pairs is not None:
             pairs.add(*_once(ranked, part, query is refs))
-    scores = {metric.name: mean for metric, mean in zip(rows, (sums[0] / sums[1]).tolist(), strict=True)}
+    scores = {metric.name: mean for metric, mean in zip(over["rows"], (sums[0] / sums[1]).tolist(), strict=True)}
     if pairs is not None:
-        if any(metric.curve for metric in chosen):
+        if any(metric.curve for metric in over["pairs"]):
             pairs.place(_once(ranked, part, query is refs) for part, ranked in tiles())
         separation = pairs.result()
-        scores |= {metric.name: metric.function(separation) for metric in chosen if metric.over == "pairs"}
-    if any(metric.over == "clusters" for metric in chosen):
+        scores |= {metric.name: metric.function(separation) for metric in over["pairs"]}
+    if over["clusters"]:
         clustering = _clustering(target, query, geometry, ranking, seed)
-        scores |= {metric.name: metric.function(clustering) for metric in chosen if metric.over == "clusters"}
+        scores |= {metric.name: metric.function(clustering) for metric in over["clusters"]}
     ordered = {metric.name: scores[metric.name] for metric in chosen}
     return ordered | {"queries": float(matched), "queries_without_match": float(len(query) - matched)}
+
+
+def _tiles(
+    target: Target, query: Points, refs: Points, geometry: Geometry, ranking: str, seed: int, depth: int
+) -> Iterator[tuple[slice, Ranking]]:
+    """Some queries at a time, ranked against all references; the same each time."""
+    order = _order(ranking, query, refs, geometry, seed)
+    gap = _gap(geometry) if ranking == "embedding" else torch.neg
+    tile = max(1, PAIRS_PER_TILE.get(query.z.device.type, 1 << 23) // len(refs))
+    for start in range(0, len(query), tile):
+        part = slice(start, start + tile)
+        valid = query.id[part, None] != refs.id
+        y = target.distance(query.code[part], refs.code, valid)
+        error = partial(_mean_error, target, query.code[part], refs.code) if getattr(target, "mean", None) else None
+        yield part, Ranking.of(order(part, y), y, valid, target.gives, depth, gap=gap, mean_error=error)
 
 
 def _once(ranked: Ranking, rows: slice, among: bool) -> tuple[Tensor, Tensor, Tensor]:

@@ -16,6 +16,7 @@ import yaml
 
 from . import storage
 from .card import Record, training_curves, write_card
+from .runs import Run
 
 Result = TypeVar("Result")
 Files = dict[str, Path | bytes]
@@ -213,9 +214,7 @@ def run_files(run: str | os.PathLike[str], hub_id: str, *, report: bool = True, 
         files[REPORT] = public_text((run / REPORT).read_text(encoding="utf-8"), private).encode()
     try:
         metrics = json.loads((run / METRICS).read_text())
-        log = run / "log.jsonl"
-        history = [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else []
-        if curves := training_curves(history, metrics["table"]):
+        if curves := training_curves(Run(run).history(), metrics["table"]):
             files[CURVES] = curves
         record = Record(settings, metrics, CURVES if curves else None, REPORT if REPORT in files else None)
         files[CARD] = write_card(embedder, hub_id, record, license=license).encode()

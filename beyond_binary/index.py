@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -17,12 +15,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .faiss_index import faiss_index
 from .geometry import create_geometry
 from .registry import suggest
+from .storage import replacing, write_json
 
 Kind = Literal["exact", "flat", "ivf", "hnsw"]
 SPACES = ("cosine", "dot", "euclidean")
 VECTORS, ITEMS, CONFIG, GRAPH = "embeddings.safetensors", "items.parquet", "index.json", "index.faiss"
+FILES = (VECTORS, ITEMS, CONFIG, GRAPH)
 FORMAT = 1
 CHUNK = 1 << 25  # scores that are compared at once
 
@@ -149,29 +150,12 @@ class Index:
         return index
 
     def _built(self) -> Any:
-        try:
-            import faiss
-        except ImportError as error:
-            raise ImportError(
-                f"kind {self.kind!r} needs faiss: pip install beyond_binary[faiss]; or take 'exact'"
-            ) from error
-        n, d = self.embeddings.shape
-        metric = faiss.METRIC_L2 if self.geometry == "euclidean" else faiss.METRIC_INNER_PRODUCT
         vectors = np.ascontiguousarray(self.embeddings.numpy())
-        index: Any
-        if self.kind == "hnsw":
-            index = faiss.IndexHNSWFlat(d, 32, metric)
-            index.hnsw.efConstruction, index.hnsw.efSearch = 80, 128
-        elif self.kind == "ivf":
-            cells = max(1, min(4 * round(n**0.5), n // 39))
-            coarse = faiss.IndexFlat(d, metric)
-            index = faiss.IndexIVFFlat(coarse, d, cells, metric)
-            index.nprobe = max(1, cells // 10)
-            index.train(vectors)
-        else:
-            index = faiss.IndexFlat(d, metric)
-        index.add(vectors)
-        return index
+        try:
+            return faiss_index(vectors, self.kind, similarity=self.geometry != "euclidean")  # type: ignore[arg-type]
+        except ImportError as error:
+            way_out = "pip install beyond_binary[faiss]; or take 'exact'"
+            raise ImportError(f"kind {self.kind!r} needs faiss: {way_out}") from error
 
     def recall(self, k: int = 10, sample: int = 256) -> float:
         """Share of the true `k` nearest items that `search` finds, for a sample of the items, evenly spaced, as queries.
@@ -205,41 +189,19 @@ class Index:
         folder = Path(folder).absolute()
         if folder.exists() and not (folder / CONFIG).is_file():
             raise ValueError(f"{folder} exists and is no index; choose another folder or remove it")
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        part = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", suffix=".part", dir=folder.parent))
-        try:
+        table = pa.table({"name": pa.array(self.names, pa.string())})
+        columns: Any = self.columns
+        for name in () if columns is None else columns.column_names:
+            table = table.append_column(f"columns.{name}", columns[name])
+        config = {"format_version": FORMAT, "geometry": self.geometry, "kind": self.kind}
+        with replacing(folder, FILES) as part:
             save_file({"embeddings": self.embeddings.contiguous()}, part / VECTORS)
-            table = pa.table({"name": pa.array(self.names, pa.string())})
-            for name, column in (
-                [] if self.columns is None else zip(self.columns.column_names, self.columns.columns, strict=True)
-            ):
-                table = table.append_column(f"columns.{name}", column)
             pq.write_table(table, part / ITEMS)
-            config = {
-                "format_version": FORMAT,
-                "geometry": self.geometry,
-                "kind": self.kind,
-                "items": len(self),
-                "dim": self.dim,
-            }
             if self.kind in ("ivf", "hnsw"):
                 import faiss
 
                 faiss.write_index(self._built() if self.device.type == "cuda" else self._faiss, str(part / GRAPH))
-            (part / CONFIG).write_text(json.dumps(config, indent=2) + "\n")
-            part.chmod(0o755)
-            old = part.with_suffix(".old")
-            if folder.exists():
-                folder.rename(old)
-            try:
-                part.rename(folder)
-            except OSError:
-                if old.exists():
-                    old.rename(folder)
-                raise
-            shutil.rmtree(old, ignore_errors=True)
-        finally:
-            shutil.rmtree(part, ignore_errors=True)
+            write_json(part / CONFIG, config | {"items": len(self), "dim": self.dim})
 
     @staticmethod
     def load(folder: str | os.PathLike[str], *, device: str | torch.device = "cpu") -> Index:

@@ -7,7 +7,6 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from . import clip, distributed
@@ -158,11 +157,3 @@ def encode_texts(embedder: Embedder, texts: list[str], accelerator: Accelerator)
     """Embeddings [n d] of texts on the CPU, each process encoding its share."""
     z = embedder.encode_text(texts[distributed.share(len(texts))]).to(accelerator.device)
     return distributed.all_rows(z).cpu()
-
-
-def start_at_names(embedder: Embedder, splits: Splits, proxies: torch.nn.Module, prompts: list[str]) -> None:
-    """Start each class's proxy at the text tower's embedding of its name."""
-    named = class_numbers(splits, splits.train)
-    assert named is not None
-    z = clip.embed_classes(embedder, named[0], prompts)
-    proxies.start_at_means(z, torch.arange(len(z)))  # type: ignore[operator]

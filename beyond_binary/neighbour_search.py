@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .faiss_index import faiss_index
 from .targets import Target
 from .targets.algebra import Scaled
 from .targets.distributions import Estimated, Gaussian, Histogram
@@ -261,27 +262,11 @@ def _best_bound(points: Tensor, reach: Tensor) -> _Bound:
 def by_faiss(points: Tensor, count: int, *, graph: bool) -> Lists:
     """About the `count` nearest items of each of `points` [n d] by Euclidean distance, from the nearest tenth of cells
     or along a graph."""
+    vectors = np.ascontiguousarray((points - points.mean(0)).float().numpy())
     try:
-        import faiss
+        index = faiss_index(vectors, "hnsw" if graph else "ivf", beam=2 * count)
     except ImportError as error:
         raise ImportError("methods 'ivf' and 'hnsw' need faiss: pip install beyond_binary[faiss]") from error
-    vectors = np.ascontiguousarray((points - points.mean(0)).float().numpy())
-    n, d = vectors.shape
-    index: Any
-    if graph:
-        index = faiss.IndexHNSWFlat(d, 32)
-        index.hnsw.efConstruction, index.hnsw.efSearch = 80, 2 * count
-    else:
-        cells = max(1, min(4 * round(n**0.5), n // 39))
-        index = faiss.IndexIVFFlat(faiss.IndexFlatL2(d), d, cells)
-        index.nprobe = max(1, cells // 10)
-        index.train(vectors)
-    threads = faiss.omp_get_max_threads()
-    faiss.omp_set_num_threads(1 if graph else threads)
-    try:
-        index.add(vectors)
-    finally:
-        faiss.omp_set_num_threads(threads)
     return Lists.of(index.search(vectors, count + 1)[1])
 
 

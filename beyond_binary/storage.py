@@ -8,7 +8,7 @@ import re
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -25,11 +25,11 @@ FILES = (CONFIG_FILE, HEAD_FILE, OPEN_CLIP_CONFIG_FILE, *TRUNK_FILES.values())
 
 
 @contextmanager
-def replacing(folder: Path) -> Iterator[Path]:
+def replacing(folder: Path, owned: Iterable[str] = FILES) -> Iterator[Path]:
     """A new folder beside `folder` to write to; in the end it becomes `folder`.
 
-    A folder that exists keeps its other files: the written files replace theirs, and files of an embedder
-    that were not written again are removed. After an error `folder` is as it was.
+    A folder that exists keeps its other files: the written files replace theirs, and `owned` files (those of an
+    embedder) that were not written again are removed. After an error `folder` is as it was.
 
     Raises:
         ValueError: `folder` is a file.
@@ -50,7 +50,7 @@ def replacing(folder: Path) -> Iterator[Path]:
         written = {file.name for file in new.iterdir()}
         for name in written:
             (new / name).replace(folder / name)
-        for name in set(FILES) - written:
+        for name in set(owned) - written:
             (folder / name).unlink(missing_ok=True)
     finally:
         shutil.rmtree(part, ignore_errors=True)

@@ -26,16 +26,16 @@ from tqdm import tqdm
 
 from beyond_binary import clip, distributed
 from beyond_binary.centres import proxy_codes
-from beyond_binary.config import Config, OptimizerConfig, check_config, parse_config
+from beyond_binary.config import Config, check_config, parse_config
 from beyond_binary.data import Augment, ImageSet, Items, Splits, collate, load_checked, with_mirror
 from beyond_binary.embedder import Embedder, create_embedder
 from beyond_binary.hub import check_hub_id, push_run, require_login
-from beyond_binary.judge import Judge, captions_of, class_numbers, encode, named, start_at_names
+from beyond_binary.judge import Judge, captions_of, class_numbers, encode, named
 from beyond_binary.losses import LOSSES, LossFacts
 from beyond_binary.metrics import higher_is_better
 from beyond_binary.neighbours import label_neighbours
 from beyond_binary.objective import Objective, create_objective
-from beyond_binary.registry import suggest
+from beyond_binary.optimization import learning_rate, make_optimizer
 from beyond_binary.report import require_matplotlib, write_report
 from beyond_binary.runs import Run, claim, data_facts, versions
 from beyond_binary.sampling import BatchSampler, create_sampler
@@ -208,42 +208,6 @@ def try_out(objective: Objective, train: Items, dim: int) -> None:
         raise ValueError(f"the loss of random embeddings is {loss}; check objective.options {objective.options}")
 
 
-def make_optimizer(config: OptimizerConfig, embedder: Embedder, objective: Objective) -> torch.optim.Optimizer:
-    """An optimizer over the groups trunk, head and proxies, each with its own learning rate."""
-    import timm.optim
-
-    known = [str(name) for name in timm.optim.list_optimizers()]
-    if config.name not in known:
-        raise ValueError(f"unknown optimizer {config.name!r}{suggest(config.name, known)}")
-    groups = embedder.param_groups(
-        config.lr, head_lr=config.head_lr, weight_decay=config.weight_decay, layer_decay=config.layer_decay
-    )
-    if learned := list(objective.parameters()):
-        rate = 100 * config.lr if config.proxy_lr is None else config.proxy_lr
-        groups.append({"name": "proxies", "params": learned, "lr": rate, "weight_decay": 0.0})
-    if not groups:
-        raise ValueError(
-            "nothing is trained: the trunk is locked and there is no head, text tower or proxy; see embedder"
-        )
-    for group in groups:
-        group["base_lr"] = group["lr"]
-    try:
-        made: torch.optim.Optimizer = timm.optim.create_optimizer_v2(
-            groups, opt=config.name, lr=config.lr, **config.options
-        )
-    except (TypeError, AssertionError) as error:
-        raise ValueError(f"optimizer {config.name!r} with options {config.options}: {error}") from error
-    return made
-
-
-def learning_rate(config: OptimizerConfig, progress: float) -> float:
-    """Factor on the learning rates after a share `progress` (0 to 1) of all updates."""
-    if progress < config.warmup:
-        return progress / config.warmup
-    rest = min((progress - config.warmup) / max(1 - config.warmup, 1e-12), 1.0)
-    return {"cosine": 0.5 * (1 + math.cos(math.pi * rest)), "linear": 1 - rest, "constant": 1.0}[config.schedule]
-
-
 def train(config: Config) -> dict[str, Any]:
     """Run a configuration to its end and return what metrics.json holds."""
     return fit(config, *start(config))
@@ -316,7 +280,8 @@ def begin(config: Config, setup: Setup, run: Run, accelerator: Accelerator) -> N
         z = encode(setup.embedder, setup.data.items, accelerator, config.evaluation.batch_size)
         setup.objective.start_at_means(z, setup.data.labels)
     if setup.objective.proxies is not None and config.objective.proxy_init == "text":
-        start_at_names(setup.embedder, setup.splits, setup.objective.proxies, config.evaluation.prompts)
+        names, _ = class_numbers(setup.splits, setup.splits.train) or ([], None)
+        clip.start_at_names(setup.embedder, setup.objective.proxies, names, config.evaluation.prompts)
     set_seed(config.seed, device_specific=True)
 
 

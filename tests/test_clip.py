@@ -14,7 +14,7 @@ import timm
 import torch
 from accelerate import PartialState, debug_launcher
 from safetensors.torch import load_file, save_file
-from test_train import Killed, fresh_accelerator, recipe, same, weights  # noqa: F401 (a fixture)
+from test_train import fresh_accelerator, kill_after, recipe, same, weights  # noqa: F401 (a fixture)
 from timm.optim import param_groups_layer_decay
 from torch.nn.parallel import DistributedDataParallel
 
@@ -455,17 +455,7 @@ def test_captions_train_both_towers_and_are_judged_both_ways(tmp_path):
 def test_a_run_on_captions_resumes_with_the_same_bits(tmp_path, monkeypatch):
     recipe.train(small("clip_captions", tmp_path / "whole", "--checkpoint_every", "2"))
     config = small("clip_captions", tmp_path / "killed", "--checkpoint_every", "2", "--resume", "auto")
-    log = recipe.Run.log
-
-    def log_and_die(self, **values):
-        log(self, **values)
-        if values.get("step") == 3 and "loss" in values:
-            raise Killed
-
-    with monkeypatch.context() as patch:
-        patch.setattr(recipe.Run, "log", log_and_die)
-        with pytest.raises(Killed):
-            recipe.train(config)
+    kill_after(config, 3, monkeypatch)
     torch.rand(5)
     recipe.train(config)
     assert same(weights(tmp_path / "killed"), weights(tmp_path / "whole"))
@@ -495,17 +485,7 @@ def test_proxies_start_at_the_names_of_the_classes(tmp_path):
 def test_adapters_are_kept_apart_in_checkpoints_and_the_best_is_plain(peft, tmp_path, monkeypatch):
     changes = ["--embedder.lora", "{r: 2}", "--checkpoint_every", "3", "--evaluation.keep", "best", "--resume", "auto"]
     config = small("clip_pd_loss", tmp_path / "run", *changes, rows="[40, 20]")
-    log = recipe.Run.log
-
-    def log_and_die(self, **values):
-        log(self, **values)
-        if values.get("step") == 4 and "loss" in values:
-            raise Killed
-
-    with monkeypatch.context() as patch:
-        patch.setattr(recipe.Run, "log", log_and_die)
-        with pytest.raises(Killed):
-            recipe.train(config)
+    kill_after(config, 4, monkeypatch)
     kept = load_file(next((tmp_path / "run" / "checkpoints").glob("*.kept")) / "model.safetensors")
     assert any("lora_A" in name for name in kept)
     recipe.train(config)

@@ -59,6 +59,14 @@ def write(target: Any, code: Any, folder: Path, **options: Any) -> Path:
     return label_distances(target, torch.as_tensor(code), folder, progress=False, **options)
 
 
+def interrupt(after: int, target: Any, code: Any, folder: Path) -> None:
+    """Stop writing after some tiles of side 8."""
+    STOP[0] = after
+    with pytest.raises(KeyboardInterrupt):
+        write(target, code, folder, side=8)
+    STOP[0] = -1
+
+
 def table_of(n: int) -> Table:
     x = torch.randn(n, 3, generator=torch.Generator().manual_seed(n))
     return Table(torch.cdist(x, x, compute_mode="donot_use_mm_for_euclid_dist"))
@@ -104,11 +112,8 @@ def test_each_half_is_computed_once_and_the_file_only_once(tmp_path: Path) -> No
 def test_it_goes_on_where_it_was_interrupted(tmp_path: Path) -> None:
     target, code = table_of(20), torch.arange(20)
     for stop in (2, 4):
-        STOP[0] = stop
-        with pytest.raises(KeyboardInterrupt):
-            write(target, code, tmp_path, side=8)
+        interrupt(stop, target, code, tmp_path)
         assert not list(tmp_path.glob("*.npy"))
-    STOP[0] = -1
     path = write(target, code, tmp_path, side=8)
     assert sorted(ASKED) == [(0, 0), (0, 8), (0, 16), (8, 8), (8, 16), (16, 16)]
     np.testing.assert_array_equal(np.load(path), target.table)
@@ -117,10 +122,7 @@ def test_it_goes_on_where_it_was_interrupted(tmp_path: Path) -> None:
 
 def test_what_another_side_left_is_removed(tmp_path: Path) -> None:
     target, code = table_of(20), torch.arange(20)
-    STOP[0] = 2
-    with pytest.raises(KeyboardInterrupt):
-        write(target, code, tmp_path, side=8)
-    STOP[0] = -1
+    interrupt(2, target, code, tmp_path)
     path = write(target, code, tmp_path, side=5)
     assert os.listdir(tmp_path) == [path.name]
 
@@ -134,20 +136,14 @@ def test_another_distance_back_is_refused_beyond_the_diagonal(tmp_path: Path) ->
 
 def test_what_was_cut_off_or_lost_is_computed_again(tmp_path: Path) -> None:
     target, code = table_of(20), torch.arange(20)
-    STOP[0] = 3
-    with pytest.raises(KeyboardInterrupt):
-        write(target, code, tmp_path, side=8)
-    STOP[0] = -1
+    interrupt(3, target, code, tmp_path)
     (journal,) = tmp_path.glob("*.done")
     journal.write_text(journal.read_text()[:-2])  # the last line was not written in full
     path = write(target, code, tmp_path, side=8)
     assert len(ASKED) == 7
     path.unlink()
     ASKED.clear()
-    STOP[0] = 3
-    with pytest.raises(KeyboardInterrupt):
-        write(target, code, tmp_path, side=8)
-    STOP[0] = -1
+    interrupt(3, target, code, tmp_path)
     next(tmp_path.glob("*.part")).unlink()
     write(target, code, tmp_path, side=8)
     assert len(ASKED) == 3 + 6

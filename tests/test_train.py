@@ -19,7 +19,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 import beyond_binary as bb
-from beyond_binary.config import Config, dump_config, field_names, parse_config
+from beyond_binary.config import Config, OptimizerConfig, dump_config, field_names, parse_config
 from beyond_binary.embedder import Embedder
 from beyond_binary.losses import LOSSES, list_losses
 from beyond_binary.offline import Snapshot, mine_offline
@@ -92,11 +92,8 @@ class Killed(Exception):
     pass
 
 
-@pytest.mark.parametrize("step", [1, 4, 5, 9])
-def test_resumed_run_ends_with_the_same_bits(
-    finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: int
-) -> None:
-    config = tiny(tmp_path / "run", "--checkpoint_every", "4", "--resume", "auto")
+def kill_after(config: Config, step: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Train until a step has been logged, and no further."""
     log = recipe.Run.log
 
     def log_and_die(self: object, **values: object) -> None:
@@ -108,6 +105,14 @@ def test_resumed_run_ends_with_the_same_bits(
         patch.setattr(recipe.Run, "log", log_and_die)
         with pytest.raises(Killed):
             recipe.train(config)
+
+
+@pytest.mark.parametrize("step", [1, 4, 5, 9])
+def test_resumed_run_ends_with_the_same_bits(
+    finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: int
+) -> None:
+    config = tiny(tmp_path / "run", "--checkpoint_every", "4", "--resume", "auto")
+    kill_after(config, step, monkeypatch)
     torch.rand(step)  # whatever happened in between
     recipe.train(config)
     assert same(weights(tmp_path / "run"), weights(finished))
@@ -139,7 +144,7 @@ def test_mined_lists_are_renewed_when_due_and_resumed_within_an_epoch(
         "--objective.loss", "multi_similarity", "--optimizer.epochs", "4", "--checkpoint_every", "2", "--resume", "auto",
         "--sampler.name", "offline_hard(refresh=2, negatives=2, hard_positives=True)",
     ]  # fmt: skip
-    renewed, renew, log = [], Snapshot.renew, recipe.Run.log
+    renewed, renew = [], Snapshot.renew
 
     def watch(self: Snapshot, embeddings: torch.Tensor, epoch: int) -> None:
         renew(self, embeddings, epoch)
@@ -157,15 +162,7 @@ def test_mined_lists_are_renewed_when_due_and_resumed_within_an_epoch(
     for _, z, found in renewed:
         assert torch.equal(found, mine_offline(z, items.labels, geometry=objective.geometry, count=2))
 
-    def log_and_die(self: object, **values: object) -> None:
-        log(self, **values)
-        if values.get("step") == 17 and "loss" in values:
-            raise Killed
-
-    with monkeypatch.context() as patch:
-        patch.setattr(recipe.Run, "log", log_and_die)
-        with pytest.raises(Killed):
-            recipe.train(tiny(tmp_path / "killed", *changes))
+    kill_after(tiny(tmp_path / "killed", *changes), 17, monkeypatch)
     renewed.clear()
     recipe.train(tiny(tmp_path / "killed", *changes))
     assert not renewed  # in the middle of epoch 2, whose weights are gone: the lists come from the checkpoint
@@ -320,14 +317,14 @@ def test_embeddings_are_judged_as_the_objective_compares_them(
 
 
 def test_learning_rate_rises_then_falls() -> None:
-    settings = recipe.OptimizerConfig(warmup=0.25)
+    settings = OptimizerConfig(warmup=0.25)
     factors = [recipe.learning_rate(settings, p) for p in np.linspace(0, 1, 9)]
     assert factors[0] == 0
     assert factors[2] == pytest.approx(1)
     assert factors[-1] == pytest.approx(0)
     assert factors[5] == pytest.approx(0.5)
-    assert recipe.learning_rate(recipe.OptimizerConfig(warmup=0, schedule="linear"), 0.25) == 0.75
-    assert recipe.learning_rate(recipe.OptimizerConfig(warmup=0, schedule="constant"), 1) == 1
+    assert recipe.learning_rate(OptimizerConfig(warmup=0, schedule="linear"), 0.25) == 0.75
+    assert recipe.learning_rate(OptimizerConfig(warmup=0, schedule="constant"), 1) == 1
 
 
 @pytest.mark.parametrize(

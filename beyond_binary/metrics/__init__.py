@@ -19,6 +19,20 @@ from ..registry import Entry, Registry, parse_spec, suggest
 
 METRICS = Registry("metric")
 
+COUNTS = ("queries", "queries_without_match")
+"""What `evaluate` gives beside metrics."""
+
+MAIN = (
+    "text_to_image_recall_at_10",
+    "image_to_text_recall_at_10",
+    "recall_at_1",
+    "map_at_r",
+    "mean_label_distance_at_10",
+    "ndcg_at_10",
+    "spearman",
+)
+"""What reports and cards show first, where it was measured."""
+
 READABLE = {"same": ("same", "order"), "order": ("order",), "magnitude": ("order", "magnitude")}
 """What a metric may read of a label distance whose target gives "same", "order" or "magnitude"."""
 
@@ -141,7 +155,7 @@ def _over(name: str) -> str:
 def _bind(spec: str, ks: Sequence[int] | None) -> list[Metric]:
     if rate := _rate(spec):
         entry = METRICS[rate[0]]
-        bound = partial(entry.build, far=rate[1])
+        bound = partial(entry.build, **{list(inspect.signature(entry.build).parameters)[1]: rate[1]})
         return [Metric(spec.strip(), bound, entry.info["reads"], over=_over(entry.name), curve=True)]
     name, positional, options = parse_spec(spec)
     entry, at = _find(name)

@@ -17,7 +17,7 @@ import yaml
 from PIL import Image
 
 from ..data import Items, Splits
-from ..metrics import higher_is_better
+from ..metrics import COUNTS, MAIN, higher_is_better
 from ..targets import Target
 from .charts import (
     density_chart,
@@ -34,16 +34,6 @@ from .pairs import Pair, Sample, sample_pairs, separation, spread
 from .style import CSS
 
 RANKINGS = ("before", "after", "random", "oracle")
-COUNTS = ("queries", "queries_without_match")
-MAIN = (
-    "text_to_image_recall_at_10",
-    "image_to_text_recall_at_10",
-    "recall_at_1",
-    "map_at_r",
-    "mean_label_distance_at_10",
-    "ndcg_at_10",
-    "spearman",
-)
 SHOWN = 8
 
 

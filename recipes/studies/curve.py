@@ -9,11 +9,12 @@ import json
 import sys
 from pathlib import Path
 
+from beyond_binary.runs import Run
+
 
 def points(run: Path, metric: str) -> tuple[list[int], list[float]]:
     """Epochs and values of a metric in a run's log."""
-    lines = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
-    found = [(line["epoch"], line[metric]) for line in lines if line.get("event") == "evaluation"]
+    found = [(line["epoch"], line[metric]) for line in Run(run).history() if line.get("event") == "evaluation"]
     return [epoch for epoch, _ in found], [value for _, value in found]
 
 

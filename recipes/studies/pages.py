@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
 Runs = Mapping[str, Mapping[str, Any]]
 LEVELS = {"before": "tab:orange", "random": "0.6", "oracle": "tab:green"}
+DASHED = "dashed: before training (orange), random (grey), oracle (green)"
 
 
 def interval(values: Sequence[float]) -> tuple[float, float]:
@@ -99,48 +100,71 @@ def write(page: Path, study: Study, results: Runs) -> None:
 
 
 def plots(page: Path, study: Study, results: Runs) -> list[Path]:
-    """Draw the first metric: each question's configurations with their intervals, and the curves; the files."""
+    """Draw the first metric of each question's configurations, and the curves, as far as measured; the files."""
+    metric = study.shown[0]
+
+    def measured(name: str) -> bool:
+        return bool(scores(results, name, metric))
+
+    asked = {question: [*filter(measured, names)] for question, names in study.questions.items()}
+    paths = draw_questions(page, {q: names for q, names in asked.items() if names}, metric, results)
+    for axis, curves in study.curves.items():
+        there = {c: {x: name for x, name in points.items() if measured(name)} for c, points in curves.items()}
+        paths += draw_curves(page, axis, {c: points for c, points in there.items() if points}, metric, results)
+    return paths
+
+
+def draw_questions(page: Path, asked: Mapping[str, Sequence[str]], metric: str, results: Runs) -> list[Path]:
+    """A bar for each configuration with its interval and seeds, a panel for each question."""
     from matplotlib.figure import Figure
 
-    metric, paths = study.shown[0], []
-    asked = {q: [n for n in names if scores(results, n, metric)] for q, names in study.questions.items()}
-    asked = {question: names for question, names in asked.items() if names}
-    if asked:
-        rows = [len(names) + 1.5 for names in asked.values()]
-        figure = Figure(figsize=(8, 0.28 * sum(rows) + 0.6), layout="constrained")
-        grid = figure.subplots(len(asked), 1, sharex=True, squeeze=False, height_ratios=rows)[:, 0]
-        for axes, (question, names) in zip(grid, asked.items(), strict=True):
-            each = [[*scores(results, name, metric).values()] for name in names]
-            means, halves = zip(*map(interval, each), strict=True)
-            levels(axes, results, names[0], metric, across=False)
-            axes.barh(names, means, xerr=halves, height=0.6, alpha=0.5)
-            for place, values in enumerate(each):
-                axes.plot(values, [place] * len(values), "k.", ms=4)
-            axes.invert_yaxis()
-            axes.set_title(question, loc="left", fontsize=9)
-            axes.tick_params(labelsize=8)
-        grid[-1].set_xlabel(f"{metric.replace('_', ' ')}, mean and 95 % interval; dots: seeds; " + legend())
-        paths.append(page.with_name(f"{page.stem}_questions.png"))
-        figure.savefig(paths[-1], dpi=110)
-    drawn = {axis: {c: {x: n for x, n in points.items() if scores(results, n, metric)} for c, points in curves.items()}
-             for axis, curves in study.curves.items()}  # fmt: skip
-    for axis, curves in drawn.items():
-        if any(curves.values()):
-            figure = Figure(figsize=(6, 4), layout="constrained")
-            axes = figure.subplots()
-            for label, points in curves.items():
-                found = [interval([*scores(results, name, metric).values()]) for name in points.values()]
-                means, halves = zip(*found, strict=True) if found else ((), ())
-                axes.errorbar([*points], means, yerr=halves, marker="o", ms=4, capsize=3, label=label)
-            levels(axes, results, next(n for points in curves.values() for n in points.values()), metric, across=True)
-            axes.set(xscale="log", xlabel=f"{axis}; {legend()}", ylabel=metric.replace("_", " "))
-            ticks = sorted({x for points in curves.values() for x in points})
-            axes.set_xticks(ticks, [f"{x:g}" for x in ticks])
-            axes.xaxis.minorticks_off()
-            axes.legend(frameon=False)
-            paths.append(page.with_name(f"{page.stem}_{axis.replace(' ', '_')}.png"))
-            figure.savefig(paths[-1], dpi=110)
-    return paths
+    if not asked:
+        return []
+    rows = [len(names) + 1.5 for names in asked.values()]
+    figure = Figure(figsize=(8, 0.28 * sum(rows) + 0.6), layout="constrained")
+    grid = figure.subplots(len(asked), 1, sharex=True, squeeze=False, height_ratios=rows)[:, 0]
+    for axes, (question, names) in zip(grid, asked.items(), strict=True):
+        each = [[*scores(results, name, metric).values()] for name in names]
+        means, halves = zip(*map(interval, each), strict=True)
+        levels(axes, results, names[0], metric, across=False)
+        axes.barh(names, means, xerr=halves, height=0.6, alpha=0.5)
+        for place, values in enumerate(each):
+            axes.plot(values, [place] * len(values), "k.", ms=4)
+        axes.invert_yaxis()
+        axes.set_title(question, loc="left", fontsize=9)
+        axes.tick_params(labelsize=8)
+    grid[-1].set_xlabel(f"{metric.replace('_', ' ')}, mean and 95 % interval; dots: seeds; {DASHED}")
+    return [saved(figure, page, "questions")]
+
+
+def draw_curves(
+    page: Path, axis: str, curves: Mapping[str, Mapping[float, str]], metric: str, results: Runs
+) -> list[Path]:
+    """Means with intervals along an axis."""
+    from matplotlib.figure import Figure
+
+    if not curves:
+        return []
+    figure = Figure(figsize=(6, 4), layout="constrained")
+    axes = figure.subplots()
+    for label, points in curves.items():
+        found = [interval([*scores(results, name, metric).values()]) for name in points.values()]
+        means, halves = zip(*found, strict=True)
+        axes.errorbar([*points], means, yerr=halves, marker="o", ms=4, capsize=3, label=label)
+    levels(axes, results, next(iter(next(iter(curves.values())).values())), metric, across=True)
+    axes.set(xscale="log", xlabel=f"{axis}; {DASHED}", ylabel=metric.replace("_", " "))
+    ticks = sorted({x for points in curves.values() for x in points})
+    axes.set_xticks(ticks, [f"{x:g}" for x in ticks])
+    axes.xaxis.minorticks_off()
+    axes.legend(frameon=False)
+    return [saved(figure, page, axis.replace(" ", "_"))]
+
+
+def saved(figure: Any, page: Path, name: str) -> Path:
+    """Write a figure beside the page; where."""
+    path = page.with_name(f"{page.stem}_{name}.png")
+    figure.savefig(path, dpi=110)
+    return path
 
 
 def levels(axes: Any, results: Runs, name: str, metric: str, *, across: bool) -> None:
@@ -148,8 +172,3 @@ def levels(axes: Any, results: Runs, name: str, metric: str, *, across: bool) ->
     for level, colour in LEVELS.items():
         mean = interval([*scores(results, name, metric, level).values()])[0]
         (axes.axhline if across else axes.axvline)(mean, color=colour, ls="--", lw=1, zorder=0)
-
-
-def legend() -> str:
-    """What the dashed lines are."""
-    return "dashed: before training (orange), random (grey), oracle (green)"
