@@ -10,9 +10,11 @@ from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
 import yaml
 
 from .data.config import DataConfig
+from .registry import suggest
 
 
 @dataclass
@@ -75,6 +77,9 @@ class ObjectiveConfig:
             tower's embeddings of the class names).
         num_proxies: On labels that are not classes, for losses such as pd_loss: proxies sit at that many k-means centres
             of the training labels. Unset: one for each label of a set (target within('multi_label', radius=0.999)).
+        distances: Folder for files of all label distances, among the training and among the held-out items: computed once
+            in parallel, found again by their content, looked up in each batch. For targets whose distances are slow
+            (captions, layout). Unset: computed for each batch.
         block: Most rows in a tile of the block engine; unset: the plain dense form.
         options: The loss's own options, for example {temperature: 0.05}.
     """
@@ -86,6 +91,7 @@ class ObjectiveConfig:
     memory: int = 0
     proxy_init: Literal["random", "class_mean", "text"] = "random"
     num_proxies: int | None = None
+    distances: str | None = None
     block: int | None = 1024
     options: dict[str, Any] = field(default_factory=dict)
 
@@ -212,6 +218,7 @@ class Config:
             none; "never" refuses a folder that already holds a run.
         seed: Decides weights, batches and augmentation.
         precision: "no" (float32), "bf16" or "fp16" for the embedder; losses always compute in float32 or better.
+        compile: Backend of torch.compile that the embedder is compiled by for training, for example inductor; unset: none.
         cpu: Stay on the CPU even where there is a GPU.
         checkpoint_every: Steps between checkpoints; unset: one at the end of each epoch.
         trackers: Experiment trackers of Accelerate: tensorboard, wandb, trackio, mlflow, ...
@@ -234,6 +241,7 @@ class Config:
     resume: Literal["never", "auto"] = "never"
     seed: int = 0
     precision: Literal["no", "bf16", "fp16"] = "no"
+    compile: str | None = None
     cpu: bool = False
     checkpoint_every: int | None = None
     trackers: list[str] = field(default_factory=lambda: ["tensorboard"])
@@ -305,6 +313,8 @@ def check_config(config: Config) -> None:
     for name, (value, smallest) in least.items():
         if value is not None and not value >= smallest:
             raise ValueError(f"expected {name} of at least {smallest}, got {value}")
+    if config.compile is not None and config.compile not in (known := torch.compiler.list_backends(exclude_tags=())):
+        raise ValueError(f"compile: torch has no backend {config.compile!r}{suggest(config.compile, known)}")
     if not 0 < optimizer.layer_decay <= 1:
         raise ValueError(f"expected optimizer.layer_decay above 0 and at most 1, got {optimizer.layer_decay}")
     if not 0 <= optimizer.warmup < 1:

@@ -15,7 +15,8 @@ from torch import Tensor
 
 from .fingerprint import fingerprint
 from .parallel import in_parallel
-from .targets import Target
+from .targets import Gives, LabelError, Target
+from .targets.tables import Precomputed
 
 SIDE = 256
 """Items in a tile's row."""
@@ -86,6 +87,52 @@ def label_distances(
             other.unlink()
             other.with_suffix(".done").unlink(missing_ok=True)
     return path
+
+
+class KnownDistances:
+    """A target that looks the distances between certain items up in the file of `label_distances`.
+
+    It reads the labels that the target reads and stands in its place wherever these items alone are compared.
+
+    Args:
+        target: the target whose distances they are.
+        labels: [n ...] of the items.
+        folder, **options: where the file is or goes, and the options of `label_distances`.
+
+    Raises:
+        ValueError: a target of classes, labels that it cannot read, or distances that a file cannot hold.
+    """
+
+    def __init__(self, target: Target, labels: Any, folder: str | Path, **options: Any) -> None:
+        if target.gives == "same":
+            raise ValueError(f"{target} says only which labels are the same; that needs no file of distances")
+        code = target.encode(labels).cpu()
+        self.target, self._table = target, Precomputed(label_distances(target, code, folder, **options), check=False)
+        self._place = {row.tobytes(): place for place, row in enumerate(code.numpy())}
+
+    def __repr__(self) -> str:
+        return f"KnownDistances({self.target})"
+
+    @property
+    def gives(self) -> Gives:
+        """As the target whose distances they are."""
+        return self.target.gives
+
+    def encode(self, labels: Any, z: Tensor | None = None) -> Tensor:
+        """Places [n] int64 in the file. Raises LabelError for a label that none of the items has."""
+        places = [self._place.get(row.tobytes(), -1) for row in self.target.encode(labels).cpu().numpy()]
+        if -1 in places:
+            row = places.index(-1)
+            raise LabelError(
+                row,
+                f"the label of item {row} of {len(places)} is none of the {len(self._place)} whose distances were computed; "
+                "compute them of all labels, and let augmentation not move labels",
+            )
+        return torch.tensor(places, dtype=torch.int64)
+
+    def distance(self, code_q: Tensor, code_k: Tensor, valid: Tensor | None = None) -> Tensor:
+        """Distances [q k] float32 from the file."""
+        return self._table.distance(code_q, code_k, valid)
 
 
 def _write(shared: tuple[Target, Tensor, Path, int], tile: tuple[int, int]) -> tuple[int, int]:

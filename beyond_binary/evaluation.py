@@ -19,7 +19,7 @@ from .metrics.verification import Collector
 from .points import Points
 from .registry import suggest
 from .targets import Target, create_target
-from .targets.vectors import Classes
+from .targets.vectors import Classes, as_tensor
 
 PAIRS_PER_TILE = {"cpu": 1 << 21, "cuda": 1 << 25}
 """Pairs that are compared at once: the memory of an evaluation, at some tens of bytes a pair."""
@@ -172,7 +172,7 @@ def _sides(
 
 def _points(target: Target, z: Any, labels: Any, ids: Any, name: str) -> Points:
     """Checked embeddings (float32 at least) with codes and ids on their device."""
-    z = torch.as_tensor(z)
+    z = as_tensor(z)
     if z.ndim != 2 or not len(z):
         raise ValueError(f"expected {name} [n d] with at least one row, got shape {list(z.shape)}")
     z = z.to(torch.promote_types(z.dtype, torch.float32))

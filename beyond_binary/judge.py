@@ -16,7 +16,7 @@ from .embedder import Embedder
 from .evaluation import evaluate
 from .geometry import create_geometry
 from .metrics import IMAGE_TEXT, create_metrics
-from .targets import LabelError, create_target
+from .targets import LabelError, Target, create_target
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -43,7 +43,12 @@ class Judge:
     """
 
     def __init__(
-        self, config: EvaluationConfig, splits: Splits, target: str, embedder: Embedder, geometry: str = "euclidean"
+        self,
+        config: EvaluationConfig,
+        splits: Splits,
+        target: str | Target,
+        embedder: Embedder,
+        geometry: str = "euclidean",
     ) -> None:
         self.config, self.splits, self.target = config, splits, create_target(config.target or target)
         self.geometry = geometry

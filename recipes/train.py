@@ -28,6 +28,7 @@ from beyond_binary import clip, distributed
 from beyond_binary.centres import proxy_codes
 from beyond_binary.config import Config, check_config, parse_config
 from beyond_binary.data import Augment, ImageSet, Items, Splits, collate, load_checked, with_mirror
+from beyond_binary.distances import KnownDistances
 from beyond_binary.embedder import Embedder, create_embedder
 from beyond_binary.hub import check_hub_id, push_run, require_login
 from beyond_binary.judge import Judge, captions_of, class_numbers, encode, named
@@ -39,20 +40,21 @@ from beyond_binary.optimization import learning_rate, make_optimizer
 from beyond_binary.report import require_matplotlib, write_report
 from beyond_binary.runs import Run, claim, data_facts, versions
 from beyond_binary.sampling import BatchSampler, create_sampler
-from beyond_binary.targets import create_target, reads_classes
+from beyond_binary.targets import Target, create_target, reads_classes
 from beyond_binary.tracking import track, tracker_installed
 
 
 class TrainModule(nn.Module):
     """Embedder and objective as the one module that is prepared, so that everything learned is kept in step."""
 
-    def __init__(self, embedder: Embedder, objective: Objective) -> None:
+    def __init__(self, embedder: Embedder, objective: Objective, compiler: str | None = None) -> None:
         super().__init__()
         self.embedder, self.objective = embedder, objective
+        self.embed = torch.compile(embedder.forward, backend=compiler) if compiler else embedder.__call__
 
     def forward(self, images: Tensor, labels: Any, ids: Tensor) -> Tensor:
         """The loss of a batch; with a text tower that is trained, of the images and one caption of each."""
-        z = self.embedder(images.contiguous(memory_format=torch.channels_last))
+        z = self.embed(images.contiguous(memory_format=torch.channels_last))
         if self.embedder.trains_text:
             z, labels, ids = clip.beside(z, self.embedder.embed_texts(clip.draw_captions(labels)), labels, ids)
         loss: Tensor = self.objective(z, labels, ids=ids)
@@ -115,14 +117,21 @@ def set_up(config: Config, accelerator: Accelerator) -> Setup:
         found = f"{splits.train.labels.dtype} {list(splits.train.labels.shape)}"
         raise ValueError(f"embedder.text trains on captions, texts [n captions], but the labels are {found}")
     train = with_mirror(splits.train, config.augment.mirror) if config.augment.mirror else splits.train
+    judged = config.evaluation.target or ("classes" if reads_classes(spec) else spec)
+    judge = Judge(config.evaluation, splits, judged, embedder, geometry(config))
     with named(train):
-        objective, train = make_objective(config, spec, train, embedder.dim)
+        target = known(config, accelerator, create_target(spec), train.labels) if config.objective.distances else spec
+        objective, train = make_objective(config, target, train, embedder.dim)
         code = objective.target.encode(train.labels)
     if config.objective.proxy_init == "text" and not (embedder.has_text and class_numbers(splits, splits.train)):
         raise ValueError(
             "objective.proxy_init text needs classes with names, and a trunk 'open_clip/...' with head none"
         )
-    judge = Judge(config.evaluation, splits, "classes" if reads_classes(spec) else spec, embedder, geometry(config))
+    if (
+        judge.target.gives != "same" and getattr(judge.target, "mean", None) is None
+    ):  # else metrics want means of labels, which no file holds
+        held_out = [items.labels for items in (splits.query, splits.gallery) if items is not None]
+        judge.target = known(config, accelerator, judge.target, np.concatenate(held_out))
 
     def search(k: int) -> np.ndarray:
         """The table of label neighbours, found by one process for all."""
@@ -162,13 +171,21 @@ def set_up(config: Config, accelerator: Accelerator) -> Setup:
     return Setup(splits, [b.name for b in bad], embedder, objective, judge, sampler, data, loader, optimizer)
 
 
+def known(config: Config, accelerator: Accelerator, target: Target, labels: Any) -> Target:
+    """The target, with the distances between these labels from a file where `objective.distances` says so."""
+    if config.objective.distances is None:
+        return target
+    with accelerator.local_main_process_first():
+        return KnownDistances(target, labels, config.objective.distances, progress=config.progress)
+
+
 def geometry(config: Config) -> str:
     """How embeddings are compared where they are judged: as told, or as the objective compares them."""
     facts: LossFacts = LOSSES[config.objective.loss].info["facts"]
     return config.evaluation.geometry or (config.objective.geometry or facts.geometry).removeprefix("squared_")
 
 
-def make_objective(config: Config, target: str, train: Items, dim: int) -> tuple[Objective, Items]:
+def make_objective(config: Config, target: str | Target, train: Items, dim: int) -> tuple[Objective, Items]:
     """The objective, and the training items with classes numbered from 0 where it has proxies."""
     options: dict[str, Any] = dict(config.objective.options)
     if taken := sorted(options.keys() & inspect.signature(create_objective).parameters.keys()):
@@ -237,7 +254,7 @@ def start(config: Config) -> tuple[Setup, Run, Accelerator]:
 
 def fit(config: Config, setup: Setup, run: Run, accelerator: Accelerator) -> dict[str, Any]:
     """Train from the run's last checkpoint, or from the start, to the end."""
-    module = TrainModule(setup.embedder, setup.objective).to(memory_format=torch.channels_last)
+    module = TrainModule(setup.embedder, setup.objective, config.compile).to(memory_format=torch.channels_last)
     progress, snapshot = setup.progress, setup.sampler.snapshot
     model, optimizer = accelerator.prepare(module, setup.optimizer)
     accelerator.register_for_checkpointing(progress, *([] if snapshot is None else [snapshot]))

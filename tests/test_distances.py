@@ -16,8 +16,9 @@ from torch import Tensor
 
 import beyond_binary as bb
 from beyond_binary import distances as module
-from beyond_binary.distances import label_distances
+from beyond_binary.distances import KnownDistances, label_distances
 from beyond_binary.fingerprint import fingerprint
+from beyond_binary.targets import LabelError
 from beyond_binary.targets.captions import Captions
 from beyond_binary.targets.tables import PairScores, Precomputed
 from beyond_binary.targets.words import WordVectors
@@ -226,3 +227,32 @@ def test_two_processes_take_turns(tmp_path: Path) -> None:
     for process in (first, second):
         process.join()
         assert process.exitcode == 0
+
+
+@pytest.mark.parametrize(
+    ("spec", "labels"),
+    [
+        ("euclidean", np.random.default_rng(0).normal(size=(9, 3))),
+        ("layout", np.random.default_rng(0).integers(0, 3, size=(9, 4, 4))),
+        (Captions(VECTORS), np.array([["a b", "c"], ["d", ""], ["e f a", "b"], ["a b", "c"]])),
+    ],
+)
+def test_a_target_with_known_distances_stands_in_for_its_own(spec: Any, labels: Any, tmp_path: Path) -> None:
+    target = bb.create_target(spec)
+    known = KnownDistances(target, labels, tmp_path, progress=False)
+    some, others = labels[::2], labels[::-1]
+    expected = target.distance(target.encode(some), target.encode(others)).float()
+    assert torch.equal(known.distance(known.encode(some), known.encode(others)), expected)
+    assert bb.create_target(known) is known
+    assert known.gives == "magnitude"
+
+
+def test_a_label_whose_distances_are_not_known_is_named(tmp_path: Path) -> None:
+    known = KnownDistances(bb.create_target("euclidean"), [[0.0], [1.0]], tmp_path, progress=False)
+    with pytest.raises(
+        LabelError, match="label of item 1 of 2 is none of the 2 whose distances were computed"
+    ) as found:
+        known.encode([[1.0], [0.5]])
+    assert found.value.row == 1
+    with pytest.raises(ValueError, match="says only which labels are the same"):
+        KnownDistances(bb.create_target("classes"), [0, 1], tmp_path)

@@ -171,6 +171,7 @@ def test_forms_of_labels_and_empty_ones(spec: str) -> None:
     text = labels.dtype.kind == "U"
     for form in (labels.tolist(), *(() if text else (torch.from_numpy(labels), labels.astype(np.int32)))):
         assert target.encode(form).equal(code)
+    assert target.encode(labels[::-1]).equal(code.flip(0))
     nothing = target.encode(labels[:0])
     assert nothing.shape == (0, *code.shape[1:])
     assert target.distance(nothing, code).shape == (0, 5)

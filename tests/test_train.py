@@ -23,6 +23,7 @@ from beyond_binary.config import Config, OptimizerConfig, dump_config, field_nam
 from beyond_binary.embedder import Embedder
 from beyond_binary.losses import LOSSES, list_losses
 from beyond_binary.offline import Snapshot, mine_offline
+from beyond_binary.targets.captions import Captions
 
 ROOT = Path(__file__).parent.parent
 TRAIN = ROOT / "recipes" / "train.py"
@@ -206,6 +207,13 @@ def test_accumulated_gradient_is_the_mean_over_batches(tmp_path: Path) -> None:
         torch.testing.assert_close(moved[name].detach(), start[name] - 0.01 * grad, rtol=1e-3, atol=1e-6)
 
 
+def test_a_compiled_embedder_learns_the_same(finished: Path, tmp_path: Path) -> None:
+    recipe.train(tiny(tmp_path / "compiled", "--compile", "aot_eager"))
+    assert Embedder.from_pretrained(str(tmp_path / "compiled" / "embedder")).dim == 8
+    for name, value in weights(finished).items():
+        torch.testing.assert_close(weights(tmp_path / "compiled")[name], value, atol=1e-4, rtol=1e-3)
+
+
 def test_bf16_trains(tmp_path: Path) -> None:
     result = recipe.train(tiny(tmp_path / "run", "--precision", "bf16", "--optimizer.epochs", "1"))
     assert np.isfinite(result["table"]["after"]["map_at_r"])
@@ -247,6 +255,29 @@ def test_neighbours_are_kept_from_run_to_run(tmp_path: Path) -> None:
     setups = [recipe.start(tiny(tmp_path / name, *dense))[0] for name in ("one", "two")]
     assert len(list(cache.iterdir())) == 1
     assert [list(setup.sampler) for setup in setups[:1]] == [list(setup.sampler) for setup in setups[1:]]
+
+
+CAPTIONS = ["--data.source", "embedded:scenes", "--objective.loss", "log_ratio", "--sampler.name", "random"]
+
+
+def test_label_distances_of_a_run_are_computed_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    kept = ["--objective.distances", str(tmp_path / "kept")]
+    plain, found = (
+        recipe.train(tiny(tmp_path / name, *CAPTIONS, *change)) for name, change in [("plain", []), ("found", kept)]
+    )
+    assert found["table"]["after"] == pytest.approx(plain["table"]["after"], rel=1e-4, nan_ok=True)
+    for name, value in weights(tmp_path / "plain").items():
+        torch.testing.assert_close(weights(tmp_path / "found")[name], value)
+    files = {path: path.stat().st_mtime_ns for path in (tmp_path / "kept").iterdir()}
+    assert sorted(np.load(path, mmap_mode="r").shape for path in files) == [(40, 40), (96, 96)]
+
+    def never(*arguments: object) -> None:
+        raise AssertionError("a distance was computed again")
+
+    monkeypatch.setattr(Captions, "distance", never)
+    again = recipe.train(tiny(tmp_path / "again", *CAPTIONS, *kept))
+    assert again["table"] == found["table"]
+    assert files == {path: path.stat().st_mtime_ns for path in (tmp_path / "kept").iterdir()}
 
 
 def test_class_mean_proxies_start_at_the_means(tmp_path: Path) -> None:
@@ -334,6 +365,7 @@ def test_learning_rate_rises_then_falls() -> None:
         (["--objective.loss", "log_ratio"], "take a target with distances"),
         (["--objective.options", "{temperature: 1}"], "has no option temperature"),
         (["--objective.target", "euclidean"], "set objective.num_proxies"),
+        (["--objective.distances", "kept"], "says only which labels are the same"),
         (["--sampler.name", "classes(samples_per_class=5)"], "not a multiple"),
         (["--sampler.name", "classes", "--sampler.batch_size", "400"], "classes"),
         (["--sampler.name", "clases"], "did you mean 'classes'"),
@@ -350,6 +382,7 @@ def test_learning_rate_rises_then_falls() -> None:
         (["--evaluation.geometry", "euclidian"], "did you mean 'euclidean'"),
         (["--evaluation.batch_size", "0"], "evaluation.batch_size of at least 1"),
         (["--optimizer.accumulate", "0"], "optimizer.accumulate of at least 1"),
+        (["--compile", "inductr"], "no backend 'inductr'; did you mean 'inductor'"),
         (["--checkpoint_every", "-1"], "checkpoint_every of at least 1"),
         (["--evaluation.keep", "best", "--evaluation.every", "0"], "evaluation.every"),
         (["--evaluation.metrics", "[]"], "metric"),

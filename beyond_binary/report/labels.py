@@ -12,6 +12,7 @@ import torch
 from PIL import Image, ImageDraw
 
 from ..data import Items
+from ..distances import KnownDistances
 from ..targets import Target
 from ..targets.algebra import Nearest, Scaled, Sum, Within
 from ..targets.layout import Layout
@@ -38,7 +39,7 @@ def painter(target: Target, items: Items) -> Paint | None:
         return _edges
     if isinstance(target, Circular):
         return lambda image, label, scale: _needle(image, float(np.ravel(label)[0]) / target.period)
-    if isinstance(target, Scaled | Within | Nearest):
+    if isinstance(target, Scaled | Within | Nearest | KnownDistances):
         return painter(target.target, items)
     if isinstance(target, Sum):
         end = 0

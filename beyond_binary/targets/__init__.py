@@ -65,9 +65,9 @@ def create_target(spec: str | Target, **known: Any) -> Target:
     return target
 
 
-def reads_classes(spec: str) -> bool:
-    """Whether a target numbers its classes from 0, and so wants them renumbered where they are not."""
-    return parse_spec(spec)[0] in ("classes", "estimated")
+def reads_classes(spec: str | Target) -> bool:
+    """Whether a spec is of a target that numbers its classes from 0, and so wants them renumbered where they are not."""
+    return isinstance(spec, str) and parse_spec(spec)[0] in ("classes", "estimated")
 
 
 def list_targets() -> list[str]:

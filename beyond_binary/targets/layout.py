@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from . import TARGETS, Gives
+from .vectors import as_tensor
 
 
 @TARGETS.register("layout")
@@ -43,7 +44,7 @@ class Layout:
 
     def encode(self, labels: Any, z: Tensor | None = None) -> Tensor:
         """Maps as uint8 [n h w]."""
-        maps = torch.as_tensor(labels)
+        maps = as_tensor(labels)
         if maps.is_floating_point() or maps.ndim != 3:
             raise ValueError(f"target 'layout' needs integer maps [n h w], got {maps.dtype} {list(maps.shape)}")
         checked = maps.numel() and not torch.compiler.is_compiling()

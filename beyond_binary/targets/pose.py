@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from . import TARGETS, Gives
-from .vectors import exact_cdist
+from .vectors import as_tensor, exact_cdist
 
 
 @TARGETS.register("pose")
@@ -55,7 +55,7 @@ class Pose:
 
     def encode(self, labels: Any, z: Tensor | None = None) -> Tensor:
         """Centred joints with visibility 0/1 in the last column, [n j dims+1]."""
-        joints = torch.as_tensor(labels)
+        joints = as_tensor(labels)
         if joints.dtype == torch.bool or joints.ndim not in (2, 3):
             raise ValueError(
                 f"target 'pose' needs joints [n j {self.dims}] or [n j*{self.dims}], got {joints.dtype} {list(joints.shape)}"

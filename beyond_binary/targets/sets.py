@@ -11,12 +11,13 @@ import torch
 from torch import Tensor
 
 from . import TARGETS, Gives
+from .vectors import as_tensor
 
 
 def as_integers(labels: Any, target: str, shape: str, ndim: int) -> Tensor:
     """Integer labels of a rank as int64; raises a ValueError that names the target otherwise."""
     try:
-        code = torch.as_tensor(labels)
+        code = as_tensor(labels)
     except (TypeError, ValueError, RuntimeError):
         raise ValueError(f"target {target!r} needs integers {shape}, all rows of one length") from None
     if code.is_floating_point() or code.is_complex() or code.ndim != ndim:

@@ -7,10 +7,18 @@ import reprlib
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from . import TARGETS, Gives
+
+
+def as_tensor(labels: Any) -> Tensor:
+    """What torch.as_tensor gives, also of reversed arrays."""
+    return torch.as_tensor(
+        labels.copy() if isinstance(labels, np.ndarray) and min(labels.strides, default=0) < 0 else labels
+    )
 
 
 def as_floating(labels: Any, target: str) -> Tensor:
@@ -20,7 +28,7 @@ def as_floating(labels: Any, target: str) -> Tensor:
         ValueError: not numeric, or NaN or infinite somewhere (the first such row is named).
     """
     try:
-        code = torch.as_tensor(labels)
+        code = as_tensor(labels)
     except (TypeError, ValueError, RuntimeError) as error:
         raise ValueError(f"target {target!r} needs numeric labels, got {type(labels).__name__}: {error}") from None
     if code.dtype == torch.bool or code.is_complex():
@@ -69,7 +77,7 @@ class Classes:
     def encode(self, labels: Any, z: Tensor | None = None) -> Tensor:
         """Integer labels [n] as int64."""
         try:
-            code = torch.as_tensor(labels)
+            code = as_tensor(labels)
         except (TypeError, ValueError, RuntimeError):
             raise ValueError(
                 f"target 'classes' needs integer labels [n], got {reprlib.repr(labels)}; map class names to numbers, "

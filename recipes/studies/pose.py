@@ -1,6 +1,7 @@
 """What the log-ratio paper left open, measured on Leeds Sports Pose.
 
-Runs that are in the results file are not repeated, so give the command again to go on after an interruption:
+Runs that are in the results file are not repeated, so give the command again to go on after an interruption. Trunks are
+compiled, which needs a C++ compiler and takes half of the time:
 
     python recipes/studies/pose.py --data lspet_pose_96.zip --weights mobilenetv2_035_imagenet.safetensors
 """
@@ -99,7 +100,7 @@ def cells() -> dict[str, Cell]:
 STUDY = Study(
     base=(
         "--config", str(ROOT / "recipes/configs/lspet.yaml"), "--embedder.trunk", "timm/mobilenetv2_035",
-        "--augment.mirror", "null", "--sampler.name", "dense_triplet(anchors=8, k=5, batches_per_epoch=31)",
+        "--augment.mirror", "null", "--compile", "inductor", "--sampler.name", "dense_triplet(anchors=8, k=5, batches_per_epoch=31)",
     ),
     cells=cells(),
     shown=("mean_label_distance_at_10", "ndcg_at_100", "spearman"),

@@ -95,7 +95,7 @@ def fingerprint(study: Study, cell: Cell, seed: int, given: argparse.Namespace) 
 
 def run(study: Study, cell: Cell, seed: int, given: argparse.Namespace) -> dict[str, Any]:
     """Train one configuration with one seed: the table of metrics, seconds of training and of getting ready."""
-    torch.compiler.reset()  # each run compiles a model of its own
+    torch.compiler.reset()  # else a model counts as one more version of the last one's
     with tempfile.TemporaryDirectory() as folder:
         files = [("--data.source", given.data), ("--embedder.weights", given.weights), ("--output", f"{folder}/run")]
         places = [word for name, value in files if value for word in (name, value)]
