@@ -17,12 +17,14 @@ from torch import Tensor, nn
 
 import beyond_binary as bb
 from beyond_binary.neighbours import label_neighbours
+from beyond_binary.targets import Target
 from beyond_binary.targets.algebra import Within
 from beyond_binary.targets.tables import Precomputed
 
 POSE = "pose(root=(2, 3))"
 SINGLE = ("--sampler.name", "dense_triplet(anchors=1, k=5, batches_per_epoch=31)")
 RANDOM = ("--sampler.name", "random(drop_last=True)")
+JOINTS = 28  # coordinates of 14 joints
 DIMS = (8, 16, 32, 64, 128)
 MAIN = "log_ratio, 128-d"
 NEIGHBOURS = 30  # how many are positive under M(Binary)
@@ -65,16 +67,24 @@ def binary(setup: recipe.Setup) -> Around:
 
 
 def regression(setup: recipe.Setup) -> Around:
-    """Joints about the hips from the embedding by a linear layer, mean squared error."""
-    target, labels = bb.create_target(POSE), setup.data.items.labels
-    width = target.encode(labels[:1])[..., :-1].numel()
-    layer = nn.Linear(setup.embedder.dim, width)
+    """Joints about the hips from the embedding by a linear layer that starts at the mean pose, squared error."""
+    target = bb.create_target(POSE)
+    layer = nn.Linear(setup.embedder.dim, JOINTS)
+    nn.init.zeros_(layer.weight)
+    layer.bias.data = flat(target, setup.data.items.labels).mean(0)
     setup.optimizer.add_param_group({"params": layer.parameters(), "base_lr": 1e-3, "lr": 1e-3, "name": "joints"})
+    return Around(lambda z, labels, ids: nn.functional.mse_loss(layer(z), flat(target, labels)), layer)
 
-    def loss(z: Tensor, labels: Any, ids: Tensor) -> Tensor:
-        return nn.functional.mse_loss(layer(z), target.encode(labels)[..., :-1].flatten(1).to(z))
 
-    return Around(loss, layer)
+def joints_as_embedding(setup: recipe.Setup) -> Around:
+    """The embedding is the joints about the hips, squared error."""
+    target = bb.create_target(POSE)
+    return Around(lambda z, labels, ids: nn.functional.mse_loss(z, flat(target, labels)))
+
+
+def flat(target: Target, labels: Any) -> Tensor:
+    """Joints about the hips [n 28]."""
+    return target.encode(labels)[..., :-1].flatten(1).float()
 
 
 def cells() -> dict[str, Cell]:
@@ -84,8 +94,9 @@ def cells() -> dict[str, Cell]:
         "triplet M(Binary), random batches": Cell(RANDOM, binary),
         "dense_triplet": Cell(("--objective.loss", "dense_triplet")),
         "rank_n_contrast": Cell(("--objective.loss", "rank_n_contrast")),
-        "pose regression": Cell(around=regression),
-        "ratio": Cell(around=without_logarithms),
+        "pose regression, features": Cell(around=regression),
+        "pose regression, joints": Cell(("--embedder.dim", str(JOINTS)), joints_as_embedding),
+        "plain ratio": Cell(around=without_logarithms),
         "log_ratio, one anchor": Cell(SINGLE, first_anchor),
         "log_ratio, one neighbourhood, all anchors": Cell(SINGLE),
     }
@@ -109,9 +120,9 @@ STUDY = Study(
     search=5,
     questions={
         "1. dense or random batches": (MAIN, "log_ratio, random batches"),
-        "2. losses": (MAIN, "triplet M(Binary), 128-d", "dense_triplet", "rank_n_contrast", "pose regression"),
+        "2. losses": (MAIN, "triplet M(Binary), 128-d", "dense_triplet", "rank_n_contrast", "pose regression, features", "pose regression, joints"),
         "4. anchors": (MAIN, "log_ratio, one anchor", "log_ratio, one neighbourhood, all anchors"),
-        "5. the logarithm": (MAIN, "ratio"),
+        "5. the logarithm": (MAIN, "plain ratio"),
         "6. triplet batches": ("triplet M(Binary), 128-d", "triplet M(Binary), random batches"),
         "3. size, log_ratio": [f"log_ratio, {dim}-d" for dim in reversed(DIMS)],
         "3. size, triplet": [f"triplet M(Binary), {dim}-d" for dim in reversed(DIMS)],
