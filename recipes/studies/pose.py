@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 import beyond_binary as bb
 from beyond_binary.neighbours import label_neighbours
-from beyond_binary.targets import Target
+from beyond_binary.targets import Target, create_target
 from beyond_binary.targets.algebra import Within
 from beyond_binary.targets.tables import Precomputed
 
@@ -52,7 +52,7 @@ def first_anchor(setup: recipe.Setup) -> Around:
 
 def binary(setup: recipe.Setup) -> Around:
     """Triplets whose positives are the nearest labels of the whole training set, M(Binary)."""
-    items, target = setup.data.items, bb.create_target(POSE)
+    items, target = setup.data.items, create_target(POSE)
     near, _ = label_neighbours(target, target.encode(items.labels), NEIGHBOURS)
     table = torch.ones(len(items), len(items)).scatter_(1, near, 0.0).fill_diagonal_(0.0)
     place = {int(number): i for i, number in enumerate(items.ids)}
@@ -67,19 +67,24 @@ def binary(setup: recipe.Setup) -> Around:
 
 
 def regression(setup: recipe.Setup) -> Around:
-    """Joints about the hips from the embedding by a linear layer that starts at the mean pose, squared error."""
-    target = bb.create_target(POSE)
-    layer = nn.Linear(setup.embedder.dim, JOINTS)
-    nn.init.zeros_(layer.weight)
-    layer.bias.data = flat(target, setup.data.items.labels).mean(0)
+    """Joints about the hips from the embedding by a linear layer, squared error."""
+    target, layer = create_target(POSE), nn.Linear(setup.embedder.dim, JOINTS)
+    start_at_mean(layer, flat(target, setup.data.items.labels))
     setup.optimizer.add_param_group({"params": layer.parameters(), "base_lr": 1e-3, "lr": 1e-3, "name": "joints"})
     return Around(lambda z, labels, ids: nn.functional.mse_loss(layer(z), flat(target, labels)), layer)
 
 
-def joints_as_embedding(setup: recipe.Setup) -> Around:
+def regressed_joints(setup: recipe.Setup) -> Around:
     """The embedding is the joints about the hips, squared error."""
-    target = bb.create_target(POSE)
+    target = create_target(POSE)
+    start_at_mean(setup.embedder.head[-1], flat(target, setup.data.items.labels))
     return Around(lambda z, labels, ids: nn.functional.mse_loss(z, flat(target, labels)))
+
+
+def start_at_mean(layer: nn.Linear, joints: Tensor) -> None:
+    """Whatever comes in, the mean pose comes out."""
+    nn.init.zeros_(layer.weight)
+    layer.bias.data = joints.mean(0)
 
 
 def flat(target: Target, labels: Any) -> Tensor:
@@ -95,7 +100,7 @@ def cells() -> dict[str, Cell]:
         "dense_triplet": Cell(("--objective.loss", "dense_triplet")),
         "rank_n_contrast": Cell(("--objective.loss", "rank_n_contrast")),
         "pose regression, features": Cell(around=regression),
-        "pose regression, joints": Cell(("--embedder.dim", str(JOINTS)), joints_as_embedding),
+        "pose regression, joints": Cell(("--embedder.dim", str(JOINTS)), regressed_joints),
         "plain ratio": Cell(around=without_logarithms),
         "log_ratio, one anchor": Cell(SINGLE, first_anchor),
         "log_ratio, one neighbourhood, all anchors": Cell(SINGLE),
