@@ -292,6 +292,27 @@ class Embedder(nn.Module):
                 commit_message=commit_message,
             )
 
+    def export_onnx(self, path: str | os.PathLike[str]) -> None:
+        """Write the embedder as ONNX: `pixels` [n 3 h w] -> `embeddings` [n dim], see `beyond_binary.export`.
+
+        Raises:
+            ValueError: `path` does not end in .onnx.
+            ImportError: onnx or onnxscript is not installed (extra `onnx`).
+        """
+        from beyond_binary import export
+
+        export.write_onnx(self, path)
+
+    def export_torch(self, path: str | os.PathLike[str]) -> None:
+        """Write the embedder as a program of `torch.export`, see `beyond_binary.export`.
+
+        Raises:
+            ValueError: `path` does not end in .pt2.
+        """
+        from beyond_binary import export
+
+        export.write_program(self, path)
+
     def merge_lora(self) -> None:
         """Add LoRA's adapters to the weights, in place: the trunk is then as its library made it."""
         self.trunk = towers.merged(self.trunk)
