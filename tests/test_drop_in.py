@@ -28,19 +28,19 @@ def test_timms_task_trains_an_embedder_and_its_proxies() -> None:
 
 @pytest.fixture
 def features() -> tuple[torch.Tensor, torch.Tensor]:
-    unit = torch.nn.functional.normalize
-    return tuple(unit(torch.randn(7, 5, dtype=torch.float64)).requires_grad_() for _ in range(2))
+    return tuple(torch.randn(7, 5, dtype=torch.float64, requires_grad=True) for _ in range(2))
 
 
 def test_across_is_open_clips_own_loss(features) -> None:
     """With the cross-entropy over a row's only positive and a temperature of one over the scale."""
     scale = torch.tensor(20.0, dtype=torch.float64, requires_grad=True)
     criterion = ClipCriterion(bb.create_objective("nt_xent", temperature=1 / 20), across=True)
-    ours = criterion(*features, logit_scale=scale, output_dict=True)
-    theirs = ClipLoss()(*features, scale, output_dict=True)
+    unit = [torch.nn.functional.normalize(z) for z in features]  # as open_clip's models do
+    ours = criterion(*unit, logit_scale=scale, output_dict=True)
+    theirs = ClipLoss()(*unit, scale, output_dict=True)
     assert ours.keys() == theirs.keys() == {"contrastive_loss"}
     torch.testing.assert_close(ours["contrastive_loss"], theirs["contrastive_loss"])
-    expected = torch.autograd.grad(theirs["contrastive_loss"], features)
+    expected = torch.autograd.grad(theirs["contrastive_loss"], features, retain_graph=True)
     got = torch.autograd.grad(ours["contrastive_loss"], (*features, scale))
     torch.testing.assert_close(got[:2], expected)
     assert got[2] == 0

@@ -40,14 +40,15 @@ def test_everything_is_read_back(geometry, suffix, z, tmp_path) -> None:
         read = dict(np.load(path, allow_pickle=False))
         facts = {name: str(read.pop(name)) for name in ("geometry", "k")}
     else:
-        frame = pd.read_parquet(path)
-        read = {name: np.array(frame[name].tolist()) for name in frame.columns}
-        facts = json.loads(pq.read_schema(path).metadata[b"beyond_binary"])
+        table = pq.read_table(path)
+        read = {name: np.array(table[name].to_pylist()) for name in table.column_names}
+        facts = json.loads(table.schema.metadata[b"beyond_binary"])
+        assert np.stack(pd.read_parquet(path)["embedding"]).shape == (N, D)
     places, scores = nearest(z.detach(), geometry)
     assert facts == {"geometry": geometry, "k": str(K)}
     np.testing.assert_array_equal(read.pop("neighbour_ids"), ids[places])
     np.testing.assert_allclose(read.pop("neighbour_scores"), scores, rtol=1e-4, atol=1e-5)
-    np.testing.assert_array_equal(read.pop("embedding"), z.detach().numpy())
+    np.testing.assert_array_equal(read.pop("embedding").astype(np.float32), z.detach().numpy())
     np.testing.assert_array_equal(read.pop("label"), poses)
     assert read.pop("id").tolist() == ids.tolist()
     assert read.pop("name").tolist() == given["names"]

@@ -112,7 +112,6 @@ PAIRS = {
     "NTXentLoss": {},
     "SupConLoss": {},
     "CircleLoss": {},
-    "TupletMarginLoss": {"scale": 16},
 }
 
 
@@ -195,6 +194,7 @@ def test_tuples_that_cannot_be_taken() -> None:
         ("ProxyAnchorLoss", SIZES, "proxy_anchor takes no indices_tuple"),
         ("FastAPLoss", {}, "fastap takes no indices_tuple"),
         ("LiftedStructureLoss", {}, "lifted_structure takes no indices_tuple"),
+        ("TupletMarginLoss", {}, "tuplet_margin takes no indices_tuple"),
         ("MarginLoss", {"num_classes": CLASSES}, "beta_per_class takes no indices_tuple"),
     ):
         with pytest.raises(ValueError, match=told):
