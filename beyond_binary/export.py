@@ -198,8 +198,9 @@ def _write_parquet(path: Path, table: Mapping[str, np.ndarray[Any, Any]], facts:
 def _write_npz(path: Path, table: Mapping[str, np.ndarray[Any, Any]], facts: Mapping[str, str]) -> None:
     if odd := [name for name, column in table.items() if column.dtype.kind == "O"]:
         raise ValueError(f"{', '.join(odd)}: an .npz file holds numbers and texts of one shape; write .parquet")
+    arrays: dict[str, Any] = {**table, **facts}
     with path.open("wb") as file:
-        np.savez_compressed(file, **{**table, **{name: np.asarray(fact) for name, fact in facts.items()}})
+        np.savez_compressed(file, **arrays)
 
 
 def _named(path: str | os.PathLike[str], *suffixes: str) -> Path:

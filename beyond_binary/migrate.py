@@ -79,7 +79,7 @@ class TupleObjective(nn.Module):
             ValueError: tuples for a loss that cannot take them, or that are none; neither labels nor tuples.
         """
         if indices_tuple is None:
-            return self.objective(embeddings, labels, ref_emb, ref_labels)  # type: ignore[no-any-return]
+            return self.objective(embeddings, labels, ref_emb, ref_labels)
         keys = embeddings if ref_emb is None else ref_emb
         parts = _checked(indices_tuple, len(embeddings), len(keys), embeddings.device)
         rows, table = self._table(parts, len(embeddings), len(keys))
@@ -89,7 +89,7 @@ class TupleObjective(nn.Module):
         view = copy.copy(self.objective)
         view._modules = {k: m for k, m in self.objective._modules.items() if k != "target"}
         view.target = _Named(table)
-        return view(queries, Points(keys, torch.arange(len(keys), device=keys.device), ids))  # type: ignore[no-any-return]
+        return view(queries, Points(keys, torch.arange(len(keys), device=keys.device), ids))
 
     def _table(self, parts: Sequence[Tensor], n: int, m: int) -> tuple[Tensor, Tensor]:
         """The items that are rows [q], and the label distances of their named pairs [q m]."""

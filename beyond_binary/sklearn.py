@@ -84,4 +84,4 @@ def _images(X: Any) -> Iterable[Any]:
         if X.ndim != 4 or X.shape[3] != 3 or X.dtype != np.uint8:
             raise ValueError(f"expected images as an array uint8 [n h w 3], got {X.dtype} {list(X.shape)}")
         return [Image.fromarray(image) for image in X]
-    return X  # type: ignore[no-any-return]
+    return X
