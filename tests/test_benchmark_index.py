@@ -43,18 +43,21 @@ def test_measures_of_each_kind() -> None:
         assert row["together_ms"] > 0
         assert row["alone_ms"] > 0
         assert row["memory_mb"] >= 0
+        row["spread"] = 0.8
         row["recall"] = bench.recall(row["places"], rows[0]["places"])
     assert rows[1]["recall"] == 1
     assert rows[3]["recall"] > 0.9
     text = bench.page(rows, bench.parse(SMALL), "python ...")
-    assert [line.split(" | ")[0] for line in text.splitlines() if line.startswith("| ")][1:] == [
-        "| " + k for k in bench.KINDS
-    ]
+    shown = [line.split(" | ")[:2] for line in text.splitlines() if line.startswith("| 0.8")]
+    assert shown == [["| 0.8", kind] for kind in bench.KINDS]
     assert "600 vectors of 8 dimensions" in text
 
 
 @pytest.mark.slow
 def test_the_page_is_written(tmp_path: Path) -> None:
-    rows = bench.main([*SMALL, "--kinds", "flat", "--page", str(tmp_path / "new" / "index.md")])
-    assert [row["kind"] for row in rows] == ["exact", "flat"]
+    rows = bench.main([
+        *SMALL, "--kinds", "flat", "--spread", "0.5", "2", "--page", str(tmp_path / "new" / "index.md"),
+    ])  # fmt: skip
+    assert [(row["spread"], row["kind"]) for row in rows] == [(s, k) for s in (0.5, 2) for k in ("exact", "flat")]
+    assert rows[0]["recall"] == rows[1]["recall"] == rows[2]["recall"] == rows[3]["recall"] == 1
     assert "--kinds flat" in (tmp_path / "new" / "index.md").read_text()
