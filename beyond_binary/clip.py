@@ -7,12 +7,14 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from . import distributed
 from .embedder import Embedder
 from .evaluation import evaluate
 from .geometry import Geometry
 from .keys import Proxies
+from .objective import Objective
 from .targets.captions import as_texts
 
 KS = (1, 5, 10)
@@ -51,6 +53,65 @@ def beside(images: Tensor, texts: Tensor, labels: Any, ids: Tensor) -> tuple[Ten
     """
     labels = torch.cat([labels, labels]) if isinstance(labels, Tensor) else np.concatenate([labels, labels])
     return torch.cat([images, texts]), labels, torch.cat([2 * ids, 2 * ids + 1])
+
+
+class ClipCriterion(nn.Module):
+    """An objective in the place of open_clip's losses: `loss(image_features, text_features, logit_scale, ...)`.
+
+    An image and its text are the same, other pairs of the batch different, unless labels say otherwise. The scale (and
+    bias) of the logits is not read: losses have their own temperature; it stays in the graph, with gradient 0, for
+    DistributedDataParallel.
+
+    Args:
+        objective: from `create_objective`; its parameters are this module's.
+        across: compare images with texts alone and texts with images alone, and take the mean, as CLIP does; False: as
+            one batch (`beside`), so that images are compared with images too.
+    """
+
+    def __init__(self, objective: Objective, across: bool = False) -> None:
+        super().__init__()
+        self.objective, self.across = objective, across
+
+    def forward(
+        self,
+        image_features: Tensor,
+        text_features: Tensor,
+        logit_scale: Tensor | float = 1.0,
+        logit_bias: Tensor | float | None = None,
+        output_dict: bool = False,
+        labels: Any = None,
+    ) -> Tensor | dict[str, Tensor]:
+        """The loss, or a dict with it as `contrastive_loss`.
+
+        Args:
+            image_features: [n d].
+            text_features: [n d], of each image's text.
+            logit_scale: not read.
+            logit_bias: not read.
+            output_dict: whether to return a dict, as open_clip's training does.
+            labels: what the objective's target takes [n ...]; None: each image and its text are a class of their own.
+
+        Raises:
+            ValueError: `across` under several processes, where an objective would see its own process's keys alone.
+        """
+        n, device, processes = len(image_features), image_features.device, distributed.world_size()
+        first = sum(distributed.sizes(n, device)[: distributed.rank()]) if processes > 1 else 0
+        ids = torch.arange(first, first + n, device=device)
+        labels = ids if labels is None else labels
+        if self.across and processes > 1:
+            raise ValueError("across=True compares within one process; take across=False under several processes")
+        if self.across:
+            loss = (
+                self.objective(image_features, labels, text_features, labels)
+                + self.objective(text_features, labels, image_features, labels)
+            ) / 2
+        else:
+            z, labels, ids = beside(image_features, text_features, labels, ids)
+            loss = self.objective(z, labels, ids=ids)
+        for unread in (logit_scale, logit_bias):
+            if isinstance(unread, Tensor):
+                loss = loss + 0 * unread.sum()
+        return {"contrastive_loss": loss} if output_dict else loss
 
 
 def image_text_recall(

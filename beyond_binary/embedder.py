@@ -10,8 +10,9 @@ from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
 from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, overload
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image
@@ -112,7 +113,37 @@ class Embedder(nn.Module):
         """Evaluation preprocessing of one PIL image of any mode and size -> float32 [3 h w]."""
         return image_to_tensor(image, **self.preprocess)
 
-    def encode(self, images: ImageLike | Iterable[ImageLike], batch_size: int = 64, progress: bool = False) -> Tensor:
+    @overload
+    def encode(
+        self,
+        images: ImageLike | Iterable[ImageLike],
+        batch_size: int = 64,
+        progress: bool = False,
+        *,
+        show_progress_bar: bool | None = None,
+        convert_to_numpy: Literal[False] = False,
+    ) -> Tensor: ...
+
+    @overload
+    def encode(
+        self,
+        images: ImageLike | Iterable[ImageLike],
+        batch_size: int = 64,
+        progress: bool = False,
+        *,
+        show_progress_bar: bool | None = None,
+        convert_to_numpy: Literal[True],
+    ) -> np.ndarray[Any, Any]: ...
+
+    def encode(
+        self,
+        images: ImageLike | Iterable[ImageLike],
+        batch_size: int = 64,
+        progress: bool = False,
+        *,
+        show_progress_bar: bool | None = None,
+        convert_to_numpy: bool = False,
+    ) -> Tensor | np.ndarray[Any, Any]:
         """Embed images in evaluation mode without gradients -> float32 [n dim] on the CPU, in their order.
 
         Args:
@@ -120,6 +151,8 @@ class Embedder(nn.Module):
                 of these alone (n = 1), or one preprocessed tensor [n 3 h w].
             batch_size: images per forward pass on the module's device; it changes results by rounding only.
             progress: show a progress bar.
+            show_progress_bar: `progress` under the name that sentence-transformers gives it.
+            convert_to_numpy: return a numpy array instead of a tensor.
 
         Raises:
             ValueError: an image file cannot be read (named), or tensors are not [n 3 h w] or of unlike sizes.
@@ -136,10 +169,11 @@ class Embedder(nn.Module):
             images = [images]
         weight, rows = next(self.parameters()), []
         with evaluating(self):
-            for batch in _batches(images, batch_size, progress):
+            for batch in _batches(images, batch_size, progress if show_progress_bar is None else show_progress_bar):
                 pixels = _stack([self._pixels(image) for image in batch])
                 rows.append(self(pixels.to(weight.device, weight.dtype)).float().cpu())
-        return torch.cat(rows) if rows else torch.zeros(0, self.dim)
+        z = torch.cat(rows) if rows else torch.zeros(0, self.dim)
+        return z.numpy() if convert_to_numpy else z
 
     def _pixels(self, image: ImageLike) -> Tensor:
         if isinstance(image, Tensor):
@@ -291,6 +325,27 @@ class Embedder(nn.Module):
                 revision=revision,
                 commit_message=commit_message,
             )
+
+    def export_onnx(self, path: str | os.PathLike[str]) -> None:
+        """Write the embedder as ONNX: `pixels` [n 3 h w] -> `embeddings` [n dim], see `beyond_binary.export`.
+
+        Raises:
+            ValueError: `path` does not end in .onnx.
+            ImportError: onnx or onnxscript is not installed (extra `onnx`).
+        """
+        from beyond_binary import export
+
+        export.write_onnx(self, path)
+
+    def export_torch(self, path: str | os.PathLike[str]) -> None:
+        """Write the embedder as a program of `torch.export`, see `beyond_binary.export`.
+
+        Raises:
+            ValueError: `path` does not end in .pt2.
+        """
+        from beyond_binary import export
+
+        export.write_program(self, path)
 
     def merge_lora(self) -> None:
         """Add LoRA's adapters to the weights, in place: the trunk is then as its library made it."""

@@ -1,0 +1,211 @@
+"""For places without this package: embedders as ONNX files and programs of `torch.export`, embeddings as tables."""
+
+from __future__ import annotations
+
+import copy
+import json
+import os
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from . import towers
+
+if TYPE_CHECKING:
+    from .embedder import Embedder
+    from .index import Index
+
+PIXELS, EMBEDDINGS = "pixels", "embeddings"
+FACTS = "beyond_binary.json"  # the file in a program's archive that has the facts
+LARGEST = 1.5e9  # bytes of weights in one ONNX file; its format ends at 2 GB
+
+
+def facts(embedder: Embedder) -> dict[str, Any]:
+    """What a user of the file must know: how pixels are made, and what comes out (JSON-able)."""
+    return {
+        "input": PIXELS,
+        "output": EMBEDDINGS,
+        "trunk": embedder.config["trunk"],
+        "dim": embedder.dim,
+        "normalize": embedder.normalize,
+        "preprocess": embedder.preprocess,
+    }
+
+
+def program(embedder: Embedder) -> torch.export.ExportedProgram:
+    """The embedder in evaluation mode as a graph on the CPU: float32 pixels [n 3 h w] -> embeddings [n dim], any n.
+
+    Head and normalisation are in it, adapters of LoRA are added to the weights, and of an open_clip trunk the text
+    tower is left out. The embedder itself stays as it is.
+    """
+    plain = copy.copy(embedder)
+    plain.__dict__ = {name: value for name, value in embedder.__dict__.items() if name != "tokenizer"}
+    plain._modules = {**embedder._modules, "trunk": towers.merged(embedder.trunk)}
+    plain = copy.deepcopy(plain).cpu().float().eval()
+    if plain.config["trunk"].startswith("open_clip/"):
+        for name, parameter in plain.trunk.named_parameters():
+            if not name.startswith("visual."):
+                parameter.data = parameter.data.new_empty(0)
+    pixels = torch.zeros(2, 3, *plain.preprocess["size"])
+    with torch.no_grad():
+        return torch.export.export(plain, (pixels,), dynamic_shapes=({0: torch.export.Dim("n")},))
+
+
+def write_program(embedder: Embedder, path: str | os.PathLike[str]) -> None:
+    """Write `program` with `torch.export.save`, and what `facts` says as the extra file `beyond_binary.json`.
+
+    `torch.export.load` reads it where torch is installed. That may unpickle: load files of your own making only.
+
+    Raises:
+        ValueError: `path` does not end in .pt2.
+    """
+    path = _named(path, ".pt2")
+    made = program(embedder)
+    with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as folder:
+        part = Path(folder) / path.name
+        torch.export.save(made, part, extra_files={FACTS: json.dumps(facts(embedder))})
+        part.replace(path)
+
+
+def write_onnx(embedder: Embedder, path: str | os.PathLike[str]) -> None:
+    """Write `program` as ONNX, input `pixels` and output `embeddings`; the facts are its metadata, each as JSON.
+
+    Weights beyond 1.5 GB lie in a second file beside it, `path` with .data behind, to which it refers by name.
+
+    Raises:
+        ValueError: `path` does not end in .onnx.
+        ImportError: onnx or onnxscript is not installed.
+    """
+    path = _named(path, ".onnx")
+    try:
+        import onnx  # noqa: F401
+        import onnxscript  # noqa: F401
+    except ImportError as error:
+        raise ImportError("writing ONNX needs onnx and onnxscript; pip install 'beyond_binary[onnx]'") from error
+    made = program(embedder)
+    graph = torch.onnx.export(made, dynamo=True, verbose=False, input_names=[PIXELS], output_names=[EMBEDDINGS])
+    assert graph is not None
+    _name_batch(graph.model.graph)
+    graph.model.metadata_props.update({name: json.dumps(value) for name, value in facts(embedder).items()})
+    size = sum(tensor.numel() * tensor.element_size() for tensor in made.state_dict.values())
+    with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as folder:
+        graph.save(Path(folder) / path.name, external_data=size > LARGEST)
+        for part in Path(folder).iterdir():
+            part.replace(path.parent / part.name)
+
+
+def _name_batch(graph: Any) -> None:
+    """Call the free dimension of input and output `n`, whatever the exporter called it."""
+    import onnx_ir as ir
+
+    for value in (*graph.inputs, *graph.outputs):
+        value.shape = ir.Shape(["n", *value.shape.dims[1:]])
+
+
+def write_items(
+    path: str | os.PathLike[str],
+    embeddings: Any,
+    *,
+    labels: Any = None,
+    ids: Any = None,
+    names: Sequence[str] | None = None,
+    columns: Mapping[str, Any] | None = None,
+    k: int = 10,
+    geometry: str = "cosine",
+) -> None:
+    """Write embeddings with labels and nearest neighbours as a table, one row an item: Parquet or .npz.
+
+    Columns of a Parquet file (arrays of an .npz file [n ...]): `id` int64, `name` text, `embedding` d numbers float32,
+    `label` what was given, `neighbour_ids` k ids int64 of the nearest other items, best first, `neighbour_scores` k
+    numbers float32 (similarities of `cosine` and `dot`, else distances), and `columns` under their names. Facts of the
+    file are `geometry` and `k`: metadata of the Parquet schema, arrays of the .npz file.
+
+    Args:
+        path: ends in .parquet or .npz.
+        embeddings: [n d].
+        labels: [n ...], left out if None.
+        ids: integers [n], all different; default 0 to n - 1.
+        names: [n], for example the images' files; default the ids.
+        columns: further facts of each item.
+        k: how many neighbours; fewer if there are fewer items, 0: none.
+        geometry: how embeddings are compared: cosine, dot or euclidean.
+
+    Raises:
+        ValueError: another file name, lengths that do not fit, ids that repeat, a column named like one of these, or
+            embeddings that are not [n d] and finite.
+    """
+    path = _named(path, ".parquet", ".npz")
+    z = torch.as_tensor(embeddings).detach().float().cpu()
+    from .index import Index
+
+    index = Index(z, geometry=geometry)
+    ids = np.arange(len(z)) if ids is None else np.asarray(ids)
+    if ids.shape != (len(z),) or ids.dtype.kind not in "iu" or len(np.unique(ids)) != len(ids):
+        raise ValueError(f"expected {len(z)} different integer ids, got {ids.dtype} {list(ids.shape)}")
+    places, scores = _others(index, min(k, len(z) - 1))
+    table: dict[str, Any] = {
+        "id": ids.astype(np.int64),
+        "name": np.asarray([str(i) for i in ids] if names is None else [str(name) for name in names]),
+        "embedding": z.numpy(),
+        "neighbour_ids": ids.astype(np.int64)[places],
+        "neighbour_scores": scores,
+    }
+    table |= {} if labels is None else {"label": np.asarray(labels)}
+    if clash := sorted(table.keys() & (columns or {}).keys()):
+        raise ValueError(f"columns {', '.join(clash)} are written anyway; give yours other names")
+    table |= {name: np.asarray(column) for name, column in (columns or {}).items()}
+    for name, column in table.items():
+        if len(column) != len(z):
+            raise ValueError(f"expected {len(z)} values of {name!r}, one for each embedding, got {len(column)}")
+    about = {"geometry": geometry, "k": str(places.shape[1])}
+    with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as folder:
+        part = Path(folder) / path.name
+        (_write_parquet if path.suffix == ".parquet" else _write_npz)(part, table, about)
+        part.replace(path)
+
+
+def _others(index: Index, k: int) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
+    """Places and scores [n k] of each item's nearest others; an item is left out by its place, not as the first."""
+    if k < 1:
+        return np.zeros((len(index), 0), np.int64), np.zeros((len(index), 0), np.float32)
+    hits = index.search(index.embeddings, k + 1)
+    own = hits.places == torch.arange(len(index))[:, None]
+    own[~own.any(1), -1] = True  # among many equal items it may not have found itself
+    places, scores = (x[~own].reshape(len(index), k).numpy() for x in (hits.places, hits.scores))
+    return places, scores
+
+
+def _write_parquet(path: Path, table: Mapping[str, np.ndarray[Any, Any]], facts: Mapping[str, str]) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    arrays = {}
+    for name, column in table.items():
+        if column.ndim == 1:
+            arrays[name] = pa.array(column)
+        elif column.ndim == 2 and column.dtype.kind in "iuf" and column.shape[1]:
+            arrays[name] = pa.FixedSizeListArray.from_arrays(pa.array(column.reshape(-1)), column.shape[1])
+        else:
+            plain = pa.list_(pa.from_numpy_dtype(column.dtype)) if column.size == 0 else None
+            arrays[name] = pa.array(column.tolist(), plain)
+    pq.write_table(pa.table(arrays).replace_schema_metadata({"beyond_binary": json.dumps(dict(facts))}), path)
+
+
+def _write_npz(path: Path, table: Mapping[str, np.ndarray[Any, Any]], facts: Mapping[str, str]) -> None:
+    if odd := [name for name, column in table.items() if column.dtype.kind == "O"]:
+        raise ValueError(f"{', '.join(odd)}: an .npz file holds numbers and texts of one shape; write .parquet")
+    arrays: dict[str, Any] = {**table, **facts}
+    with path.open("wb") as file:
+        np.savez_compressed(file, **arrays)
+
+
+def _named(path: str | os.PathLike[str], *suffixes: str) -> Path:
+    path = Path(path).absolute()
+    if path.suffix not in suffixes:
+        raise ValueError(f"expected a file name that ends in {' or '.join(suffixes)}, got {path.name!r}")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return path

@@ -1,0 +1,196 @@
+"""Search for good settings of `recipes/train.py` with Optuna: each trial is a run, and hopeless ones are stopped early.
+
+python recipes/tune.py --config recipes/configs/classes.yaml --data.source photos/ --data.splitting class_folds \\
+    --search "optimizer.lr=1e-4..1e-2 log" --search "objective.options.margin=0.05..0.5" \\
+    --search "sampler.batch_size=32|64|128" --trials 30 --seeds 2 --folder runs/tune
+
+It goes on where it was interrupted, in the file study.db of the folder; best.yaml there has the settings of the best trial.
+Trials are compared by the monitored metric on held-out items, so these must not be the test set: with classes, take
+`--data.splitting class_folds`, which holds out classes of the training half.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import re
+import sys
+from collections.abc import Callable
+from dataclasses import is_dataclass
+from pathlib import Path
+from typing import Any
+
+import optuna
+import yaml
+
+sys.path[:0] = [str(Path(__file__).resolve().parent)]
+
+import train as recipe
+
+from beyond_binary.config import Config, dump_config, field_names, parse_config
+from beyond_binary.metrics import higher_is_better
+from beyond_binary.registry import suggest
+from beyond_binary.runs import Run
+
+RANGE = re.compile(r"(\S+)\.\.(\S+?)( log)?")
+Draw = Callable[[optuna.Trial], Any]
+
+
+class Watched(Run):
+    """A run that gives each evaluation to a function, which may end it by an exception."""
+
+    def __init__(self, folder: Path, watch: Callable[[dict[str, Any]], None]) -> None:
+        super().__init__(folder)
+        self.watch = watch
+
+    def log(self, **values: Any) -> None:
+        """As `Run.log`."""
+        super().log(**values)
+        if values.get("event") == "evaluation" and values["epoch"] > 0:
+            self.watch(values)
+
+
+def dimension(text: str) -> tuple[str, Draw]:
+    """A field and how its value is drawn: "FIELD=LOW..HIGH", "FIELD=LOW..HIGH log" or "FIELD=A|B|C".
+
+    Raises:
+        ValueError: no such field, or a range that is none.
+    """
+    name, equals, values = text.partition("=")
+    section = name.rpartition(".")[0]
+    if name not in (known := field_names()) and section not in ("objective.options", "optimizer.options"):
+        raise ValueError(f"--search: no field {name!r}{suggest(name, known)}")
+    found = RANGE.fullmatch(values.strip())
+    if not equals or not values.strip():
+        raise ValueError(f'--search: expected "FIELD=LOW..HIGH" or "FIELD=A|B", got {text!r}')
+    if found is None:
+        choices = [yaml.safe_load(value) for value in values.split("|")]
+        return name, lambda trial: trial.suggest_categorical(name, choices)
+    low, high = (_number(word) for word in found.groups()[:2])
+    log = found[3] is not None
+    if not low < high or (log and low <= 0):
+        raise ValueError(f"--search: expected LOW < HIGH{', and LOW > 0' if log else ''}, got {text!r}")
+    if isinstance(low, int) and isinstance(high, int):
+        return name, lambda trial: trial.suggest_int(name, int(low), int(high), log=log)
+    return name, lambda trial: trial.suggest_float(name, low, high, log=log)
+
+
+def _number(word: str) -> float | int:
+    try:
+        return int(word)
+    except ValueError:
+        return float(word)
+
+
+def put(config: Config, name: str, value: Any) -> None:
+    """Set a field by its dotted name."""
+    *sections, last = name.split(".")
+    place: Any = config
+    for section in sections:
+        place = getattr(place, section)
+    if is_dataclass(place):
+        setattr(place, last, value)
+    else:
+        place[last] = value
+
+
+def attempt(base: Config, space: dict[str, Draw], seeds: int, folder: Path, trial: optuna.Trial) -> float:
+    """One trial: the mean over seeds of the monitored metric, its sign changed where lower is better."""
+    done: list[float] = []
+    for number in range(seeds):
+        config = copy.deepcopy(base)
+        for name, draw in space.items():
+            put(config, name, draw(trial))
+        config.seed, config.output, config.resume = base.seed + number, str(folder / f"seed{number}"), "never"
+        setup, run, accelerator = recipe.start(config)
+        scores: list[float] = []
+
+        def watch(
+            values: dict[str, Any], setup: recipe.Setup = setup, scores: list[float] = scores, first: int = number
+        ) -> None:
+            name = setup.judge.monitored(values)
+            scores.append(values[name] if higher_is_better(name) else -values[name])
+            trial.set_user_attr("metric", name)
+            trial.report((sum(done) + scores[-1]) / (len(done) + 1), first * base.optimizer.epochs + values["epoch"])
+            if trial.should_prune():
+                raise optuna.TrialPruned
+
+        try:
+            recipe.fit(config, setup, Watched(run.folder, watch), accelerator)
+        finally:
+            accelerator.free_memory()
+        done.append(max(scores) if config.evaluation.keep == "best" else scores[-1])
+    return sum(done) / len(done)
+
+
+def best_config(base: Config, study: optuna.Study) -> Config:
+    """The settings of the best trial."""
+    config = copy.deepcopy(base)
+    for name, value in study.best_params.items():
+        put(config, name, value)
+    return config
+
+
+def search(argv: list[str]) -> optuna.Study:
+    """Read the command line and run what is missing of the trials. Raises ValueError for what does not fit."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+    parser.add_argument("--search", action="append", required=True, help='"FIELD=LOW..HIGH[ log]" or "FIELD=A|B|C"')
+    parser.add_argument("--trials", type=int, default=20, help="trials in all, those of earlier calls included")
+    parser.add_argument("--seeds", type=int, default=1, help="runs of each trial, which count by their mean")
+    parser.add_argument("--folder", type=Path, default=Path("runs/tune"), help="where trials and results are kept")
+    parser.add_argument("--warm", type=int, default=5, help="trials that are finished before any is stopped early")
+    parser.add_argument(
+        "--held-out-is-validation", action="store_true", help="what is held out is no test set, however it was split"
+    )
+    given, rest = parser.parse_known_args(argv)
+    base = parse_config(rest, default=Path(__file__).parent / "configs" / "pose.yaml")
+    if base.data.splitting != "class_folds" and not given.held_out_is_validation:
+        raise ValueError(
+            f"data.splitting {base.data.splitting} may hold out the test set, and choosing settings by it flatters them; "
+            "take --data.splitting class_folds, or a split of your own and --held-out-is-validation"
+        )
+    if base.evaluation.every != 1:
+        raise ValueError(
+            f"trials are compared epoch by epoch; expected evaluation.every 1, got {base.evaluation.every}"
+        )
+    space = dict(dimension(text) for text in given.search)
+    given.folder.mkdir(parents=True, exist_ok=True)
+    study = optuna.create_study(
+        storage=f"sqlite:///{given.folder.absolute() / 'study.db'}",
+        study_name="tune",
+        load_if_exists=True,
+        direction="maximize",
+        sampler=optuna.samplers.TPESampler(seed=base.seed),
+        pruner=optuna.pruners.MedianPruner(n_startup_trials=given.warm),
+    )
+    over = (optuna.trial.TrialState.COMPLETE, optuna.trial.TrialState.PRUNED, optuna.trial.TrialState.FAIL)
+    missing = given.trials - sum(trial.state in over for trial in study.trials)
+
+    def objective(trial: optuna.Trial) -> float:
+        return attempt(base, space, given.seeds, given.folder / f"trial{trial.number:04d}", trial)
+
+    if missing > 0:
+        study.optimize(objective, n_trials=missing, catch=(FloatingPointError,))
+    if any(trial.state == over[0] for trial in study.trials):
+        (given.folder / "best.yaml").write_text(dump_config(best_config(base, study)))
+    return study
+
+
+def main() -> None:
+    """Search, and print the best trial."""
+    try:
+        study = search(sys.argv[1:])
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
+    finished = [trial for trial in study.trials if trial.state == optuna.trial.TrialState.COMPLETE]
+    print(f"{len(study.trials)} trials, {len(finished)} run to their end")
+    if finished:
+        best = study.best_trial
+        print(f"best: trial {best.number}, {best.user_attrs['metric']} {abs(study.best_value):.4f}, {best.params}")
+
+
+if __name__ == "__main__":
+    main()

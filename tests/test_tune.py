@@ -1,0 +1,114 @@
+"""The search for settings: spaces, trials that are runs, stopping early, going on, and no choosing by the test set."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from beyond_binary.config import Config, parse_config
+
+optuna = pytest.importorskip("optuna")
+ROOT = Path(__file__).parent.parent
+spec = importlib.util.spec_from_file_location("tune_recipe", ROOT / "recipes" / "tune.py")
+assert spec is not None
+assert spec.loader is not None
+tune = importlib.util.module_from_spec(spec)
+sys.modules["tune_recipe"] = tune
+spec.loader.exec_module(tune)
+
+TINY = [
+    "--config", str(ROOT / "recipes" / "configs" / "digits.yaml"), "--data.rows", "[48, 24]",
+    "--embedder.trunk", "timm/test_byobnet", "--embedder.dim", "8", "--sampler.batch_size", "16",
+    "--optimizer.epochs", "2", "--progress", "false", "--report", "false", "--trackers", "[]", "--cpu", "true",
+]  # fmt: skip
+
+
+def test_spaces() -> None:
+    study = optuna.create_study()
+    trial = study.ask()
+    for text in ("optimizer.lr=1e-4..1e-2 log", "sampler.batch_size=32..64", "objective.loss=triplet|contrastive"):
+        tune.dimension(text)[1](trial)
+    found = study.trials[0].distributions
+    assert found["optimizer.lr"] == optuna.distributions.FloatDistribution(1e-4, 1e-2, log=True)
+    assert found["sampler.batch_size"] == optuna.distributions.IntDistribution(32, 64)
+    assert found["objective.loss"] == optuna.distributions.CategoricalDistribution(("triplet", "contrastive"))
+    config = Config()
+    tune.put(config, "optimizer.lr", 0.5)
+    tune.put(config, "objective.options.margin", 0.3)
+    tune.put(config, "seed", 3)
+    assert (config.optimizer.lr, config.objective.options, config.seed) == (0.5, {"margin": 0.3}, 3)
+
+
+@pytest.mark.parametrize(("text", "told"), [
+    ("optimizer.rl=1..2", "optimizer.lr"), ("optimizer.lr", "expected"), ("optimizer.lr=2..1", "LOW < HIGH"),
+    ("optimizer.lr=0..1 log", "LOW > 0"),
+])  # fmt: skip
+def test_spaces_that_are_none(text, told) -> None:
+    with pytest.raises(ValueError, match=told):
+        tune.dimension(text)
+
+
+def test_the_test_set_is_not_chosen_by(tmp_path) -> None:
+    arguments = [*TINY, "--search", "optimizer.lr=1e-4..1e-2", "--folder", str(tmp_path)]
+    with pytest.raises(ValueError, match="class_folds"):
+        tune.search(arguments)
+    with pytest.raises(ValueError, match=r"evaluation\.every 1, got 2"):
+        tune.search([*arguments, "--held-out-is-validation", "--evaluation.every", "2"])
+
+
+def test_trials_report_stop_and_go_on(tmp_path, monkeypatch) -> None:
+    """Runs are played: two epochs each with the learning rate as the metric, lower is better."""
+    played = []
+
+    class Judge:
+        def monitored(self, values: dict[str, Any]) -> str:
+            return "mean_label_distance_at_10"
+
+    class Nothing:
+        judge = Judge()
+        folder = tmp_path
+
+        def free_memory(self) -> None:
+            played.append("freed")
+
+    def fit(config: Config, setup: Any, run: Any, accelerator: Any) -> None:
+        for epoch in range(3):
+            played.append((config.seed, round(config.optimizer.lr, 3), epoch))
+            run.log(event="evaluation", epoch=epoch, mean_label_distance_at_10=config.optimizer.lr)
+
+    monkeypatch.setattr(tune.recipe, "start", lambda config: (Nothing(), Nothing(), Nothing()))
+    monkeypatch.setattr(tune.recipe, "fit", fit)
+    arguments = [
+        *TINY, "--held-out-is-validation", "--search", "optimizer.lr=0.1|0.2|0.3|0.4", "--folder", str(tmp_path),
+        "--seeds", "2", "--warm", "1",
+    ]  # fmt: skip
+    study = tune.search([*arguments, "--trials", "3"])
+    assert len(study.trials) == 3
+    study = tune.search([*arguments, "--trials", "10"])
+    assert len(study.trials) == 10
+    states = [trial.state.name for trial in study.trials]
+    assert "COMPLETE" in states
+    assert "PRUNED" in states
+    assert played.count("freed") == len({(p[0], i) for i, p in enumerate(played) if p != "freed" and p[2] == 0})
+    best = study.best_params["optimizer.lr"]
+    assert best == min(trial.params["optimizer.lr"] for trial in study.trials)
+    assert study.best_value == pytest.approx(-best)
+    assert study.best_trial.user_attrs == {"metric": "mean_label_distance_at_10"}
+    assert parse_config(["--config", str(tmp_path / "best.yaml")]).optimizer.lr == best
+
+
+@pytest.mark.slow
+def test_a_search_trains(tmp_path) -> None:
+    study = tune.search([
+        *TINY, "--held-out-is-validation", "--search", "optimizer.lr=1e-4..1e-2 log", "--folder", str(tmp_path),
+        "--trials", "1",
+    ])  # fmt: skip
+    (trial,) = study.trials
+    assert trial.state.name == "COMPLETE"
+    assert list(trial.intermediate_values) == [1, 2]
+    assert trial.value == trial.intermediate_values[2]
+    assert (tmp_path / "trial0000" / "seed0" / "metrics.json").exists()
