@@ -24,7 +24,6 @@ from originals import (
 )
 from scipy.io import savemat
 
-from beyond_binary.config import check_config, parse_config
 from beyond_binary.data import DataConfig, Splits, load_checked, load_splits
 from beyond_binary.data.originals import ORIGINALS
 from beyond_binary.data.originals.poses import MPII, whole_groups
@@ -32,8 +31,6 @@ from beyond_binary.data.originals.rooms import LAYOUT_TYPES, named_surfaces
 from beyond_binary.data.rooms import SURFACES
 from beyond_binary.registry import options_of
 from beyond_binary.targets import create_target
-
-CONFIGS = Path(__file__).parent.parent / "recipes" / "configs"
 
 
 def load(source: str, **fields: Any) -> Splits:
@@ -228,6 +225,12 @@ def test_karpathy_pads_captions_and_takes_images_from_elsewhere(tmp_path: Path) 
     moved = file.rename(tmp_path / "train2014" / "d.json")
     splits = load(f"karpathy:{moved}", options={"images": str(tmp_path), "captions": 3})
     assert splits.train.labels[0].tolist() == ["a dog number 0 line 0", "a dog number 0 line 1", ""]
+
+
+@pytest.mark.parametrize("folder", ["flickr30k-images", "Flicker8k_Dataset"])
+def test_karpathy_finds_the_images_where_they_are_unpacked_to(tmp_path: Path, folder: str) -> None:
+    splits = load(f"karpathy:{write_karpathy(tmp_path, 'tte', folder=False, images=folder)}")
+    np.testing.assert_array_equal(np.asarray(splits.query.images[0]), picture(tmp_path / "x", (8, 6), 2))
 
 
 def test_missing_images_are_named_or_skipped(tmp_path: Path) -> None:
@@ -480,28 +483,3 @@ def test_options_are_for_original_files_alone(tmp_path: Path) -> None:
             load(source, options={"queries": 1})
     with pytest.raises(FileNotFoundError, match="mpii:PATH"):
         load("mpi:folder")
-
-
-# ---------------------------------------------------------------- the configs
-
-
-def test_configs_load_their_sets(tmp_path: Path) -> None:
-    writers = {
-        "mpii_pose": ("mpii", lambda root: plain_mpii(root)),
-        "lsun_rooms": ("lsun_rooms", lambda root: write_lsun(root)),
-        "coco_captions": ("karpathy", lambda root: write_karpathy(root, "trvee")),
-    }
-    for name, (source, write) in writers.items():
-        (tmp_path / name).mkdir()
-        argv = ["--config", str(CONFIGS / f"{name}.yaml"), "--data.source", f"{source}:{write(tmp_path / name)}"]
-        config = parse_config([*argv, "--data.options.queries", "1"])
-        check_config(config)
-        assert config.optimizer.schedule == "constant"
-        assert "NOT RUN HERE" in (CONFIGS / f"{name}.yaml").read_text()
-        splits = load_splits(config.data)
-        assert splits.gallery is not None
-        assert len(splits.query) == 1
-        if source != "karpathy":
-            create_target(config.objective.target).encode(splits.train.labels)
-        if config.augment.mirror:
-            assert [config.augment.mirror[j] for j in config.augment.mirror] == list(range(16))

@@ -55,7 +55,10 @@ class DataConfig:
             and test items.
         shuffle: For rows: divide them in an order drawn with the seed, not in file order.
         config_name: Configuration of a Hub set that has several.
-        revision: Branch, tag or commit of a Hub set, for example refs/convert/parquet.
+        revision: Branch, tag or commit of a Hub set, for example refs/convert/parquet. The run's record has the
+            commit that it was.
+        streaming: Read a Hub set row after row, without downloading its files; images are kept in memory, no
+            larger than `size`.
         limit: Keep at most this many items of each split, drawn with the seed.
         seed: Seed of embedded sets and of `limit`.
         size: Side in pixels of drawn embedded sets; images of other sources are shrunk to this shorter side
@@ -85,6 +88,7 @@ class DataConfig:
     shuffle: bool = False
     config_name: str | None = None
     revision: str | None = None
+    streaming: bool = False
     limit: int | None = None
     seed: int = 0
     size: int | None = None

@@ -13,8 +13,10 @@ from .common import ORIGINALS, as_table, check_images_exist, must_exist, split_c
 
 KARPATHY_PARTS = (
     "dataset_coco.json (or _flickr8k, _flickr30k) of Karpathy's splits (cs.stanford.edu/people/karpathy/deepimagesent), "
-    "beside the images: train2014/ and val2014/ of MS-COCO (cocodataset.org), or name their folder in data.options.images"
+    "beside the images: train2014/ and val2014/ of MS-COCO (cocodataset.org), flickr30k-images/ of Flickr30k, or name their "
+    "folder in data.options.images"
 )
+KARPATHY_FOLDERS = (".", "flickr30k-images", "flickr30k_images", "Flicker8k_Dataset", "images")
 
 
 @ORIGINALS.register()
@@ -30,7 +32,7 @@ def karpathy(
     """Images with captions in the splits of Karpathy and Fei-Fei (CVPR 2015); labels texts [n captions].
 
     Args:
-        images: folder of the images; unset: that of the JSON file.
+        images: folder of the images; unset: that of the JSON file, or one in it that the authors' archives unpack to.
         captions: the first so many captions of an image; where there are fewer, the rest is "".
         restval: images of the split restval train (113,287 training images in MS-COCO); else they are left out.
         queries: the first so many test images are queries, the others the gallery (with data.role=role).
@@ -53,6 +55,9 @@ def karpathy(
     read = [entry for entry in read if entry[0] in ("train", "val", "test") or (entry[0] == "restval" and restval)]
     if not read:
         raise ValueError(f"{str(path)!r} has no images in the splits train, restval, val and test")
+    if images is None:
+        folders = [root / folder for folder in KARPATHY_FOLDERS]
+        root = next((folder for folder in folders if (folder / read[0][1]).exists()), root)
     files = [root / file for _, file, _ in read]
     check_images_exist(files, config, KARPATHY_PARTS)
     split = ["train" if name == "restval" else name for name, _, _ in read]
