@@ -17,6 +17,8 @@ from .hub import CARD, Files, check_hub_id, check_token, push
 
 SHARD_BYTES = 500_000_000
 ROWS_AT_ONCE = 64
+Column = np.ndarray | list[list[str]]
+"""Labels of n images: an array [n ...], or lists of texts."""
 
 
 def push_dataset(
@@ -79,14 +81,15 @@ def dataset_files(
     shard_bytes: int = SHARD_BYTES,
 ) -> Files:
     """The files of the set, written into `folder` in parts of about `shard_bytes`, and its card."""
-    columns = dict(labels) if isinstance(labels, Mapping) else {"label": labels}
+    given: dict[str, Any] = dict(labels) if isinstance(labels, Mapping) else {"label": labels}
     splits = [split] * len(images) if isinstance(split, str) else list(split)
-    lengths = {"images": len(images), "split": len(splits), **{name: len(column) for name, column in columns.items()}}
+    lengths = {"images": len(images), "split": len(splits), **{name: len(column) for name, column in given.items()}}
     if len(set(lengths.values())) > 1 or not len(images):
         found = ", ".join(f"{count} in {name}" for name, count in lengths.items())
         raise ValueError(f"expected as many labels as images, and at least one, got {found}")
-    if taken := {"image", "split"} & columns.keys():
+    if taken := {"image", "split"} & given.keys():
         raise ValueError(f"a column of labels cannot be called {', '.join(sorted(taken))}; name it otherwise")
+    columns = {name: tidy(name, column) for name, column in given.items()}
     features = label_features(columns, class_names)
     files: Files = {}
     for part in dict.fromkeys(splits):
@@ -99,53 +102,57 @@ def dataset_files(
     return files
 
 
-def label_features(columns: Mapping[str, Any], class_names: Sequence[str] | None) -> Any:
-    """The `datasets` features of the image and the columns; ValueError for a column that is none of the known forms."""
+def tidy(name: str, column: Any) -> Column:
+    """A column as an array of numbers [n ...] or text [n], or as a list of lists of texts; ValueError if it is neither."""
+    rows = column.to_numpy() if hasattr(column, "to_numpy") else column  # of pandas
+    rows = rows.tolist() if isinstance(rows, np.ndarray) and rows.dtype.kind in "UO" else rows
+    if isinstance(rows, list | tuple) and all(isinstance(row, list | tuple) and _are_texts(row) for row in rows):
+        return [list(row) for row in rows]
+    try:
+        array = np.asarray(rows)
+    except ValueError:  # rows of unlike lengths
+        array = np.empty(0, dtype=object)
+    if array.dtype.kind not in "biufU" or (array.dtype.kind == "U" and array.ndim > 1):
+        raise ValueError(
+            f"column {name!r}: expected numbers or text [n], numbers [n ...], or a list of texts for each image; got "
+            f"{type(rows[0]).__name__}, the first {str(rows[0])[:60]!r}"
+        )
+    if array.dtype.kind == "f" and not np.isfinite(array).all():
+        bad = np.flatnonzero(~np.isfinite(array).reshape(len(array), -1).all(1))
+        raise ValueError(f"column {name!r}: {len(bad)} labels are NaN or infinite, the first at {bad[0]}")
+    return array
+
+
+def _are_texts(row: Sequence[Any]) -> bool:
+    return len(row) > 0 and all(isinstance(text, str) for text in row)
+
+
+def label_features(columns: Mapping[str, Column], class_names: Sequence[str] | None) -> Any:
+    """The `datasets` features of the image and of tidy columns; ValueError where class names do not fit."""
     from datasets import ClassLabel, Features, List, Value
     from datasets import Image as ImageFeature
 
     found: dict[str, Any] = {"image": ImageFeature()}
     for name, column in columns.items():
-        if _holds_texts(column):
+        if isinstance(column, list):
             found[name] = List(Value("string"))
             continue
-        try:
-            array = np.asarray(column)
-        except ValueError:  # rows of unlike lengths
-            array = np.empty(0, dtype=object)
-        kind = array.dtype.kind
-        if kind not in "biufU" or (kind == "U" and array.ndim > 1):
-            raise ValueError(
-                f"column {name!r}: expected numbers or text [n], numbers [n ...], or a list of texts for each image; got "
-                f"{type(column[0]).__name__}, the first {column[0]!r:.60}"
-            )
-        if kind == "f" and not np.isfinite(array).all():
-            bad = np.flatnonzero(~np.isfinite(array).reshape(len(array), -1).all(1))
-            raise ValueError(f"column {name!r}: {len(bad)} labels are NaN or infinite, the first at {bad[0]}")
-        types = {"b": "bool", "i": "int64", "u": "int64", "f": "float32" if array.dtype.itemsize <= 4 else "float64"}
-        found[name] = Value(types.get(kind, "string"))
-        for length in reversed(array.shape[1:]):
+        types = {"b": "bool", "i": "int64", "u": "int64", "f": "float32" if column.dtype.itemsize <= 4 else "float64"}
+        found[name] = Value(types.get(column.dtype.kind, "string"))
+        for length in reversed(column.shape[1:]):
             found[name] = List(found[name], length=length)
     if class_names is not None:
-        if found.get("label") != Value("int64") or not 0 <= np.min(columns["label"]) <= np.max(columns["label"]) < len(
-            class_names
-        ):
+        classes = columns.get("label")
+        whole = isinstance(classes, np.ndarray) and classes.dtype.kind in "iu" and classes.ndim == 1
+        if not whole or not set(np.unique(classes).tolist()) <= set(range(len(class_names))):
             raise ValueError(f"class_names need a column label of integers from 0 to {len(class_names) - 1}")
         found["label"] = ClassLabel(names=list(class_names))
     return Features(found)
 
 
-def _holds_texts(column: Any) -> bool:
-    """Whether each element is a list of texts."""
-    rows = column.tolist() if isinstance(column, np.ndarray) and column.dtype.kind in "UO" else column
-    return isinstance(rows, list | tuple) and all(
-        isinstance(row, list | tuple) and len(row) > 0 and all(isinstance(text, str) for text in row) for row in rows
-    )
-
-
 def write_shards(
     images: Sequence[Any],
-    columns: Mapping[str, Any],
+    columns: Mapping[str, Column],
     rows: Sequence[int],
     features: Any,
     folder: Path,
@@ -201,7 +208,7 @@ def encoded(image: Any) -> dict[str, Any]:
     return {"bytes": content, "path": name}
 
 
-def dataset_card(hub_id: str, counts: Mapping[str, int], columns: Mapping[str, Any], license: str | None) -> str:
+def dataset_card(hub_id: str, counts: Mapping[str, int], columns: Mapping[str, Column], license: str | None) -> str:
     """The card: which files make which split, the columns, and how to train on them with this package."""
     known: dict[str, Any] = {} if license is None else {"license": license}
     known["tags"] = ["beyond_binary", "metric-learning"]
@@ -209,12 +216,12 @@ def dataset_card(hub_id: str, counts: Mapping[str, int], columns: Mapping[str, A
     known["configs"] = [{"config_name": "default", "data_files": files}]
     label = "label" if "label" in columns else next(iter(columns))
     first = columns[label]
-    told = f"'[{label}]'" if _holds_texts(first) else label
+    told = f"'[{label}]'" if isinstance(first, list) else label
     given = "train" in counts and len(counts) > 1
     other = next((part for part in ("test", *counts) if part in counts and part != "train"), None)
     if given:
         division = "" if other == "test" else f" --data.query_split {other}"
-    elif not _holds_texts(first) and np.asarray(first).dtype.kind in "iuU":
+    elif isinstance(first, np.ndarray) and first.ndim == 1 and first.dtype.kind in "iuU":
         division = " --data.splitting class_disjoint"
     else:
         total = sum(counts.values())
@@ -230,10 +237,9 @@ def dataset_card(hub_id: str, counts: Mapping[str, int], columns: Mapping[str, A
     )
 
 
-def _form(column: Any) -> str:
-    """What a column holds, in words."""
-    if _holds_texts(column):
+def _form(column: Column) -> str:
+    """What a column holds for each image, in words."""
+    if isinstance(column, list):
         return "a list of texts"
-    array = np.asarray(column)
-    word = {"i": "an integer", "u": "an integer", "b": "yes or no", "f": "a number", "U": "a text"}[array.dtype.kind]
-    return word if array.ndim == 1 else f"numbers {list(array.shape[1:])}"
+    word = {"i": "an integer", "u": "an integer", "b": "yes or no", "f": "a number", "U": "a text"}[column.dtype.kind]
+    return word if column.ndim == 1 else f"numbers {list(column.shape[1:])}"

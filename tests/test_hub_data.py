@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import yaml
 from hub_client import Client
@@ -14,7 +15,7 @@ from hub_double import Hub
 from PIL import Image
 from pyarrow import parquet
 
-from beyond_binary.hub_data import dataset_card, dataset_files, label_features, push_dataset
+from beyond_binary.hub_data import dataset_card, dataset_files, label_features, push_dataset, tidy
 
 PUSH = """
 import io, json, numpy as np, datasets
@@ -205,14 +206,15 @@ def test_names_are_checked_before_anything_is_read() -> None:
 def test_features_keep_the_type_of_labels() -> None:
     columns = {
         "whole": [1, 2], "small": np.zeros((2, 3), dtype=np.float32), "text": ["a", "b"], "texts": [["a"], ["b", "c"]],
-        "grid": np.zeros((2, 4, 5)), "array": np.array([["a", "b"], ["c", "d"]]),
+        "grid": np.zeros((2, 4, 5)), "array": np.array([["a", "b"], ["c", "d"]]), "series": pd.Series(["a", "b"], [7, 3]),
     }  # fmt: skip
-    found = {name: str(kind) for name, kind in label_features(columns, None).items()}
+    tidied = {name: tidy(name, column) for name, column in columns.items()}
+    found = {name: str(kind) for name, kind in label_features(tidied, None).items()}
     assert found["whole"] == "Value('int64')"
     assert found["small"] == "List(Value('float32'), length=3)"
     assert found["grid"] == "List(List(Value('float64'), length=5), length=4)"
     assert found["texts"] == found["array"] == "List(Value('string'))"
-    assert found["text"] == "Value('string')"
+    assert found["text"] == found["series"] == "Value('string')"
 
 
 @pytest.mark.parametrize(
@@ -229,7 +231,7 @@ def test_features_keep_the_type_of_labels() -> None:
     ],
 )
 def test_the_card_says_how_to_train(counts: dict[str, int], columns: dict[str, list], told: str) -> None:
-    card = dataset_card("user/set", counts, columns, "cc0-1.0")
+    card = dataset_card("user/set", counts, {name: tidy(name, c) for name, c in columns.items()}, "cc0-1.0")
     assert f"--data.source hub:user/set {told}" in card
     known = yaml.safe_load(card.split("---\n")[1])
     assert known["license"] == "cc0-1.0"

@@ -58,15 +58,15 @@ def read_rows(config: DataConfig) -> Rows:
     from .from_datasets import dataset_rows, load_hub
     from .originals import ORIGINALS, is_original, read_original
 
-    if is_original(config.source) and not config.streaming:
+    if config.streaming and not config.source.startswith("hub:"):
+        raise ValueError(f"data.streaming is for sets on the Hub, hub:USER/NAME, got {config.source!r}")
+    if is_original(config.source):
         return read_original(config)
     if config.options:
         raise ValueError(f"data.options are for sources {_one_of(ORIGINALS.names())}, got {config.source!r}")
     if config.source.startswith("hub:"):
         loaded, origin = load_hub(config)
         return replace(dataset_rows(loaded, config), origin=origin)
-    if config.streaming:
-        raise ValueError(f"data.streaming is for sets on the Hub, hub:USER/NAME, got {config.source!r}")
     path = Path(config.source).expanduser()
     if not path.exists():
         raise FileNotFoundError(
