@@ -72,8 +72,9 @@ def collect(parts: dict[str, Any], config: DataConfig) -> dict[str, Any]:
     left = sum(config.rows or ()) if in_order else None
     kept = {}
     for split, part in parts.items():
-        kept[split] = _collected(part, config, left)
-        left = None if left is None else left - len(kept[split])
+        if left != 0:
+            kept[split] = _collected(part, config, left)
+            left = None if left is None else left - len(kept[split])
     return kept
 
 
@@ -83,25 +84,24 @@ def _collected(part: Any, config: DataConfig, most: int | None) -> Any:
     from datasets import Dataset, DatasetInfo, Features
     from datasets.table import InMemoryTable
 
-    features, tables, count = part.features, [], 0
-    for table in part.with_format("arrow").iter(batch_size=32) if most != 0 else ():
-        features = features or Features.from_arrow_schema(table.schema)
-        image, pictures = _picture_columns(features, config)
+    known, tables, count = part.features, [], 0
+    for table in part.with_format("arrow").iter(batch_size=32):
+        known = known or Features.from_arrow_schema(table.schema)
+        image, pictures = _picture_columns(known, config)
         kept = table.slice(0, None if most is None else most - count)
         kept = kept.drop_columns([name for name in pictures if name != image])
         if image in pictures:
             cells = [_small(cell, config.size) for cell in kept[image].to_pylist()]
             place = kept.column_names.index(image)
-            kept = kept.set_column(place, image, pa.array(cells, features[image].pa_type))
-        tables, count = [*tables, kept], count + len(kept)
+            kept = kept.set_column(place, image, pa.array(cells, known[image].pa_type))
+        tables.append(kept)
+        count += len(kept)
         if count == most:
             break
-    if features is None:
-        raise ValueError(f"a split of {config.source!r} has no rows and does not say its columns")
     if not tables:
-        return Dataset(InMemoryTable(features.arrow_schema.empty_table()), info=DatasetInfo(features=features))
-    known = Features({name: features[name] for name in tables[0].column_names})
-    return Dataset(InMemoryTable(pa.concat_tables(tables)), info=DatasetInfo(features=known))
+        raise ValueError(f"a split of {config.source!r} has no rows")
+    features = Features({name: known[name] for name in tables[0].column_names})
+    return Dataset(InMemoryTable(pa.concat_tables(tables)), info=DatasetInfo(features=features))
 
 
 def _small(cell: dict[str, Any] | None, size: int | None) -> dict[str, Any] | None:
