@@ -84,7 +84,8 @@ def _collected(part: Any, config: DataConfig, most: int | None) -> Any:
     from datasets import Dataset, DatasetInfo, Features
     from datasets.table import InMemoryTable
 
-    known, tables, count = part.features, [], 0
+    tables: list[Any] = []
+    known, count = part.features, 0
     for table in part.with_format("arrow").iter(batch_size=32):
         known = known or Features.from_arrow_schema(table.schema)
         image, pictures = _picture_columns(known, config)

@@ -139,7 +139,7 @@ def cars(path: Path, config: DataConfig, *, crop: bool = False) -> Rows:
 def cars_joined(file: Path) -> Cars:
     """What cars_annos.mat says of all images."""
     found = load_matlab(file)
-    entries = annotations(found, file, "relative_im_path")
+    entries = annotated(found, file, "relative_im_path")
     return [str(e.relative_im_path) for e in entries], [class_and_box(e) for e in entries], class_names(found, file)
 
 
@@ -153,7 +153,7 @@ def cars_devkit(path: Path) -> Cars:
     files: list[str] = []
     facts: list[list[float]] = []
     for folder, name in (("cars_train", "cars_train_annos.mat"), ("cars_test", "cars_test_annos_withlabels.mat")):
-        entries = annotations(*load(name), "fname")
+        entries = annotated(*load(name), "fname")
         files += [f"{folder}/{entry.fname}" for entry in entries]
         facts += [class_and_box(entry) for entry in entries]
     return files, facts, class_names(*load("cars_meta.mat"))
@@ -179,7 +179,7 @@ def cars_csv(path: Path) -> Cars:
     return files, facts, names
 
 
-def annotations(found: Mapping[str, Any], file: Path, name: str) -> list[Any]:
+def annotated(found: Mapping[str, Any], file: Path, name: str) -> list[Any]:
     """The elements of the struct array annotations; ValueError where they lack the file name or a class."""
     entries = list(np.atleast_1d(np.asarray(found.get("annotations", ()), dtype=object)).ravel())
     if not entries or not all(hasattr(entry, name) and hasattr(entry, "class") for entry in entries):

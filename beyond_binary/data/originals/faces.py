@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from ..config import DataConfig
 from ..readers import Rows
@@ -35,7 +36,7 @@ def lfw(path: Path, config: DataConfig, *, fold: int = 1) -> Rows:
     if not 1 <= fold <= count:
         raise ValueError(f"data.options.fold={fold}: expected 1 to {count}")
     listed = [(name, number, f"{name}/{name}_{i:04d}.jpg") for name, n, number in people for i in range(1, n + 1)]
-    columns = {
+    columns: dict[str, list[Any]] = {
         "class": [name for name, _, _ in listed],
         "fold": [number for _, number, _ in listed],
         **split_columns(["test" if number == fold else "train" for _, number, _ in listed], None),
