@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import re
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -87,6 +88,8 @@ def dataset_files(
     if len(set(lengths.values())) > 1 or not len(images):
         found = ", ".join(f"{count} in {name}" for name, count in lengths.items())
         raise ValueError(f"expected as many labels as images, and at least one, got {found}")
+    if wrong := [part for part in dict.fromkeys(splits) if part == "all" or not re.fullmatch(r"\w+(\.\w+)*", part)]:
+        raise ValueError(f"a split cannot be called {wrong[0]!r}: expected letters, digits, dots and _, and not 'all'")
     if taken := {"image", "split"} & given.keys():
         raise ValueError(f"a column of labels cannot be called {', '.join(sorted(taken))}; name it otherwise")
     columns = {name: tidy(name, column) for name, column in given.items()}

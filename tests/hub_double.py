@@ -57,7 +57,9 @@ class Repo:
     branches: dict[str, str] = field(default_factory=dict)
 
     def commit(self, branch: str, title: str, files: dict[str, bytes], lfs: set[str]) -> Commit:
-        made = Commit(hashlib.sha1(f"{self.name} {len(self.commits)}".encode()).hexdigest(), title, files, lfs)
+        content = [f"{file} {oid(files[file])}" for file in sorted(files)]
+        sha = hashlib.sha1("\n".join([self.name, str(len(self.commits)), *content]).encode()).hexdigest()
+        made = Commit(sha, title, files, lfs)
         self.commits[made.sha] = made
         self.branches[branch] = made.sha
         return made

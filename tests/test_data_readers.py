@@ -335,7 +335,7 @@ def large_dataset(n: int) -> datasets.Dataset:
 class Builder:
     """What `datasets` gives for a set on the Hub, as far as it is used here."""
 
-    config, hash = SimpleNamespace(name="default"), "c0ffee"
+    config, hash, base_path = SimpleNamespace(name="default"), "c0ffee", "hf://datasets/user/name@c0ffee"
 
     def __init__(self, made: Callable[[int], datasets.Dataset] = whole_dataset) -> None:
         self.parts = datasets.DatasetDict(

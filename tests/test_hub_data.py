@@ -25,8 +25,8 @@ from beyond_binary.data import DataConfig, load_splits
 rng = np.random.default_rng(0)
 pixels = rng.integers(0, 256, (6, 9, 12, 3), dtype=np.uint8)
 images = [Image.fromarray(p) for p in pixels]
-def read(**fields):
-    return load_splits(DataConfig(source="hub:tester/set", **fields))
+def read(name="tester/set", **fields):
+    return load_splits(DataConfig(source=f"hub:{name}", **fields))
 """
 
 
@@ -87,48 +87,73 @@ assert small.train.images[0].size == (4, 3)
 
 
 def test_streaming_downloads_no_file_as_a_whole(hub: Hub, client: Client) -> None:
-    client.run(PUSH + """push_dataset(images, [0, 1, 2, 0, 1, 2], "tester/set")
-read(splitting="class_disjoint", streaming=True)
+    told = client.run(PUSH + """
 import os
-kept = [f for _, _, files in os.walk(os.environ["HF_HOME"]) for f in files if f.endswith((".arrow", ".parquet"))]
-print("kept:", kept)
+def kept():
+    return [f for _, _, files in os.walk(os.environ["HF_HOME"]) for f in files if f.endswith((".arrow", ".parquet"))]
+push_dataset(images, [0, 1, 2, 0, 1, 2], "tester/streamed")
+before = kept()
+assert len(read("tester/streamed", splitting="class_disjoint", streaming=True).train) == 2
+assert kept() == before
+read("tester/streamed", splitting="class_disjoint")
+assert len(kept()) > len(before)
 """)  # fmt: skip
-    assert hub.count(r"GET .*parquet") > 0 or hub.count(r"GET /lfs/") > 0
+    assert hub.count(r"GET .*(parquet|/lfs/)") > 0, told
 
 
 def test_a_revision_is_read_as_it_was(hub: Hub, client: Client) -> None:
     client.run(PUSH + """
-push_dataset(images[:4], np.arange(4) / 2, "tester/set")
-before = read(splitting="rows", rows=[2, 1]).origin["commit"]
-push_dataset(images, {"height": np.arange(6.0)}, "tester/set", split="all")
-later = read(splitting="rows", rows=[2, 1], label="height")
-assert later.origin["commit"] != before and later.origin["splits"] == ["all"]
-first = read(splitting="rows", rows=[3, 1], label="label", revision=before)
+name = "tester/twice"
+push_dataset(images[:4], np.arange(4) / 2, name)
+before = read(name, splitting="rows", rows=[2, 1]).origin["commit"]
+push_dataset(images, {"height": np.arange(6.0)}, name, split="whole")
+later = read(name, splitting="rows", rows=[2, 1], label="height")
+assert later.origin["commit"] != before and later.origin["splits"] == ["whole"]
+first = read(name, splitting="rows", rows=[3, 1], label="label", revision=before)
 assert first.origin["commit"] == before == first.origin["revision"]
 assert first.train.labels.tolist() == [0, 0.5, 1]
+print("later:", later.origin["commit"])
 """)  # fmt: skip
-    repo = hub.repos["datasets:tester/set"]
+    repo = hub.repos["datasets:tester/twice"]
     assert repo.history() == ["initial commit", *["Data set of beyond_binary"] * 2]
-    assert [name for name in hub.files("datasets:tester/set") if "parquet" in name] == [
-        "data/all-00000-of-00001.parquet"
-    ]
+    there = [name for name in hub.files("datasets:tester/twice") if "parquet" in name]
+    assert there == ["data/whole-00000-of-00001.parquet"]
+
+
+def test_a_copy_in_the_cache_is_not_taken_for_another_revision(hub: Hub, client: Client) -> None:
+    client.run(PUSH + """
+push_dataset(images, np.arange(6) / 2, "tester/gone")
+print(read("tester/gone", splitting="rows", rows=[2, 1]).origin)
+""")  # fmt: skip
+    hub.repos.clear()
+    client.run(PUSH + """
+fields = {"name": "tester/gone", "splitting": "rows", "rows": [2, 1]}
+commit = read(**fields).origin["commit"]
+assert read(**fields, revision=commit).origin["commit"] == commit
+try:
+    read(**fields, revision="v1")
+except ValueError as error:
+    assert f"did not give revision 'v1' of 'tester/gone', and the local cache has commit {commit}" in str(error), error
+else:
+    raise AssertionError
+""")  # fmt: skip
 
 
 def test_a_set_with_a_script_names_the_way_out(hub: Hub, client: Client) -> None:
-    client.run(PUSH + 'push_dataset(images, [0, 1, 2, 0, 1, 2], "tester/set")')
-    repo = hub.repos["datasets:tester/set"]
-    data = dict(hub.files("datasets:tester/set"))
+    client.run(PUSH + 'push_dataset(images, [0, 1, 2, 0, 1, 2], "tester/script")')
+    repo = hub.repos["datasets:tester/script"]
+    data = dict(hub.files("datasets:tester/script"))
     repo.commit("refs/convert/parquet", "converted", data, {name for name in data if name.endswith("parquet")})
-    repo.commit("main", "a script", {"README.md": b"", "set.py": b"import datasets\n"}, set())
+    repo.commit("main", "a script", {"README.md": b"", "script.py": b"import datasets\n"}, set())
     client.run(PUSH + """
 try:
-    read(splitting="class_disjoint")
+    read("tester/script", splitting="class_disjoint")
 except ValueError as error:
-    assert "found set.py" in str(error) and "data.revision to refs/convert/parquet" in str(error), error
-    assert "datasets-cli convert_to_parquet tester/set" in str(error), error
+    assert "found script.py" in str(error) and "data.revision to refs/convert/parquet" in str(error), error
+    assert "datasets-cli convert_to_parquet tester/script" in str(error), error
 else:
     raise AssertionError
-splits = read(splitting="class_disjoint", revision="refs/convert/parquet")
+splits = read("tester/script", splitting="class_disjoint", revision="refs/convert/parquet")
 assert sorted(set(splits.train.labels)) == [0] and splits.origin["revision"] == "refs/convert/parquet"
 """)  # fmt: skip
 
@@ -136,9 +161,9 @@ assert sorted(set(splits.train.labels)) == [0] and splits.origin["revision"] == 
 def test_a_set_that_is_not_there_or_not_ones_own(hub: Hub, client: Client) -> None:
     client.run(PUSH + """
 try:
-    read()
+    read("tester/none")
 except FileNotFoundError as error:
-    assert "no set 'tester/set' on the Hub" in str(error), error
+    assert "no set 'tester/none' on the Hub" in str(error), error
 try:
     push_dataset(images, range(6), "other/set")
 except PermissionError as error:
@@ -184,6 +209,8 @@ def test_files_are_sent_as_they_are_and_pictures_without_loss(tmp_path: Path) ->
         ([picture()], [1, 2], {}, r"got 1 in images, 1 in split, 2 in label"),
         ([], [], {}, r"at least one, got 0 in images"),
         ([picture()], {"image": [1]}, {}, r"cannot be called image"),
+        ([picture()], [1], {"split": "all"}, r"a split cannot be called 'all'"),
+        ([picture()], [1], {"split": ["a b"]}, r"a split cannot be called 'a b'"),
         ([picture()], [None], {}, r"column 'label': expected numbers or text \[n\].* got NoneType"),
         ([picture()] * 2, [[1, 2], [3]], {}, r"column 'label': expected numbers or text"),
         ([picture()] * 2, [0.5, float("nan")], {}, r"1 labels are NaN or infinite, the first at 1"),

@@ -14,7 +14,7 @@ from .readers import IMAGE_COLUMNS, EncodedImages, Rows, decode, image_column
 def load_hub(config: DataConfig) -> tuple[dict[str, Any], dict[str, Any]]:
     """Load the splits of a set on the Hub (or in its local cache) with `datasets`, and say what exactly they are.
 
-    Returns the splits by name, and its origin: set, config, splits, the revision that was asked for and the commit that
+    Returns the splits by name, and the origin: set, config, splits, the revision that was asked for and the commit that
     this was. With `config.streaming` no file is downloaded as a whole; see `collect`.
 
     Raises:
@@ -49,6 +49,14 @@ def load_hub(config: DataConfig) -> tuple[dict[str, Any], dict[str, Any]]:
         ) from error
     except ValueError as error:
         raise ValueError(f"cannot load {name!r} (see data.config_name and data.revision): {error}") from error
+    cached = not str(builder.base_path).startswith(
+        "hf://"
+    )  # `datasets` falls back to any copy it has, whatever the error
+    if cached and config.revision not in (None, "main", builder.hash):
+        raise ValueError(
+            f"the Hub did not give revision {config.revision!r} of {name!r}, and the local cache has commit {builder.hash}; "
+            f"check the name of the revision and the network, or set data.revision to that commit"
+        )
     origin = {"set": name, "config": builder.config.name, "splits": list(parts)}
     return parts, {**origin, "revision": config.revision or "main", "commit": builder.hash}
 
