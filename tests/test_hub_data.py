@@ -105,7 +105,7 @@ def test_a_revision_is_read_as_it_was(hub: Hub, client: Client) -> None:
     client.run(PUSH + """
 name = "tester/twice"
 push_dataset(images[:4], np.arange(4) / 2, name)
-before = read(name, splitting="rows", rows=[2, 1]).origin["commit"]
+before = read(name, splitting="rows", rows=[2, 1], label="label").origin["commit"]
 push_dataset(images, {"height": np.arange(6.0)}, name, split="whole")
 later = read(name, splitting="rows", rows=[2, 1], label="height")
 assert later.origin["commit"] != before and later.origin["splits"] == ["whole"]
@@ -123,11 +123,11 @@ print("later:", later.origin["commit"])
 def test_a_copy_in_the_cache_is_not_taken_for_another_revision(hub: Hub, client: Client) -> None:
     client.run(PUSH + """
 push_dataset(images, np.arange(6) / 2, "tester/gone")
-print(read("tester/gone", splitting="rows", rows=[2, 1]).origin)
+print(read("tester/gone", splitting="rows", rows=[2, 1], label="label").origin)
 """)  # fmt: skip
     hub.repos.clear()
     client.run(PUSH + """
-fields = {"name": "tester/gone", "splitting": "rows", "rows": [2, 1]}
+fields = {"name": "tester/gone", "splitting": "rows", "rows": [2, 1], "label": "label"}
 commit = read(**fields).origin["commit"]
 assert read(**fields, revision=commit).origin["commit"] == commit
 try:
