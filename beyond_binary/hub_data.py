@@ -145,9 +145,9 @@ def label_features(columns: Mapping[str, Column], class_names: Sequence[str] | N
         for length in reversed(column.shape[1:]):
             found[name] = List(found[name], length=length)
     if class_names is not None:
-        classes = columns.get("label")
+        classes = columns.get("label", [])
         whole = isinstance(classes, np.ndarray) and classes.dtype.kind in "iu" and classes.ndim == 1
-        if not whole or not set(np.unique(classes).tolist()) <= set(range(len(class_names))):
+        if not whole or not set(np.asarray(classes).tolist()) <= set(range(len(class_names))):
             raise ValueError(f"class_names need a column label of integers from 0 to {len(class_names) - 1}")
         found["label"] = ClassLabel(names=list(class_names))
     return Features(found)
