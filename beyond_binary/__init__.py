@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from .embedder import Embedder as Embedder
     from .embedder import create_embedder as create_embedder
     from .evaluation import evaluate as evaluate
+    from .hub_data import push_dataset as push_dataset
     from .keys import Proxies as Proxies
     from .losses import list_losses as list_losses
     from .metrics import list_metrics as list_metrics
@@ -24,6 +25,7 @@ _HOME = {
     "Embedder": "embedder",
     "create_embedder": "embedder",
     "evaluate": "evaluation",
+    "push_dataset": "hub_data",
     "Proxies": "keys",
     "list_losses": "losses",
     "list_metrics": "metrics",

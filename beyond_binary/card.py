@@ -74,7 +74,7 @@ def _metadata(embedder: Mapping[str, Any], hub_id: str, run: Record | None, lice
     if embedder.get("weights") and library == "timm":
         known["base_model"] = f"{embedder['trunk'].split('.')[0]}.{embedder['weights']}"
     if run is not None:
-        source = run.config["data"]["source"]
+        source, origin = run.config["data"]["source"], run.metrics.get("origin") or {}
         if source.startswith("hub:"):
             known["datasets"] = [source.removeprefix("hub:")]
         known["tags"].append(f"loss:{run.config['objective']['loss']}")
@@ -86,7 +86,7 @@ def _metadata(embedder: Mapping[str, Any], hub_id: str, run: Record | None, lice
                 dataset_type=known.get("datasets", [source.replace(":", "-")])[0],
                 dataset_name=_name(source),
                 dataset_split="held-out queries",
-                dataset_revision=run.config["data"].get("revision"),
+                dataset_revision=origin.get("commit", run.config["data"].get("revision")),
                 metric_type=name,
                 metric_name=name,
                 metric_value=round(value, 6),
@@ -182,6 +182,8 @@ def _data(run: Record) -> str:
         for name in ("config_name", "revision", "table", "label", "splitting", "rows", "limit", "seed")
         if data.get(name) is not None
     }
+    origin = run.metrics.get("origin") or {}
+    facts |= {name: origin[name] for name in ("config", "splits", "commit") if name in origin}
     told = "\n".join(f"- {name}: `{value}`" for name, value in facts.items())
     lines = ["| split | items | hash of ids, names and labels |", "|---|---:|---|"]
     lines += [f"| {split} | {fact['items']} | `{fact['hash']}` |" for split, fact in found.items()]

@@ -10,7 +10,7 @@ import warnings
 from collections.abc import Callable, Mapping
 from html import escape
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import yaml
 
@@ -35,12 +35,13 @@ def push(
     token: str | bool | None = None,
     revision: str | None = None,
     commit_message: str | None = None,
+    repo_type: Literal["model", "dataset"] = "model",
 ) -> str:
-    """Send files to a model repository in one commit and return the address of that commit.
+    """Send files to a repository in one commit and return the address of that commit.
 
-    The repository and the branch are made where they are missing. Files of an earlier embedder or run that are not
-    among `files` are removed in the same commit; others stay. After an error the branch is as it was (a repository
-    that was missing may then exist, empty).
+    The repository and the branch are made where they are missing. Files of an earlier embedder or run (in a data set:
+    parquet files below data/) that are not among `files` are removed in the same commit; others stay. After an error the
+    branch is as it was (a repository that was missing may then exist, empty).
 
     Args:
         files: name in the repository -> file or content.
@@ -49,6 +50,7 @@ def push(
         token: access token with write rights; None takes that of `HF_TOKEN` or `hf auth login`.
         revision: branch, by default main.
         commit_message: the commit's title.
+        repo_type: what the repository is for.
 
     Raises:
         PermissionError: no token, a wrong one, or one without write rights.
@@ -59,7 +61,9 @@ def push(
     check_hub_id(hub_id)
     check_token(token)
     try:
-        return patiently(lambda: _push_once(files, hub_id, private, token, revision, commit_message), silent=True)
+        return patiently(
+            lambda: _push_once(files, hub_id, private, token, revision, commit_message, repo_type), silent=True
+        )
     except Exception as error:
         status = http_status(error)
         if status is None:
@@ -92,29 +96,32 @@ def _push_once(
     token: str | bool | None,
     revision: str | None,
     commit_message: str | None,
+    repo_type: Literal["model", "dataset"],
 ) -> str:
     from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
 
     api = HfApi(token=token, library_name="beyond_binary")
-    api.create_repo(hub_id, private=private, exist_ok=True)
-    if private and not api.model_info(hub_id).private:
+    api.create_repo(hub_id, private=private, exist_ok=True, repo_type=repo_type)
+    if private and not api.repo_info(hub_id, repo_type=repo_type).private:
         raise ValueError(
             f"{hub_id} exists and is public, but private was asked for; nothing was sent. "
             "Choose another name, or make it private in its settings on the Hub"
         )
     if revision is not None and not revision.startswith("refs/"):
-        api.create_branch(hub_id, branch=revision, exist_ok=True)
-    stale = {CURVES, METRICS, SETTINGS, REPORT, *storage.FILES}.intersection(
-        api.list_repo_files(hub_id, revision=revision)
-    ) - set(files)
+        api.create_branch(hub_id, branch=revision, exist_ok=True, repo_type=repo_type)
+    there = api.list_repo_files(hub_id, revision=revision, repo_type=repo_type)
+    ours = {CURVES, METRICS, SETTINGS, REPORT, *storage.FILES}
+    old = [n for n in there if (n in ours if repo_type == "model" else re.fullmatch(r"data/[^/]+\.parquet", n))]
+    stale = set(old) - set(files)
     commit = api.create_commit(
         hub_id,
         [
             *(CommitOperationAdd(name, source) for name, source in files.items()),
             *(CommitOperationDelete(name, is_folder=False) for name in sorted(stale)),
         ],
-        commit_message=commit_message or "Embedder of beyond_binary",
+        commit_message=commit_message or ("Embedder" if repo_type == "model" else "Data set") + " of beyond_binary",
         revision=revision,
+        repo_type=repo_type,
     )
     return str(commit.commit_url)
 

@@ -427,6 +427,7 @@ def finish(
         "skipped_images": setup.skipped,
         "target": config.objective.target or setup.splits.target or "classes",
         "data": data_facts(setup.splits),
+        "origin": setup.splits.origin,
         "versions": versions(),
     }
     setup.embedder.save_pretrained(str(run.folder / "embedder"))

@@ -1,7 +1,8 @@
-"""A double of the Hugging Face Hub on loopback: the routes that the clients use to publish and load a model.
+"""A double of the Hugging Face Hub on loopback: the routes that the clients use to publish and load models and data sets.
 
 It keeps repositories in memory, checks tokens, speaks LFS with sizes and hashes checked, and can fail on request. It
-shows that requests are right and that faults are survived; quotas, xet and gating are not in it.
+shows that requests are right and that faults are survived; quotas, xet and gating are not in it. A data set user/name
+is the repository "datasets:user/name".
 """
 
 from __future__ import annotations
@@ -22,6 +23,17 @@ import yaml
 
 USER, TOKEN = "tester", "hf_" + "GoodTokenForTheDouble"
 DATE = "2026-01-01T00:00:00.000Z"
+
+
+def as_model(path: str) -> str:
+    """The path of a request about a data set as that of one about a model with "datasets:" before its name."""
+    path = re.sub(r"^/api/datasets/([^/]+/[^/]+)", r"/api/models/datasets:\1", path)
+    return re.sub(r"^/datasets/([^/]+/[^/]+)", r"/datasets:\1", path)
+
+
+def shown(name: str) -> str:
+    """The name of a repository in addresses."""
+    return name.replace("datasets:", "datasets/")
 
 
 def oid(content: bytes) -> str:
@@ -45,7 +57,9 @@ class Repo:
     branches: dict[str, str] = field(default_factory=dict)
 
     def commit(self, branch: str, title: str, files: dict[str, bytes], lfs: set[str]) -> Commit:
-        made = Commit(hashlib.sha1(f"{self.name} {len(self.commits)}".encode()).hexdigest(), title, files, lfs)
+        content = [f"{file} {oid(files[file])}" for file in sorted(files)]
+        sha = hashlib.sha1("\n".join([self.name, str(len(self.commits)), *content]).encode()).hexdigest()
+        made = Commit(sha, title, files, lfs)
         self.commits[made.sha] = made
         self.branches[branch] = made.sha
         return made
@@ -144,7 +158,7 @@ class Handler(BaseHTTPRequestHandler):
             if isinstance(fault, int):
                 raise Refused(fault, message="a fault that was asked for")
             with self.hub.lock:
-                self.route(urlsplit(self.path).path, path)
+                self.route(as_model(urlsplit(self.path).path), path)
         except Refused as refused:
             error = {"X-Error-Code": refused.code, "X-Error-Message": refused.message}
             self.answer({"error": refused.message}, refused.status, {k: v for k, v in error.items() if v})
@@ -202,7 +216,7 @@ class Handler(BaseHTTPRequestHandler):
         user, repo = self.user(needed=write), self.hub.repos.get(name)
         if repo is None or (repo.private and user is None):
             raise Refused(404 if user else 401, "RepoNotFound", "Repository not found")
-        if write and not name.startswith(f"{USER}/"):
+        if write and not name.removeprefix("datasets:").startswith(f"{USER}/"):
             raise Refused(403, message="Forbidden: you have no rights to write to this repository")
         return repo
 
@@ -228,7 +242,8 @@ class Handler(BaseHTTPRequestHandler):
         name = f"{asked.get('organization') or USER}/{asked['name']}"
         if not name.startswith(f"{USER}/"):
             raise Refused(403, message="Forbidden: you have no rights to create a model under this namespace")
-        told = {"url": f"{self.hub.url}/{name}", "name": name}
+        name = f"datasets:{name}" if asked.get("type") == "dataset" else name
+        told = {"url": f"{self.hub.url}/{shown(name)}", "name": shown(name)}
         if name in self.hub.repos:
             return self.answer({**told, "error": "You already created this model repo"}, 409)
         repo = self.hub.repos[name] = Repo(name, asked.get("visibility") == "private" or asked.get("private") is True)
@@ -259,7 +274,7 @@ class Handler(BaseHTTPRequestHandler):
         commit = self.commit_at(self.repo(name, write=True), revision)
         told = []
         for file in json.loads(self.data)["files"]:
-            large = file["path"].endswith((".safetensors", ".png")) or file["size"] > 10_000_000
+            large = file["path"].endswith((".safetensors", ".png", ".parquet")) or file["size"] > 10_000_000
             now = commit.files.get(file["path"])
             digest = None if now is None else hashlib.sha256(now).hexdigest() if large else oid(now)
             told.append({
@@ -316,30 +331,41 @@ class Handler(BaseHTTPRequestHandler):
             else:
                 raise Refused(400, message=f"unknown step {step['key']}")
         made = repo.commit(revision, title, files, lfs)
-        url = f"{self.hub.url}/{name}/commit/{made.sha}"
+        url = f"{self.hub.url}/{shown(name)}/commit/{made.sha}"
         self.answer({"success": True, "commitUrl": url, "commitOid": made.sha, "hookOutput": ""})
 
     def info(self, name: str, revision: str) -> None:
         repo = self.repo(name)
         commit = self.commit_at(repo, revision or "main")
         self.answer({
-            "_id": "0", "id": name, "modelId": name, "author": USER, "sha": commit.sha, "private": repo.private,
+            "_id": "0", "id": name.removeprefix("datasets:"), "modelId": name, "author": USER, "sha": commit.sha, "private": repo.private,
             "gated": False, "disabled": False, "downloads": 0, "likes": 0, "tags": [], "createdAt": DATE,
             "lastModified": DATE, "siblings": [{"rfilename": file} for file in sorted(commit.files)],
         })  # fmt: skip
 
-    def tree(self, name: str, revision: str) -> None:
+    def tree(self, name: str, revision: str, inside: str) -> None:
         commit = self.commit_at(self.repo(name), revision)
-        entries = []
-        for path, content in sorted(commit.files.items()):
-            entries.append({"type": "file", "path": path, "size": len(content), "oid": oid(content)})
-            if path in commit.lfs:
-                entries[-1]["lfs"] = {
-                    "oid": hashlib.sha256(content).hexdigest(),
-                    "size": len(content),
-                    "pointerSize": 1,
-                }
-        self.answer(entries)
+        above = f"{inside}/" if inside else ""
+        below = [path.removeprefix(above) for path in sorted(commit.files) if path.startswith(above)]
+        if not below:
+            raise Refused(404, "EntryNotFound", "Entry not found")
+        deep = self.query.get("recursive", "").lower() in ("true", "1")
+        folders = {"/".join(path.split("/")[:n]) for path in below for n in range(1, path.count("/") + 1)}
+        chosen = sorted(above + path for path in {*below, *folders} if deep or "/" not in path)
+        self.answer([self.entry(commit, path) for path in chosen])
+
+    def entry(self, commit: Commit, path: str) -> dict[str, Any]:
+        if path not in commit.files:
+            return {"type": "directory", "path": path, "oid": oid(path.encode()), "size": 0}
+        content = commit.files[path]
+        lfs = {"oid": hashlib.sha256(content).hexdigest(), "size": len(content), "pointerSize": 1}
+        found = {"type": "file", "path": path, "size": len(content), "oid": oid(content)}
+        return {**found, "lfs": lfs} if path in commit.lfs else found
+
+    def paths_info(self, name: str, revision: str) -> None:
+        commit, asked = self.commit_at(self.repo(name), revision), parse_qs(self.data.decode()).get("paths", [])
+        known = [path for path in asked if any(file == path or file.startswith(f"{path}/") for file in commit.files)]
+        self.answer([self.entry(commit, path) for path in known])
 
     def refs(self, name: str) -> None:
         branches = self.repo(name).branches.items()
@@ -366,7 +392,8 @@ ROUTES: list[tuple[str, Callable[..., None]]] = [
     (rf"POST {API}/branch/([^/]+)", Handler.branch),
     (rf"POST {API}/preupload/([^/]+)", Handler.preupload),
     (rf"POST {API}/commit/([^/]+)", Handler.commit),
-    (rf"GET {API}/tree/([^/]+)", Handler.tree),
+    (rf"GET {API}/tree/([^/]+)(?:/(.+))?", Handler.tree),
+    (rf"POST {API}/paths-info/([^/]+)", Handler.paths_info),
     (rf"GET {API}/refs", Handler.refs),
     (rf"GET {API}(?:/revision/([^/]+))?", Handler.info),
     (r"PUT /lfs/([0-9a-f]{64})", Handler.lfs_put),

@@ -128,6 +128,23 @@ def test_local_paths_are_shortened() -> None:
     assert page == "<p>supcon on mpii:poses</p><p>run</p>"
 
 
+def test_the_commit_of_a_set_on_the_hub_is_told() -> None:
+    run = record()
+    run.config["data"]["revision"] = "v1"
+    assert {r.dataset_revision for r in ModelCard(write_card(EMBEDDER, "a/b", run)).data.eval_results} == {"v1"}
+    run.metrics["origin"] = {
+        "set": "user/birds",
+        "config": "full",
+        "splits": ["train"],
+        "revision": "v1",
+        "commit": "c0ffee",
+    }
+    card = write_card(EMBEDDER, "a/b", run)
+    assert {r.dataset_revision for r in ModelCard(card).data.eval_results} == {"c0ffee"}
+    assert "- config: `full`\n" in card
+    assert "- commit: `c0ffee`\n" in card
+
+
 def test_hashes_follow_ids_names_and_labels() -> None:
     def items(labels: np.ndarray, names: str = "abc") -> Items:
         return Items([Image.new("RGB", (1, 1))] * 3, labels, list(names), np.arange(3))

@@ -1,41 +1,36 @@
 """Readers of published data sets, on tiny files of their form."""
 
-import json
 import pickle
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from PIL import Image
+from originals import (
+    person,
+    picture,
+    plain_mpii,
+    structs,
+    write_cars,
+    write_cub,
+    write_inaturalist,
+    write_inshop,
+    write_karpathy,
+    write_lfw,
+    write_lsun,
+    write_mpii,
+    write_sop,
+    write_text,
+)
 from scipy.io import savemat
 
-from beyond_binary.config import check_config, parse_config
 from beyond_binary.data import DataConfig, Splits, load_checked, load_splits
-from beyond_binary.data.originals import LAYOUT_TYPES, MPII, ORIGINALS, named_surfaces, whole_groups
+from beyond_binary.data.originals import ORIGINALS
+from beyond_binary.data.originals.poses import MPII, whole_groups
+from beyond_binary.data.originals.rooms import LAYOUT_TYPES, named_surfaces
 from beyond_binary.data.rooms import SURFACES
 from beyond_binary.registry import options_of
 from beyond_binary.targets import create_target
-
-CONFIGS = Path(__file__).parent.parent / "recipes" / "configs"
-
-
-def structs(*rows: dict[str, Any]) -> np.ndarray:
-    """A MATLAB struct array; fields that a struct lacks are []."""
-    names = list(dict.fromkeys(name for row in rows for name in row))
-    array = np.empty((1, len(rows)), dtype=[(name, object) for name in names])
-    for i, row in enumerate(rows):
-        for name in names:
-            array[0, i][name] = row.get(name, np.zeros((0, 0)))
-    return array
-
-
-def picture(file: Path, size: tuple[int, int], seed: int = 0) -> np.ndarray:
-    pixels = np.random.default_rng(seed).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
-    file.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(pixels).save(file, "BMP")  # lossless under any name
-    return pixels
 
 
 def load(source: str, **fields: Any) -> Splits:
@@ -48,40 +43,6 @@ def names_of(splits: Splits) -> list[list[str]]:
 
 
 # ---------------------------------------------------------------- MPII
-
-
-def person(x: float, y: float, scale: float = 0.2, joints: int = 16, hidden: int | None = None) -> dict[str, Any]:
-    points = [
-        {"x": x + j, "y": y - j, "id": j, "is_visible": np.zeros((0, 0)) if j > 8 else j != hidden}
-        for j in range(joints)
-    ]
-    return {
-        "x1": 1, "scale": scale, "objpos": structs({"x": x, "y": y}), "annopoints": structs({"point": structs(*points)})
-    }  # fmt: skip
-
-
-def write_mpii(root: Path, images: list[dict[str, Any]], train: list[int], folder: str = "") -> Path:
-    annotations = [
-        {
-            "image": structs({"name": f"{i:03d}.jpg"}),
-            "annorect": image.get("people", np.zeros((0, 0))),
-            **image.get("more", {}),
-        }
-        for i, image in enumerate(images)
-    ]
-    (root / folder).mkdir(parents=True, exist_ok=True)
-    savemat(
-        root / folder / MPII, {"RELEASE": structs({"annolist": structs(*annotations), "img_train": np.array([train])})}
-    )
-    for i in range(len(images)):
-        picture(root / "images" / f"{i:03d}.jpg", (60, 48), i)
-    return root
-
-
-def plain_mpii(root: Path, count: int = 9) -> Path:
-    """Images of one person each, three to a video."""
-    images = [{"people": structs(person(25, 20)), "more": {"vididx": i // 3 + 1}} for i in range(count)]
-    return write_mpii(root, images, [1] * count)
 
 
 def test_mpii_people_are_cropped_with_their_joints(tmp_path: Path) -> None:
@@ -176,28 +137,6 @@ def test_whole_groups_fill_the_share() -> None:
 # ---------------------------------------------------------------- LSUN
 
 
-ROOM = np.array([[9, 9, 9, 9], [4, 4, 7, 7], [4, 4, 7, 7], [2, 2, 2, 2]])  # ceiling, two walls, floor by any numbers
-
-
-def write_lsun(root: Path, kinds: Sequence[int] = (5, 5, 5, 5), tests: int = 2, png: bool = False) -> Path:
-    parts = {"training": range(len(kinds) - tests), "validation": range(len(kinds) - tests, len(kinds))}
-    for part, numbers in parts.items():
-        rooms = [
-            {"image": f"room{i}", "scene": "den", "type": kinds[i], "point": np.zeros((6, 2)), "resolution": [[8, 8]]}
-            for i in numbers
-        ]
-        savemat(root / f"{part}.mat", {part: structs(*rooms)})
-    (root / "layout_seg").mkdir()
-    for i in range(len(kinds)):
-        picture(root / "images" / f"room{i}.jpg", (12, 10), i)
-        big = np.kron(ROOM, np.ones((2, 3), dtype=np.uint8)).astype(np.uint8)
-        if png:
-            Image.fromarray(big).save(root / "layout_seg" / f"room{i}.png")
-        else:
-            savemat(root / "layout_seg" / f"room{i}.mat", {"layout": big.astype(float)})
-    return root
-
-
 @pytest.mark.parametrize("png", [False, True])
 def test_lsun_rooms_have_maps_of_named_surfaces(tmp_path: Path, png: bool) -> None:
     splits = load(f"lsun_rooms:{write_lsun(tmp_path, png=png)}", options={"side": 4})
@@ -267,18 +206,6 @@ def test_regions_must_be_numbers(value: float) -> None:
 # ---------------------------------------------------------------- Karpathy
 
 
-def write_karpathy(root: Path, splits: str, folder: bool = True, sentences: int = 5) -> Path:
-    names = {"t": "train", "r": "restval", "v": "val", "e": "test"}
-    images = []
-    for i, split in enumerate(splits):
-        place = {"filepath": "train2014"} if folder else {}
-        picture(root / place.get("filepath", "") / f"{i}.jpg", (8, 6), i)
-        texts = [{"raw": f"a dog\n number {i}  line {s}\n", "tokens": ["a"], "sentid": s} for s in range(sentences)]
-        images.append({**place, "filename": f"{i}.jpg", "split": names[split], "sentences": texts, "imgid": i})
-    (root / "dataset_coco.json").write_text(json.dumps({"images": images, "dataset": "coco"}))
-    return root / "dataset_coco.json"
-
-
 @pytest.mark.parametrize("folder", [True, False])
 def test_karpathy_splits_and_captions(tmp_path: Path, folder: bool) -> None:
     file = write_karpathy(tmp_path, "trveee", folder, sentences=7)
@@ -300,6 +227,12 @@ def test_karpathy_pads_captions_and_takes_images_from_elsewhere(tmp_path: Path) 
     assert splits.train.labels[0].tolist() == ["a dog number 0 line 0", "a dog number 0 line 1", ""]
 
 
+@pytest.mark.parametrize("folder", ["flickr30k-images", "Flicker8k_Dataset"])
+def test_karpathy_finds_the_images_where_they_are_unpacked_to(tmp_path: Path, folder: str) -> None:
+    splits = load(f"karpathy:{write_karpathy(tmp_path, 'tte', folder=False, images=folder)}")
+    np.testing.assert_array_equal(np.asarray(splits.query.images[0]), picture(tmp_path / "x", (8, 6), 2))
+
+
 def test_missing_images_are_named_or_skipped(tmp_path: Path) -> None:
     file = write_karpathy(tmp_path, "ttee")
     (tmp_path / "train2014" / "1.jpg").unlink()
@@ -314,12 +247,154 @@ def test_missing_images_are_named_or_skipped(tmp_path: Path) -> None:
             load(f"{'lsun_rooms' if root == tmp_path else 'mpii'}:{root}")
 
 
+# ---------------------------------------------------------------- classes
+
+
+def files_of(splits: Splits) -> list[list[str]]:
+    """Names of the images of each part, without folders."""
+    return [[Path(name).name for name in names] for names in names_of(splits)]
+
+
+def same_picture(image: Any, folder: Path, size: tuple[int, int], seed: int) -> None:
+    np.testing.assert_array_equal(np.asarray(image), picture(folder / "again", size, seed))
+
+
+@pytest.mark.parametrize("inner", ["", "CUB_200_2011"])
+def test_cub_divides_classes_by_their_number(tmp_path: Path, inner: str) -> None:
+    write_cub(tmp_path / inner)
+    splits = load(f"cub:{tmp_path}")
+    assert files_of(splits) == [
+        ["Bird_2_0000_0.jpg", "Bird_1_0001_7.jpg", "Bird_1_0004_28.jpg"], ["Bird_3_0002_14.jpg", "Bird_4_0003_21.jpg"]
+    ]  # fmt: skip
+    assert (splits.train.labels.tolist(), splits.query.labels.tolist()) == ([1, 0, 0], [2, 3])
+    assert splits.class_names == [f"{c:03d}.Bird_{c}" for c in (1, 2, 3, 4)]
+    same_picture(splits.query.images[1], tmp_path, (20, 12), 3)
+    cropped = load(f"cub:{tmp_path}", options={"crop": True}).query.images[1]
+    np.testing.assert_array_equal(np.asarray(cropped), picture(tmp_path / "again", (20, 12), 3)[2:5, 4:10])
+
+
+@pytest.mark.parametrize("form", ["joined", "devkit", "csv"])
+def test_cars_are_read_in_three_forms(tmp_path: Path, form: str) -> None:
+    splits = load(f"cars:{write_cars(tmp_path, form)}")
+    assert files_of(splits) == [[f"00000{i}.jpg" for i in part] for part in ([1, 3, 5], [2, 4])]
+    assert (splits.train.labels.tolist(), splits.query.labels.tolist()) == ([0, 1, 1], [2, 3])
+    assert splits.class_names is not None
+    assert splits.class_names[1] == "Ram C/V Cargo Van Minivan 2012"
+    same_picture(splits.query.images[1], tmp_path, (20, 12), 3)
+    cropped = load(f"cars:{tmp_path}", options={"crop": True}).query.images[1]
+    np.testing.assert_array_equal(np.asarray(cropped), picture(tmp_path / "again", (20, 12), 3)[2:5, 4:10])
+
+
+def test_cars_without_labels_of_the_test_images_are_refused(tmp_path: Path) -> None:
+    root = write_cars(tmp_path, "devkit")
+    savemat(root / "cars_test_annos_withlabels.mat", {"annotations": structs({"fname": "1.jpg", "bbox_x1": 1})})
+    with pytest.raises(ValueError, match=r"no struct array annotations with fname and class .*withlabels"):
+        load(f"cars:{root}")
+    with pytest.raises(ValueError, match=r"has the class 5, but the set names 4 classes, from 1 on"):
+        load(f"cars:{write_cars(tmp_path / 'more', 'csv', [1, 5, 2])}")
+
+
+@pytest.mark.parametrize("inner", ["", "Stanford_Online_Products"])
+def test_sop_products_are_divided_by_its_lists(tmp_path: Path, inner: str) -> None:
+    write_sop(tmp_path / inner)
+    splits = load(f"sop:{tmp_path}")
+    assert files_of(splits) == [["11_0.JPG", "11_1.JPG", "12_0.JPG"], ["13_0.JPG", "13_1.JPG"]]
+    assert (splits.train.labels.tolist(), splits.query.labels.tolist()) == ([0, 0, 1], [2, 2])
+    assert load(f"sop:{tmp_path}", label="superclass").class_names == ["bicycle", "toaster"]
+    same_picture(splits.query.images[0], tmp_path, (8, 6), 3)
+
+
+@pytest.mark.parametrize("place", ["", "Img"])
+def test_inshop_has_queries_and_a_gallery(tmp_path: Path, place: str) -> None:
+    write_inshop(tmp_path, place)
+    splits = load(f"inshop:{tmp_path}", role="role")
+    assert files_of(splits) == [
+        ["02_1_front.jpg", "02_2_side.jpg", "01_1_front.jpg"], ["01_1_front.jpg"], ["01_2_side.jpg", "03_4_full.jpg"]
+    ]  # fmt: skip
+    assert splits.class_names == ["id_00000002", "id_00000007", "id_00000009", "id_00000080"]
+    assert splits.gallery is not None
+    assert [part.labels.tolist() for part in (splits.train, splits.query, splits.gallery)] == [[0, 0, 3], [1], [1, 2]]
+    same_picture(splits.query.images[0], tmp_path, (8, 6), 3)
+    with pytest.raises(FileNotFoundError, match=r"6 of 6 images are missing, the first: '.*img_highres/WOMEN"):
+        load(f"inshop:{tmp_path}", options={"highres": True})
+    write_inshop(tmp_path, "Img", "img_highres")
+    assert "img_highres" in load(f"inshop:{tmp_path}", options={"highres": True}).train.names[0]
+
+
+def test_inshop_lists_that_are_cut_off_are_refused(tmp_path: Path) -> None:
+    file = write_inshop(tmp_path) / "Eval" / "list_eval_partition.txt"
+    lines = file.read_text().splitlines()
+    write_text(file, *lines[:-1])
+    with pytest.raises(ValueError, match=r"says 6 images in its first line, but lists 5; it is not complete"):
+        load(f"inshop:{tmp_path}")
+    write_text(file, *lines[:-1], lines[-1].replace("gallery", "probe"))
+    with pytest.raises(ValueError, match=r"expected train, query or gallery, got 'probe'"):
+        load(f"inshop:{tmp_path}")
+
+
+@pytest.mark.parametrize("lists", ["", "Inat_dataset_splits"])
+def test_inaturalist_by_the_lists_or_by_halves(tmp_path: Path, lists: str) -> None:
+    splits = load(f"inaturalist:{write_inaturalist(tmp_path, lists)}")
+    assert files_of(splits) == [["0a.jpg", "1a.jpg", "2a.jpg", "3a.jpg"], ["4a.jpg", "5a.jpg", "6a.jpg"]]
+    assert (splits.train.labels.tolist(), splits.query.labels.tolist()) == ([2761, 2761, 7477, 3000], [12, 12, 9])
+    same_picture(splits.query.images[2], tmp_path, (8, 6), 6)
+    halves = load(f"inaturalist:{tmp_path}", options={"division": "halves"})
+    assert (halves.train.labels.tolist(), halves.query.labels.tolist()) == ([12, 12, 9], [2761, 2761, 7477, 3000])
+    assert load(f"inaturalist:{tmp_path}", label="superclass").class_names == ["Aves", "Fungi", "Plantae"]
+    (tmp_path / "train2018.json").write_text('{"images": [{}]}')
+    with pytest.raises(ValueError, match=r"not of the form of iNaturalist \(KeyError: 'annotations'\)"):
+        load(f"inaturalist:{tmp_path}", options={"division": "halves"})
+
+
+@pytest.mark.parametrize("folder", ["lfw", "lfw_funneled", "lfw-deepfunneled", ""])
+def test_lfw_tests_on_one_fold_of_people(tmp_path: Path, folder: str) -> None:
+    splits = load(f"lfw:{write_lfw(tmp_path, folder)}", options={"fold": 2})
+    assert files_of(splits)[1] == [f"Cy_000{i}.jpg" for i in (1, 2, 3)]
+    assert splits.class_names == ["Ann_A", "Bo", "Cy", "Di_D", "Ed"]
+    assert (splits.train.labels.tolist(), splits.query.labels.tolist()) == ([0, 0, 1, 3, 4, 4], [2, 2, 2])
+    same_picture(splits.query.images[0], tmp_path, (8, 6), 3)
+    with pytest.raises(ValueError, match=r"fold=4: expected 1 to 3"):
+        load(f"lfw:{tmp_path}", options={"fold": 4})
+
+
+@pytest.mark.parametrize(
+    "lines", [[], ["x"], ["1", "2", "Ann\t1"], ["1", "1", "Ann\t1", "Bo\t1"], ["1", "1", "Ann\tx"], ["0"]]
+)
+def test_lists_of_people_that_do_not_add_up_are_refused(tmp_path: Path, lines: list[str]) -> None:
+    write_text(tmp_path / "people.txt", *lines)
+    with pytest.raises(ValueError, match=r"not of the form of people.txt"):
+        load(f"lfw:{tmp_path}")
+
+
+@pytest.mark.parametrize(
+    ("name", "file", "lines", "message"),
+    [
+        ("cub", "images.txt", ["1 a.jpg", "2"], r"images.txt', line 2: expected 2 words, got '2'"),
+        ("cub", "image_class_labels.txt", ["1 2"], r"lacks 4 images of images.txt, the first: 2"),
+        ("cub", "image_class_labels.txt", [f"{i} x" for i in range(1, 6)], r"expected whole numbers \(.*'x'\)"),
+        ("cub", "classes.txt", ["1 a"], r"has the class 2, but the set names 1 classes, from 1 on"),
+        ("cub", "classes.txt", [], r"classes.txt' has no lines"),
+        ("sop", "Ebay_test.txt", ["image_id class_id", "1 2 3"], r"line 2: expected 4 words, got '1 2 3'"),
+    ],
+)
+def test_lists_of_another_form_are_refused(
+    tmp_path: Path, name: str, file: str, lines: list[str], message: str
+) -> None:
+    write_text({"cub": write_cub, "sop": write_sop}[name](tmp_path) / file, *lines)
+    with pytest.raises(ValueError, match=message):
+        load(f"{name}:{tmp_path}")
+
+
 # ---------------------------------------------------------------- what does not fit
 
 
 @pytest.mark.parametrize("name", ORIGINALS.names())
 def test_missing_files_say_what_is_expected_and_from_where(tmp_path: Path, name: str) -> None:
-    site = {"mpii": "human-pose.mpi-inf.mpg.de", "lsun_rooms": "lsun.cs.princeton.edu", "karpathy": "cs.stanford.edu"}
+    site = {
+        "mpii": "human-pose.mpi-inf.mpg.de", "lsun_rooms": "lsun.cs.princeton.edu", "karpathy": "cs.stanford.edu",
+        "cub": "www.vision.caltech.edu", "cars": "ai.stanford.edu", "sop": "cvgl.stanford.edu",
+        "inshop": "mmlab.ie.cuhk.edu.hk", "inaturalist": "github.com/visipedia", "lfw": "vis-www.cs.umass.edu",
+    }  # fmt: skip
     for path in [tmp_path / "none"] if name == "karpathy" else [tmp_path / "none", tmp_path]:
         with pytest.raises(FileNotFoundError, match=rf"no '{path}.*expected .*{site[name]}"):
             load(f"{name}:{path}")
@@ -408,28 +483,3 @@ def test_options_are_for_original_files_alone(tmp_path: Path) -> None:
             load(source, options={"queries": 1})
     with pytest.raises(FileNotFoundError, match="mpii:PATH"):
         load("mpi:folder")
-
-
-# ---------------------------------------------------------------- the configs
-
-
-def test_configs_load_their_sets(tmp_path: Path) -> None:
-    writers = {
-        "mpii_pose": ("mpii", lambda root: plain_mpii(root)),
-        "lsun_rooms": ("lsun_rooms", lambda root: write_lsun(root)),
-        "coco_captions": ("karpathy", lambda root: write_karpathy(root, "trvee")),
-    }
-    for name, (source, write) in writers.items():
-        (tmp_path / name).mkdir()
-        argv = ["--config", str(CONFIGS / f"{name}.yaml"), "--data.source", f"{source}:{write(tmp_path / name)}"]
-        config = parse_config([*argv, "--data.options.queries", "1"])
-        check_config(config)
-        assert config.optimizer.schedule == "constant"
-        assert "NOT RUN HERE" in (CONFIGS / f"{name}.yaml").read_text()
-        splits = load_splits(config.data)
-        assert splits.gallery is not None
-        assert len(splits.query) == 1
-        if source != "karpathy":
-            create_target(config.objective.target).encode(splits.train.labels)
-        if config.augment.mirror:
-            assert [config.augment.mirror[j] for j in config.augment.mirror] == list(range(16))

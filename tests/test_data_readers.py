@@ -4,17 +4,20 @@ import io
 import json
 import pickle
 import zipfile
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 
 import datasets
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as parquet
 import pytest
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from beyond_binary.data.config import DataConfig
+from beyond_binary.data.from_datasets import with_fields
 from beyond_binary.data.readers import decode, read_rows
 
 
@@ -286,7 +289,11 @@ def test_parquet_with_encoded_images(tmp_path: Path) -> None:
     [
         (ConnectionError("offline"), ConnectionError, "cannot reach the Hub set 'user/name'.*save_to_disk"),
         (FileNotFoundError("gone"), FileNotFoundError, "no set 'user/name' on the Hub"),
-        (RuntimeError("Dataset scripts are no longer supported"), ValueError, "refs/convert/parquet"),
+        (
+            RuntimeError("Dataset scripts are no longer supported"),
+            ValueError,
+            "refs/convert/parquet.*convert_to_parquet user/name",
+        ),
         (ValueError("Config name is missing"), ValueError, "data.config_name"),
     ],
 )
@@ -295,15 +302,100 @@ def test_hub_errors_name_the_way_out(monkeypatch: pytest.MonkeyPatch, thrown, ex
         assert (name, config_name, revision) == ("user/name", "small", "v1")
         raise thrown
 
-    monkeypatch.setattr(datasets, "load_dataset", load)
+    monkeypatch.setattr(datasets, "load_dataset_builder", load)
     with pytest.raises(expected, match=message):
         read_rows(DataConfig(source="hub:user/name", config_name="small", revision="v1"))
 
 
 def test_hub_set_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
-    loaded = datasets.DatasetDict({"train": whole_dataset(3)})
-    monkeypatch.setattr(datasets, "load_dataset", lambda *_, **__: loaded)
-    assert red(read_rows(DataConfig(source="hub:user/name")).images) == [0, 10, 20]
+    monkeypatch.setattr(datasets, "load_dataset_builder", lambda *_, **__: Builder())
+    rows = read_rows(DataConfig(source="hub:user/name", splitting="class_disjoint"))
+    assert red(rows.images) == [0, 10, 20, 50, 60]
+    assert rows.origin == {
+        "set": "user/name", "config": "default", "splits": ["train", "more"], "revision": "main", "commit": "c0ffee"
+    }  # fmt: skip
+    rows = read_rows(DataConfig(source="hub:user/name", train_split="more", query_split="train", revision="v1"))
+    assert red(rows.images) == [50, 60, 0, 10, 20]
+    assert rows.origin is not None
+    assert (rows.origin["splits"], rows.origin["revision"]) == (["more", "train"], "v1")
+
+
+def large_dataset(n: int) -> datasets.Dataset:
+    """Pictures of 12 x 10 pixels beside a second column of images; the second cell is no image."""
+    rng, cells = np.random.default_rng(n), []
+    for i in range(n):
+        buffer = io.BytesIO()
+        Image.fromarray(rng.integers(0, 256, (10, 12, 3), dtype=np.uint8)).save(buffer, "PNG")
+        cells.append({"bytes": b"no image" if i == 1 else buffer.getvalue(), "path": None})
+    data = {"mask": cells, "image": cells, "score": [i / 2 for i in range(n)]}
+    features = datasets.Features(mask=datasets.Image(), image=datasets.Image(), score=datasets.Value("float32"))
+    return datasets.Dataset.from_dict(data, features=features)
+
+
+class Builder:
+    """What `datasets` gives for a set on the Hub, as far as it is used here."""
+
+    config, hash, base_path = SimpleNamespace(name="default"), "c0ffee", "hf://datasets/user/name@c0ffee"
+
+    def __init__(self, made: Callable[[int], datasets.Dataset] = whole_dataset) -> None:
+        self.parts = datasets.DatasetDict(
+            {"train": made(3), "more": whole_dataset(2, 5) if made is whole_dataset else made(2)}
+        )
+
+    def download_and_prepare(self) -> None:
+        pass
+
+    def as_dataset(self) -> datasets.DatasetDict:
+        return self.parts
+
+    def as_streaming_dataset(self) -> datasets.IterableDatasetDict:
+        return datasets.IterableDatasetDict({name: part.to_iterable_dataset() for name, part in self.parts.items()})
+
+
+@pytest.mark.usefixtures("dataset_cache")
+@pytest.mark.parametrize("size", [None, 5])
+def test_streamed_rows_are_those_of_the_whole_set(monkeypatch: pytest.MonkeyPatch, size: int | None) -> None:
+    monkeypatch.setattr(datasets, "load_dataset_builder", lambda *_, **__: Builder(large_dataset))
+    fields = {"source": "hub:user/name", "splitting": "class_disjoint", "image": "image", "size": size}
+    whole, streamed = (read_rows(DataConfig(**fields, streaming=on)) for on in (False, True))
+    assert streamed.columns.to_pylist() == whole.columns.to_pylist()
+    assert (list(streamed.names), streamed.origin) == (list(whole.names), whole.origin)
+    for i in range(5):
+        if i in (1, 4):  # the second of each split
+            with pytest.raises(UnidentifiedImageError):
+                streamed.images[i]
+        else:
+            np.testing.assert_array_equal(np.asarray(streamed.images[i]), np.asarray(whole.images[i]))
+    stored = decode(io.BytesIO(streamed.images.column[0]["bytes"])).size
+    assert stored == ((12, 10) if size is None else (6, 5))
+
+
+@pytest.mark.parametrize(("rows", "read"), [([1, 1], 2), ([3, 1], 4), ([1, 2], 3)])
+def test_streaming_ends_with_the_last_row_that_is_wanted(monkeypatch: pytest.MonkeyPatch, rows, read) -> None:
+    monkeypatch.setattr(datasets, "load_dataset_builder", lambda *_, **__: Builder())
+    fields = {"source": "hub:user/name", "splitting": "rows", "rows": rows, "streaming": True}
+    assert red(read_rows(DataConfig(**fields)).images) == [0, 10, 20, 50, 60][:read]
+    assert len(read_rows(DataConfig(**fields, shuffle=True)).images) == 5
+
+
+def test_only_hub_sets_are_streamed(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"data.streaming is for sets on the Hub"):
+        rows_of(write_images(tmp_path, ["cat/0.png"]), streaming=True)
+
+
+def test_fields_of_structs_are_columns() -> None:
+    table = pa.table({
+        "box": [{"x": 1, "y": 2.5}, {"x": 3, "y": None}],
+        "sentences": [[{"raw": "a cat", "id": 1}, {"raw": "cats", "id": 2}], [{"raw": "a dog", "id": 3}]],
+    })  # fmt: skip
+    for part in (table, pa.concat_tables([table, table]).slice(1, 2)):
+        found = with_fields(part)
+        rows = part.to_pylist()
+        assert found["box.x"].to_pylist() == [row["box"]["x"] for row in rows]
+        assert found["box.y"].to_pylist() == [row["box"]["y"] for row in rows]
+        assert found["sentences.raw"].to_pylist() == [[s["raw"] for s in row["sentences"]] for row in rows]
+    lost = with_fields(pa.table({"sentences": pa.array([None, [{"raw": "a"}]])}))
+    assert lost["sentences.raw"].to_pylist() == [None, ["a"]]
 
 
 @pytest.mark.parametrize("mode", ["L", "1", "P", "RGBA", "LA", "I;16", "CMYK"])

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import importlib.util
 import math
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from originals import write_lfw
 from scipy.optimize import brentq
 from scipy.stats import norm
 from sklearn.metrics import adjusted_mutual_info_score, normalized_mutual_info_score, roc_curve
@@ -21,6 +24,7 @@ from beyond_binary.metrics import METRICS, clustering, verification
 from beyond_binary.metrics.verification import Separation
 from beyond_binary.verification import best_threshold, read_lfw_pairs, ten_fold, verify
 
+ROOT = Path(__file__).resolve().parent.parent
 RATES = ["eer", "tar_at_far_0.5", "tar_at_far_0.1", "tar_at_far_0.03"]
 PAIRS = ["d_prime", *RATES]
 
@@ -288,3 +292,56 @@ def test_clusters_need_classes() -> None:
     assert math.isnan(bb.evaluate(torch.randn(5, 2), np.arange(5), metrics=["ami"])["ami"])
     with pytest.raises(ValueError, match="they need the target 'classes'"):
         bb.evaluate(torch.randn(5, 2), np.random.rand(5, 1), target="within('euclidean', radius=0.5)", metrics=["ami"])
+
+
+# ---- the recipe
+
+
+def load_recipe() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("verify_recipe", ROOT / "recipes" / "verify.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+class Told:
+    """An embedder that is told the person in each image, and errs in one image."""
+
+    normalize = True
+
+    def __init__(self, wrong: str) -> None:
+        self.wrong = wrong
+
+    def encode(self, files: list[Path], batch_size: int, progress: bool) -> torch.Tensor:
+        assert all(file.exists() for file in files)
+        people = sorted({file.parent.name for file in files})
+        z = torch.eye(len(people) + 1)
+        return torch.stack([z[-1 if f.name == self.wrong else people.index(f.parent.name)] for f in files])
+
+
+def test_the_recipe_scores_the_pairs_of_all_folds_or_of_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe = load_recipe()
+    monkeypatch.setattr(recipe.Embedder, "from_pretrained", lambda name: Told(name))
+    root = write_lfw(tmp_path, each=2)
+
+    def told(*argv: str) -> dict[str, float]:
+        recipe.main(["--data.source", f"lfw:{root}", *argv])
+        return {line.split()[0]: float(line.split()[1]) for line in capsys.readouterr().out.splitlines()}
+
+    perfect = told("--embedder", "none.jpg")
+    assert (perfect["accuracy"], perfect["genuine"], perfect["impostors"]) == (1, 6, 6)
+    wrong = told("--embedder", "Cy_0003.jpg")  # the genuine pairs of fold 2 have similarity 0
+    assert wrong["accuracy"] == pytest.approx(5 / 6, abs=1e-4)
+    assert told("--embedder", "Cy_0003.jpg", "--fold", "2")["accuracy"] == 0.5
+    assert told("--embedder", "Cy_0003.jpg", "--fold", "1")["accuracy"] == 1
+    with pytest.raises(SystemExit):
+        told("--embedder", "x", "--fold", "4")
+    assert "--fold 4: expected 1 to 3" in capsys.readouterr().err
+    (root / "pairs.txt").unlink()
+    with pytest.raises(SystemExit):
+        told("--embedder", "x")
+    assert "pairs.txt" in capsys.readouterr().err

@@ -13,13 +13,17 @@ class DataConfig:
     Args:
         source: "embedded:NAME" (drawn or shipped sets), "hub:USER/NAME" (a `datasets` set on the Hub), or a
             path: a folder or zip of images (one folder per class, or with a table), a table file, or a folder
-            written or read by `datasets`. Sets in the files of their authors, with labels of their own:
-            "mpii:FOLDER" (MPII Human Pose; joints), "lsun_rooms:FOLDER" (LSUN room layout; label maps),
-            "karpathy:FILE.json" (MS-COCO or Flickr captions in Karpathy's splits). Their columns are split
-            (train, val, test) and role; `label` chooses a column instead of their own labels.
-        options: Options of a set in the files of its authors. All have queries (the first so many test rows are
-            queries, the others the gallery, with role: role); mpii: train, missing, occluded, margin;
-            lsun_rooms: layout_type, side; karpathy: images, captions, restval. See beyond_binary.data.originals.
+            written or read by `datasets`. Sets in the files of their authors: classes in "cub:FOLDER" (CUB-200-2011),
+            "cars:FOLDER" (Cars196), "sop:FOLDER" (Stanford Online Products), "inshop:FOLDER" (In-Shop Clothes
+            Retrieval), "inaturalist:FOLDER" (iNaturalist 2018) and "lfw:FOLDER" (Labeled Faces in the Wild);
+            labels of their own in "mpii:FOLDER" (MPII Human Pose; joints), "lsun_rooms:FOLDER" (LSUN room
+            layout; label maps) and "karpathy:FILE.json" (MS-COCO or Flickr captions in Karpathy's splits).
+            Their columns are split (train, val, test) and role; `label` chooses a column instead of their own
+            labels.
+        options: Options of a set in the files of its authors. cub: crop; cars: crop; sop: none; inshop: highres;
+            inaturalist: division; lfw: fold; mpii: train, missing, occluded, margin; lsun_rooms: layout_type,
+            side; karpathy: images, captions, restval. The last three also have queries (the first so many test
+            rows are queries, the others the gallery, with role: role). See beyond_binary.data.originals.
         table: CSV, TSV, JSONL or parquet file with one row per image: its name inside the folder or zip, or a
             path of its own. Unset: the only table called labels or metadata, or parquet, else the only table in
             the root of the source; without one, folders are classes.
@@ -51,7 +55,10 @@ class DataConfig:
             and test items.
         shuffle: For rows: divide them in an order drawn with the seed, not in file order.
         config_name: Configuration of a Hub set that has several.
-        revision: Branch, tag or commit of a Hub set, for example refs/convert/parquet.
+        revision: Branch, tag or commit of a Hub set, for example refs/convert/parquet. The run's record has the
+            commit that it was.
+        streaming: Read a Hub set row after row, without downloading its files; images are kept in memory, no
+            larger than `size`.
         limit: Keep at most this many items of each split, drawn with the seed.
         seed: Seed of embedded sets and of `limit`.
         size: Side in pixels of drawn embedded sets; images of other sources are shrunk to this shorter side
@@ -81,6 +88,7 @@ class DataConfig:
     shuffle: bool = False
     config_name: str | None = None
     revision: str | None = None
+    streaming: bool = False
     limit: int | None = None
     seed: int = 0
     size: int | None = None

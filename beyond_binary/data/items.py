@@ -75,6 +75,7 @@ class Splits:
     gallery None: the queries are searched among themselves, each without itself.
     target: the spec of the target that fits the labels ("classes", "pose(root=(2, 3))"), if the set knows it.
     class_names: a name per class, where the labels are classes 0, 1, 2, ...
+    origin: what exactly was read of a set on the Hub: set, config, splits, revision and commit.
 
     Raises ValueError where the labels of two splits differ in shape per item, or a split is empty.
     """
@@ -84,6 +85,7 @@ class Splits:
     gallery: Items | None = None
     target: str | None = None
     class_names: list[str] | None = None
+    origin: dict[str, Any] | None = None
 
     def __post_init__(self) -> None:
         parts = {"train": self.train, "query": self.query, "gallery": self.gallery}

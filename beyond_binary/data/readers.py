@@ -7,7 +7,7 @@ import os
 import zipfile
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from functools import lru_cache
 from pathlib import Path, PurePosixPath
@@ -34,6 +34,7 @@ class Rows:
 
     columns is a pyarrow table of n rows; class_names holds the names of integer columns that declare them. A set that is
     read from its original files has labels [n ...] beside the columns, and perhaps the spec of the target that fits them.
+    A set from the Hub has an origin: what exactly was read (set, config, splits, revision, commit).
     """
 
     images: Sequence
@@ -42,6 +43,7 @@ class Rows:
     class_names: dict[str, list[str]] = field(default_factory=dict)
     labels: Any = None
     target: str | None = None
+    origin: dict[str, Any] | None = None
 
 
 def read_rows(config: DataConfig) -> Rows:
@@ -53,14 +55,18 @@ def read_rows(config: DataConfig) -> Rows:
         ValueError: a column that is not there, a source that cannot be read.
         ConnectionError: a Hub set without a connection and without a local copy.
     """
+    from .from_datasets import dataset_rows, load_hub
     from .originals import ORIGINALS, is_original, read_original
 
+    if config.streaming and not config.source.startswith("hub:"):
+        raise ValueError(f"data.streaming is for sets on the Hub, hub:USER/NAME, got {config.source!r}")
     if is_original(config.source):
         return read_original(config)
     if config.options:
         raise ValueError(f"data.options are for sources {_one_of(ORIGINALS.names())}, got {config.source!r}")
     if config.source.startswith("hub:"):
-        return _dataset_rows(load_hub(config), config)
+        loaded, origin = load_hub(config)
+        return replace(dataset_rows(loaded, config), origin=origin)
     path = Path(config.source).expanduser()
     if not path.exists():
         raise FileNotFoundError(
@@ -176,10 +182,12 @@ def _is_loop(folder: Path) -> bool:
 
 def _folder_rows(root: Path, config: DataConfig) -> Rows:
     """A folder that `datasets` wrote or can read, or one with image files."""
+    from .from_datasets import dataset_rows
+
     if (root / "dataset_dict.json").exists() or (root / "state.json").exists():
         from datasets import load_from_disk
 
-        return _dataset_rows(load_from_disk(str(root)), config)
+        return dataset_rows(load_from_disk(str(root)), config)
     members = _walk(root)
     has_images = any(_is_image(m) for m in members)
     tables = [m for m in members if PurePosixPath(m).name in ("metadata.csv", "metadata.jsonl")]
@@ -187,7 +195,7 @@ def _folder_rows(root: Path, config: DataConfig) -> Rows:
     if config.table is None and ((not has_images and readable) or len(tables) > 1):
         from datasets import load_dataset
 
-        return _dataset_rows(load_dataset(str(root), config.config_name), config)
+        return dataset_rows(load_dataset(str(root), config.config_name), config)
     return _file_rows(root, members, config)
 
 
@@ -389,55 +397,3 @@ def _folder_columns(images: list[str], config: DataConfig) -> Any:
         columns["split"] = [parts[0] for parts in folders]
         folders = [parts[1:] for parts in folders]
     return pa.table({**columns, "class": ["/".join(parts) for parts in folders]})
-
-
-# ---------------------------------------------------------------- datasets
-
-
-def load_hub(config: DataConfig) -> Any:
-    """Load a set from the Hub (or its local cache) with `datasets`; its errors get the way out added."""
-    from datasets import load_dataset
-
-    name = config.source.removeprefix("hub:")
-    try:
-        return load_dataset(name, config.config_name, revision=config.revision)
-    except ConnectionError as error:
-        raise ConnectionError(
-            f"cannot reach the Hub set {name!r} and there is no copy in the local cache ({error}); check the "
-            f"network, or load it where there is one, write it with save_to_disk and give that folder as "
-            f"data.source"
-        ) from error
-    except FileNotFoundError as error:
-        raise FileNotFoundError(f"no set {name!r} on the Hub, or no right to read it: {error}") from error
-    except RuntimeError as error:
-        if "script" not in str(error).lower():
-            raise
-        raise ValueError(
-            f"the Hub set {name!r} is loaded by a script of its own, which `datasets` no longer runs; use "
-            f"its parquet twin: set data.revision to refs/convert/parquet, or choose another upload of the "
-            f"set ({error})"
-        ) from error
-    except ValueError as error:
-        raise ValueError(f"cannot load {name!r} (see data.config_name and data.revision): {error}") from error
-
-
-def _dataset_rows(loaded: Any, config: DataConfig) -> Rows:
-    """Rows of a `Dataset` or of the splits of a `DatasetDict` (joined, with a column "split")."""
-    from datasets import ClassLabel, Image, concatenate_datasets
-
-    parts: dict[str, Any] = dict(loaded) if isinstance(loaded, dict) else {"": loaded}
-    asked = [split for split in (config.train_split, config.query_split, config.gallery_split) if split]
-    by_name = config.splitting == "given" and config.role is None and config.split in (None, "split")
-    if by_name and set(asked) <= set(parts):
-        parts = {split: parts[split] for split in dict.fromkeys(asked)}
-    whole = concatenate_datasets(list(parts.values())) if len(parts) > 1 else next(iter(parts.values()))
-    pictures = [name for name, feature in whole.features.items() if isinstance(feature, Image)]
-    usual = sorted(pictures, key=lambda name: name not in IMAGE_COLUMNS)
-    image = image_column(whole.column_names, config.image or next(iter(usual), None))
-    encoded = whole.cast_column(image, Image(decode=False)) if image in pictures else whole
-    table = whole.remove_columns(list({image, *pictures})).with_format("arrow")[:]
-    if "split" not in table.column_names and "" not in parts:
-        table = table.append_column("split", [[split for split in parts for _ in range(len(parts[split]))]])
-    names = [f"{split or 'row'}[{row}]" for split, part in parts.items() for row in range(len(part))]
-    features = {n: list(f.names) for n, f in whole.features.items() if isinstance(f, ClassLabel) and f.names}
-    return Rows(EncodedImages(encoded.select_columns([image])[image], config.size), names, table, features)

@@ -40,7 +40,7 @@ def load_splits(config: DataConfig) -> Splits:
     whole = Items(Picked(rows.images, used), labels, [str(names[i]) for i in used], used.astype(np.int64))
     items = {name: whole.select(np.searchsorted(used, index)) for name, index in parts.items()}
     target = rows.target if own else None
-    splits = Splits(items["train"], items["query"], items.get("gallery"), target, class_names)
+    splits = Splits(items["train"], items["query"], items.get("gallery"), target, class_names, rows.origin)
     return _limited(splits, config)
 
 

@@ -1,0 +1,248 @@
+"""A user's images and labels as a data set on the Hub: parquet files and a card, in one commit."""
+
+from __future__ import annotations
+
+import io
+import os
+import re
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+from PIL import Image
+
+from .hub import CARD, Files, check_hub_id, check_token, push
+
+SHARD_BYTES = 500_000_000
+ROWS_AT_ONCE = 64
+Column = np.ndarray | list[list[str]]
+"""Labels of n images: an array [n ...], or lists of texts."""
+
+
+def push_dataset(
+    images: Sequence[Any],
+    labels: Any,
+    hub_id: str,
+    *,
+    split: str | Sequence[str] = "train",
+    class_names: Sequence[str] | None = None,
+    private: bool | None = None,
+    token: str | bool | None = None,
+    revision: str | None = None,
+    license: str | None = None,
+    commit_message: str | None = None,
+) -> str:
+    """Send images with their labels as a parquet set that `datasets` and `data.source=hub:USER/NAME` read.
+
+    All files go in one commit; parquet files of an earlier push that are not among them are removed in it.
+
+    Args:
+        images: n paths (their files are sent as they are), encoded bytes, or PIL images (sent as PNG, without loss).
+        labels: one column [n ...] called "label", or a mapping from names to columns. A column is an array or a list of
+            integers (classes), floats or text [n], vectors and grids [n d ...] such as joints [n 16 3], or lists of texts
+            (captions, as many as there are).
+        hub_id: "user/name".
+        split: the split of all images, or one for each [n].
+        class_names: names of the classes 0, 1, ... of the column "label".
+        private: make a new repository private; None leaves that to the account's settings.
+        token: access token with write rights; None takes that of `HF_TOKEN` or `hf auth login`.
+        revision: branch, by default main.
+        license: for the card, for example cc-by-4.0.
+        commit_message: the commit's title.
+
+    Returns:
+        the address of the commit.
+
+    Raises:
+        ValueError: columns of unlike lengths, labels that are missing or of no such form, or what `push` raises.
+        FileNotFoundError: an image file is not there.
+        PermissionError, ConnectionError: as `push`.
+    """
+    check_hub_id(hub_id)
+    check_token(token)
+    with tempfile.TemporaryDirectory() as folder:
+        files = dataset_files(images, labels, hub_id, Path(folder), split, class_names, license)
+        return push(
+            files, hub_id, private=private, token=token, revision=revision, commit_message=commit_message,
+            repo_type="dataset",
+        )  # fmt: skip
+
+
+def dataset_files(
+    images: Sequence[Any],
+    labels: Any,
+    hub_id: str,
+    folder: Path,
+    split: str | Sequence[str] = "train",
+    class_names: Sequence[str] | None = None,
+    license: str | None = None,
+    shard_bytes: int = SHARD_BYTES,
+) -> Files:
+    """The files of the set, written into `folder` in parts of about `shard_bytes`, and its card."""
+    given: dict[str, Any] = dict(labels) if isinstance(labels, Mapping) else {"label": labels}
+    splits = [split] * len(images) if isinstance(split, str) else list(split)
+    lengths = {"images": len(images), "split": len(splits), **{name: len(column) for name, column in given.items()}}
+    if len(set(lengths.values())) > 1 or not len(images):
+        found = ", ".join(f"{count} in {name}" for name, count in lengths.items())
+        raise ValueError(f"expected as many labels as images, and at least one, got {found}")
+    if wrong := [part for part in dict.fromkeys(splits) if part == "all" or not re.fullmatch(r"\w+(\.\w+)*", part)]:
+        raise ValueError(f"a split cannot be called {wrong[0]!r}: expected letters, digits, dots and _, and not 'all'")
+    if taken := {"image", "split"} & given.keys():
+        raise ValueError(f"a column of labels cannot be called {', '.join(sorted(taken))}; name it otherwise")
+    columns = {name: tidy(name, column) for name, column in given.items()}
+    features = label_features(columns, class_names)
+    files: Files = {}
+    for part in dict.fromkeys(splits):
+        rows = [i for i, name in enumerate(splits) if name == part]
+        shards = list(write_shards(images, columns, rows, features, folder, part, shard_bytes))
+        for number, shard in enumerate(shards):
+            files[f"data/{part}-{number:05d}-of-{len(shards):05d}.parquet"] = shard
+    counts = {part: splits.count(part) for part in dict.fromkeys(splits)}
+    files[CARD] = dataset_card(hub_id, counts, columns, license).encode()
+    return files
+
+
+def tidy(name: str, column: Any) -> Column:
+    """A column as an array of numbers [n ...] or text [n], or as a list of lists of texts; ValueError if it is neither."""
+    rows = column.to_numpy() if hasattr(column, "to_numpy") else column  # of pandas
+    rows = rows.tolist() if isinstance(rows, np.ndarray) and rows.dtype.kind in "UO" else rows
+    if isinstance(rows, list | tuple) and all(isinstance(row, list | tuple) and _are_texts(row) for row in rows):
+        return [list(row) for row in rows]
+    try:
+        array = np.asarray(rows)
+    except ValueError:  # rows of unlike lengths
+        array = np.empty(0, dtype=object)
+    if array.dtype.kind not in "biufU" or (array.dtype.kind == "U" and array.ndim > 1):
+        raise ValueError(
+            f"column {name!r}: expected numbers or text [n], numbers [n ...], or a list of texts for each image; got "
+            f"{type(rows[0]).__name__}, the first {str(rows[0])[:60]!r}"
+        )
+    if array.dtype.kind == "f" and not np.isfinite(array).all():
+        bad = np.flatnonzero(~np.isfinite(array).reshape(len(array), -1).all(1))
+        raise ValueError(f"column {name!r}: {len(bad)} labels are NaN or infinite, the first at {bad[0]}")
+    return array
+
+
+def _are_texts(row: Sequence[Any]) -> bool:
+    return len(row) > 0 and all(isinstance(text, str) for text in row)
+
+
+def label_features(columns: Mapping[str, Column], class_names: Sequence[str] | None) -> Any:
+    """The `datasets` features of the image and of tidy columns; ValueError where class names do not fit."""
+    from datasets import ClassLabel, Features, List, Value
+    from datasets import Image as ImageFeature
+
+    found: dict[str, Any] = {"image": ImageFeature()}
+    for name, column in columns.items():
+        if isinstance(column, list):
+            found[name] = List(Value("string"))
+            continue
+        types = {"b": "bool", "i": "int64", "u": "int64", "f": "float32" if column.dtype.itemsize <= 4 else "float64"}
+        found[name] = Value(types.get(column.dtype.kind, "string"))
+        for length in reversed(column.shape[1:]):
+            found[name] = List(found[name], length=length)
+    if class_names is not None:
+        classes = columns.get("label", [])
+        whole = isinstance(classes, np.ndarray) and classes.dtype.kind in "iu" and classes.ndim == 1
+        if not whole or not set(np.asarray(classes).tolist()) <= set(range(len(class_names))):
+            raise ValueError(f"class_names need a column label of integers from 0 to {len(class_names) - 1}")
+        found["label"] = ClassLabel(names=list(class_names))
+    return Features(found)
+
+
+def write_shards(
+    images: Sequence[Any],
+    columns: Mapping[str, Column],
+    rows: Sequence[int],
+    features: Any,
+    folder: Path,
+    part: str,
+    shard_bytes: int,
+) -> Iterator[Path]:
+    """Write the rows into parquet files of about `shard_bytes` of images each; yields them as they are complete."""
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    schema, writer, size, number = features.arrow_schema, None, 0, 0
+    for start in range(0, len(rows), ROWS_AT_ONCE):
+        chosen = rows[start : start + ROWS_AT_ONCE]
+        cells = [encoded(images[i]) for i in chosen]
+        table = {name: [_plain(column[i]) for i in chosen] for name, column in columns.items()}
+        if writer is None:
+            writer = parquet.ParquetWriter(folder / f"{part}-{number}.parquet", schema)
+        writer.write_table(pa.table({"image": cells, **table}, schema=schema))
+        size += sum(len(cell["bytes"]) for cell in cells)
+        if size >= shard_bytes or start + ROWS_AT_ONCE >= len(rows):
+            writer.close()
+            yield folder / f"{part}-{number}.parquet"
+            writer, size, number = None, 0, number + 1
+
+
+def _plain(value: Any) -> Any:
+    """A label as plain Python: arrays, tensors and numpy's numbers as (lists of) numbers."""
+    return value.tolist() if hasattr(value, "tolist") else value
+
+
+def encoded(image: Any) -> dict[str, Any]:
+    """An image as {"bytes", "path"}: the file of a path, bytes as they are, a PIL image as PNG.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: not an image by its first bytes, or none of the three.
+    """
+    if isinstance(image, str | os.PathLike):
+        content, name = Path(image).read_bytes(), Path(image).name
+    elif isinstance(image, Image.Image):
+        buffer = io.BytesIO()
+        image.save(buffer, "PNG")
+        content, name = buffer.getvalue(), None
+    elif isinstance(image, bytes):
+        content, name = image, None
+    else:
+        raise ValueError(f"expected images as paths, bytes or PIL images, got {type(image).__name__}")
+    try:
+        with Image.open(io.BytesIO(content)):
+            pass
+    except OSError as error:
+        raise ValueError(f"{name or 'an image'} cannot be read: {error}") from None
+    return {"bytes": content, "path": name}
+
+
+def dataset_card(hub_id: str, counts: Mapping[str, int], columns: Mapping[str, Column], license: str | None) -> str:
+    """The card: which files make which split, the columns, and how to train on them with this package."""
+    known: dict[str, Any] = {} if license is None else {"license": license}
+    known["tags"] = ["beyond_binary", "metric-learning"]
+    files = [{"split": part, "path": f"data/{part}-*"} for part in counts]
+    known["configs"] = [{"config_name": "default", "data_files": files}]
+    label = "label" if "label" in columns else next(iter(columns))
+    first = columns[label]
+    told = f"'[{label}]'" if isinstance(first, list) else label
+    given = "train" in counts and len(counts) > 1
+    other = next((part for part in ("test", *counts) if part in counts and part != "train"), None)
+    if given:
+        division = "" if other == "test" else f" --data.query_split {other}"
+    elif isinstance(first, np.ndarray) and first.ndim == 1 and first.dtype.kind in "iuU":
+        division = " --data.splitting class_disjoint"
+    else:
+        total = sum(counts.values())
+        division = f" --data.splitting rows --data.rows '[{total - total // 5}, {total // 5}]' --data.shuffle true"
+    rows = "\n".join(f"| `{name}` | {_form(column)} |" for name, column in columns.items())
+    splits = ", ".join(f"{count} in `{part}`" for part, count in counts.items())
+    return (
+        f"---\n{yaml.safe_dump(known, sort_keys=False).strip()}\n---\n\n# {hub_id}\n\nImages with labels: {splits}.\n\n"
+        f"| column | each image has |\n|---|---|\n| `image` | the image |\n{rows}\n\n"
+        f"To read it: `datasets.load_dataset({hub_id!r})`. To train on it with beyond_binary:\n\n"
+        f"```sh\naccelerate launch recipes/train.py --config CONFIG.yaml \\\n"
+        f"    --data.source hub:{hub_id} --data.label {told}{division}\n```\n"
+    )
+
+
+def _form(column: Column) -> str:
+    """What a column holds for each image, in words."""
+    if isinstance(column, list):
+        return "a list of texts"
+    word = {"i": "an integer", "u": "an integer", "b": "yes or no", "f": "a number", "U": "a text"}[column.dtype.kind]
+    return word if column.ndim == 1 else f"numbers {list(column.shape[1:])}"

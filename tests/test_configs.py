@@ -1,0 +1,143 @@
+"""Every ready config resolves against a tiny set of the form that the real one has, in its own files and from the Hub."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import datasets
+import numpy as np
+import pytest
+from originals import (
+    plain_mpii,
+    write_cars,
+    write_cub,
+    write_inaturalist,
+    write_inshop,
+    write_karpathy,
+    write_lfw,
+    write_lsun,
+    write_sop,
+)
+from PIL import Image
+
+from beyond_binary.config import Config, check_config, parse_config
+from beyond_binary.data import Splits, load_splits
+from beyond_binary.targets import create_target
+
+CONFIGS = Path(__file__).parent.parent / "recipes" / "configs"
+FLICKR = {"folder": False, "images": "flickr30k-images", "name": "dataset_flickr30k.json"}
+ORIGINALS: dict[str, tuple[str, Callable[[Path], Path]]] = {
+    "cub200": ("cub", write_cub),
+    "cars196_full": ("cars", lambda root: write_cars(root, "devkit")),
+    "sop": ("sop", write_sop),
+    "inshop": ("inshop", write_inshop),
+    "inaturalist": ("inaturalist", write_inaturalist),
+    "lfw": ("lfw", write_lfw),
+    "mpii_pose": ("mpii", plain_mpii),
+    "lsun_rooms": ("lsun_rooms", write_lsun),
+    "coco_captions": ("karpathy", lambda root: write_karpathy(root, "trvee")),
+    "flickr30k": ("karpathy", lambda root: write_karpathy(root, "ttvee", **FLICKR)),
+}
+QUERIES = ("mpii_pose", "lsun_rooms", "coco_captions", "flickr30k")
+
+
+def resolved(name: str, *argv: str) -> tuple[Config, Splits]:
+    config = parse_config(["--config", str(CONFIGS / f"{name}.yaml"), *argv])
+    check_config(config)
+    return config, load_splits(config.data)
+
+
+def classes_differ(splits: Splits) -> bool:
+    held_out = [part.labels for part in (splits.query, splits.gallery) if part is not None]
+    return not set(splits.train.labels.tolist()) & set(np.concatenate(held_out).tolist())
+
+
+def ready(folder: Path) -> list[str]:
+    """Names of the configs whose data one has to download."""
+    return sorted(file.stem for file in folder.glob("*.yaml") if "NOT RUN HERE" in file.read_text())
+
+
+def test_the_tables_here_have_all_ready_configs() -> None:
+    assert ready(CONFIGS) == sorted(ORIGINALS)
+    assert ready(CONFIGS / "hub") == sorted(HUB) == sorted(set(ORIGINALS) - {"lsun_rooms"})
+
+
+@pytest.mark.parametrize("name", ORIGINALS)
+def test_ready_configs_read_the_files_of_the_authors(tmp_path: Path, name: str) -> None:
+    source, write = ORIGINALS[name]
+    fewer = ["--data.options.queries", "1"] if name in QUERIES else []
+    config, splits = resolved(name, "--data.source", f"{source}:{write(tmp_path)}", *fewer)
+    assert (splits.gallery is not None) == (name in (*QUERIES, "inshop"))
+    if config.objective.target == "classes":
+        assert classes_differ(splits)
+    elif source != "karpathy":  # their target needs a file of word vectors
+        create_target(config.objective.target).encode(splits.train.labels)
+    if config.augment.mirror:
+        assert [config.augment.mirror[j] for j in config.augment.mirror] == list(range(16))
+    assert splits.train.images[0].mode == "RGB"
+
+
+# ---------------------------------------------------------------- from the Hub
+
+
+def parts(counts: dict[str, int], column: Callable[[int], dict[str, Any]], **features: Any) -> datasets.DatasetDict:
+    """A set with `counts` rows in each split; `column(i)` gives what row i of all has beside its image."""
+    made, row = {}, 0
+    known = datasets.Features({"image": datasets.Image(), **features}) if features else None
+    for split, count in counts.items():
+        rows = [{"image": Image.new("RGB", (4, 4)), **column(i)} for i in range(row, row + count)]
+        made[split], row = datasets.Dataset.from_list(rows, features=known), row + count
+    return datasets.DatasetDict(made)
+
+
+def labelled(classes: int) -> datasets.DatasetDict:
+    """image and label, all classes in both halves, as classification sets are uploaded."""
+    names = datasets.ClassLabel(names=[f"class {c}" for c in range(classes)])
+    return parts({"train": classes, "test": classes}, lambda i: {"label": i % classes}, label=names)
+
+
+def captions(i: int) -> list[str]:
+    return [f"picture {i}", "a dog", f"line {i % 3}"]
+
+
+HUB: dict[str, Callable[[], datasets.DatasetDict]] = {
+    "cub200": lambda: labelled(6),
+    "cars196_full": lambda: labelled(6),
+    "sop": lambda: parts({"train": 4, "test": 4}, lambda i: {"class_id": i // 2, "super_class_id": 1}),
+    "inshop": lambda: parts({"data": 6}, lambda i: {"item_ID": f"id_0000{i // 2}", "category1": "men", "color": "red"}),
+    "inaturalist": lambda: parts({"train": 6}, lambda i: {"category_id": i // 2}),
+    "lfw": lambda: labelled(6),
+    "mpii_pose": lambda: parts({"train": 3, "test": 2}, lambda i: {"joints": np.full((16, 3), i / 9).tolist()}),
+    "coco_captions": lambda: parts(
+        {"train": 4, "validation": 1, "test": 2},
+        lambda i: {
+            "split": ["train", "train", "restval", "train", "val", "test", "test"][i],
+            "sentences": [{"raw": text, "tokens": text.split(), "sentid": i} for text in captions(i)],
+            "cocoid": i,
+        },
+    ),
+    "flickr30k": lambda: parts(
+        {"train": 3, "validation": 1, "test": 2}, lambda i: {"caption": captions(i), "img_id": str(i)}
+    ),
+}
+
+
+@pytest.mark.parametrize("name", HUB)
+def test_ready_configs_read_the_columns_of_uploads(tmp_path: Path, name: str) -> None:
+    HUB[name]().save_to_disk(str(tmp_path))
+    over = ["--config", str(CONFIGS / "hub" / f"{name}.yaml")]
+    asked = parse_config(["--config", str(CONFIGS / f"{name}.yaml"), *over]).data
+    assert asked.source.startswith("hub:")
+    assert asked.revision
+    config, splits = resolved(name, *over, "--data.source", str(tmp_path), "--data.streaming", "false")
+    assert splits.gallery is None
+    if config.objective.target == "classes":
+        assert classes_differ(splits)
+    elif name == "mpii_pose":
+        assert splits.train.labels.shape == (3, 16, 3)
+        create_target(config.objective.target).encode(splits.train.labels)
+    else:
+        assert splits.train.labels[2].tolist() == captions(3 if name == "coco_captions" else 2)
+        assert len(splits.query) == 2

@@ -1,0 +1,265 @@
+"""Data sets on the Hub with the unmodified clients, against a double on loopback; and what is sent for one."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import yaml
+from hub_client import Client
+from hub_double import Hub
+from PIL import Image
+from pyarrow import parquet
+
+from beyond_binary.hub_data import dataset_card, dataset_files, label_features, push_dataset, tidy
+
+PUSH = """
+import io, json, numpy as np, datasets
+from PIL import Image
+from beyond_binary.hub_data import push_dataset
+from beyond_binary.data import DataConfig, load_splits
+rng = np.random.default_rng(0)
+pixels = rng.integers(0, 256, (6, 9, 12, 3), dtype=np.uint8)
+images = [Image.fromarray(p) for p in pixels]
+def read(name="tester/set", **fields):
+    return load_splits(DataConfig(source=f"hub:{name}", **fields))
+"""
+
+
+@pytest.fixture(scope="module")
+def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Hub, Client]]:
+    with Hub() as hub:
+        client = Client(hub, tmp_path_factory.mktemp("home"))
+        yield hub, client
+        client.close()
+
+
+@pytest.fixture
+def hub(running: tuple[Hub, Client]) -> Hub:
+    running[0].repos.clear()
+    running[0].requests.clear()
+    return running[0]
+
+
+@pytest.fixture
+def client(running: tuple[Hub, Client]) -> Client:
+    return running[1]
+
+
+def test_what_was_pushed_comes_back_whole_and_streamed(hub: Hub, client: Client) -> None:
+    client.run(PUSH + """
+joints, ages = rng.random((6, 16, 3)), np.arange(6) / 4
+captions = [["a dog", "a cat"], ["one"], ["x", "y", "z"], ["a"], ["b"], ["c"]]
+columns = {"label": [0, 1, 0, 1, 2, 2], "age": ages, "joints": joints, "captions": captions, "kind": list("abcabc")}
+print(push_dataset(images, columns, "tester/set", split=["train"] * 4 + ["test"] * 2, class_names=["x", "y", "z"], license="mit"))
+back = datasets.load_dataset("tester/set")
+assert {k: len(v) for k, v in back.items()} == {"train": 4, "test": 2}
+assert back["train"].features["label"].names == ["x", "y", "z"]
+assert np.array_equal(np.asarray(back["test"][1]["image"]), pixels[5])
+assert back["train"]["captions"][:] == captions[:4] and back["train"]["age"][:] == ages[:4].tolist()
+assert np.array_equal(back["test"]["joints"][:], joints[4:])
+for streaming in (False, True):
+    splits = read(label="label", streaming=streaming)
+    assert splits.train.labels.tolist() == [0, 1, 0, 1] and splits.class_names == ["x", "y", "z"]
+    assert all(np.array_equal(np.asarray(splits.train.images[i]), pixels[i]) for i in range(4))
+    assert np.array_equal(read(label="joints", streaming=streaming).query.labels, joints[4:])
+    assert read(label=["captions"], streaming=streaming).train.labels[2].tolist() == ["x", "y", "z"]
+    assert splits.origin == {
+        "set": "tester/set", "config": "default", "splits": ["train", "test"], "revision": "main",
+        "commit": splits.origin["commit"],
+    }
+    print("commit:", splits.origin["commit"])
+small = read(label="label", streaming=True, size=3)
+assert small.train.images[0].size == (4, 3)
+""")  # fmt: skip
+    commit = hub.repos["datasets:tester/set"].at()
+    assert commit is not None
+    assert sorted(commit.files)[1:] == [
+        "README.md", "data/test-00000-of-00001.parquet", "data/train-00000-of-00001.parquet"
+    ]  # fmt: skip
+    told = (client.home / "output.txt").read_text()
+    assert told.count(f"commit: {commit.sha}") == 2
+    assert f"/datasets/tester/set/commit/{commit.sha}" in told
+
+
+def test_streaming_downloads_no_file_as_a_whole(hub: Hub, client: Client) -> None:
+    told = client.run(PUSH + """
+import os
+def kept():
+    return [f for _, _, files in os.walk(os.environ["HF_HOME"]) for f in files if f.endswith((".arrow", ".parquet"))]
+push_dataset(images, [0, 1, 2, 0, 1, 2], "tester/streamed")
+before = kept()
+assert len(read("tester/streamed", splitting="class_disjoint", streaming=True).train) == 2
+assert kept() == before
+read("tester/streamed", splitting="class_disjoint")
+assert len(kept()) > len(before)
+""")  # fmt: skip
+    assert hub.count(r"GET .*(parquet|/lfs/)") > 0, told
+
+
+def test_a_revision_is_read_as_it_was(hub: Hub, client: Client) -> None:
+    client.run(PUSH + """
+name = "tester/twice"
+push_dataset(images[:4], np.arange(4) / 2, name)
+before = read(name, splitting="rows", rows=[2, 1], label="label").origin["commit"]
+push_dataset(images, {"height": np.arange(6.0)}, name, split="whole")
+later = read(name, splitting="rows", rows=[2, 1], label="height")
+assert later.origin["commit"] != before and later.origin["splits"] == ["whole"]
+first = read(name, splitting="rows", rows=[3, 1], label="label", revision=before)
+assert first.origin["commit"] == before == first.origin["revision"]
+assert first.train.labels.tolist() == [0, 0.5, 1]
+print("later:", later.origin["commit"])
+""")  # fmt: skip
+    repo = hub.repos["datasets:tester/twice"]
+    assert repo.history() == ["initial commit", *["Data set of beyond_binary"] * 2]
+    there = [name for name in hub.files("datasets:tester/twice") if "parquet" in name]
+    assert there == ["data/whole-00000-of-00001.parquet"]
+
+
+def test_a_copy_in_the_cache_is_not_taken_for_another_revision(hub: Hub, client: Client) -> None:
+    client.run(PUSH + """
+push_dataset(images, np.arange(6) / 2, "tester/gone")
+print(read("tester/gone", splitting="rows", rows=[2, 1], label="label").origin)
+""")  # fmt: skip
+    hub.repos.clear()
+    client.run(PUSH + """
+fields = {"name": "tester/gone", "splitting": "rows", "rows": [2, 1], "label": "label"}
+commit = read(**fields).origin["commit"]
+assert read(**fields, revision=commit).origin["commit"] == commit
+try:
+    read(**fields, revision="v1")
+except ValueError as error:
+    assert f"did not give revision 'v1' of 'tester/gone', and the local cache has commit {commit}" in str(error), error
+else:
+    raise AssertionError
+""")  # fmt: skip
+
+
+def test_a_set_with_a_script_names_the_way_out(hub: Hub, client: Client) -> None:
+    client.run(PUSH + 'push_dataset(images, [0, 1, 2, 0, 1, 2], "tester/script")')
+    repo = hub.repos["datasets:tester/script"]
+    data = dict(hub.files("datasets:tester/script"))
+    repo.commit("refs/convert/parquet", "converted", data, {name for name in data if name.endswith("parquet")})
+    repo.commit("main", "a script", {"README.md": b"", "script.py": b"import datasets\n"}, set())
+    client.run(PUSH + """
+try:
+    read("tester/script", splitting="class_disjoint")
+except ValueError as error:
+    assert "found script.py" in str(error) and "data.revision to refs/convert/parquet" in str(error), error
+    assert "datasets-cli convert_to_parquet tester/script" in str(error), error
+else:
+    raise AssertionError
+splits = read("tester/script", splitting="class_disjoint", revision="refs/convert/parquet")
+assert sorted(set(splits.train.labels)) == [0] and splits.origin["revision"] == "refs/convert/parquet"
+""")  # fmt: skip
+
+
+def test_a_set_that_is_not_there_or_not_ones_own(hub: Hub, client: Client) -> None:
+    client.run(PUSH + """
+try:
+    read("tester/none")
+except FileNotFoundError as error:
+    assert "no set 'tester/none' on the Hub" in str(error), error
+try:
+    push_dataset(images, range(6), "other/set")
+except PermissionError as error:
+    assert "write rights" in str(error), error
+else:
+    raise AssertionError
+""")  # fmt: skip
+    assert hub.repos == {}
+
+
+# ---- what is sent
+
+
+def picture(seed: int = 0) -> Image.Image:
+    return Image.fromarray(np.random.default_rng(seed).integers(0, 256, (6, 8, 3), dtype=np.uint8))
+
+
+def test_large_sets_are_cut_into_several_files(tmp_path: Path) -> None:
+    images = [picture(i) for i in range(150)]
+    files = dataset_files(images, np.arange(150), "a/b", tmp_path, shard_bytes=20_000)
+    names = [name for name in files if name.startswith("data/")]
+    assert len(names) > 1
+    assert names == [f"data/train-{i:05d}-of-{len(names):05d}.parquet" for i in range(len(names))]
+    labels = [label for name in names for label in parquet.read_table(files[name])["label"].to_pylist()]
+    assert labels == list(range(150))
+
+
+def test_files_are_sent_as_they_are_and_pictures_without_loss(tmp_path: Path) -> None:
+    picture().save(tmp_path / "photo.jpg")
+    raw = (tmp_path / "photo.jpg").read_bytes()
+    images = [tmp_path / "photo.jpg", raw, picture(1)]
+    (tmp_path / "out").mkdir()
+    files = dataset_files(images, ["a", "b", "c"], "a/b", tmp_path / "out")
+    cells = parquet.read_table(files["data/train-00000-of-00001.parquet"])["image"].to_pylist()
+    assert [cell["path"] for cell in cells] == ["photo.jpg", None, None]
+    assert cells[0]["bytes"] == cells[1]["bytes"] == raw
+    np.testing.assert_array_equal(np.asarray(Image.open(io.BytesIO(cells[2]["bytes"]))), np.asarray(picture(1)))
+
+
+@pytest.mark.parametrize(
+    ("images", "labels", "more", "message"),
+    [
+        ([picture()], [1, 2], {}, r"got 1 in images, 1 in split, 2 in label"),
+        ([], [], {}, r"at least one, got 0 in images"),
+        ([picture()], {"image": [1]}, {}, r"cannot be called image"),
+        ([picture()], [1], {"split": "all"}, r"a split cannot be called 'all'"),
+        ([picture()], [1], {"split": ["a b"]}, r"a split cannot be called 'a b'"),
+        ([picture()], [None], {}, r"column 'label': expected numbers or text \[n\].* got NoneType"),
+        ([picture()] * 2, [[1, 2], [3]], {}, r"column 'label': expected numbers or text"),
+        ([picture()] * 2, [0.5, float("nan")], {}, r"1 labels are NaN or infinite, the first at 1"),
+        ([picture()], [3], {"class_names": ["a", "b"]}, r"integers from 0 to 1"),
+        ([picture()], [0.5], {"class_names": ["a", "b"]}, r"integers from 0 to 1"),
+        ([b"no image"], [1], {}, r"cannot be read"),
+        ([7], [1], {}, r"paths, bytes or PIL images, got int"),
+    ],
+)
+def test_what_is_no_set_is_refused(tmp_path: Path, images, labels, more, message) -> None:
+    with pytest.raises(ValueError, match=message):
+        dataset_files(images, labels, "a/b", tmp_path, **more)
+
+
+def test_names_are_checked_before_anything_is_read() -> None:
+    with pytest.raises(ValueError, match="expected a Hub id"):
+        push_dataset([], [], "name")
+
+
+def test_features_keep_the_type_of_labels() -> None:
+    columns = {
+        "whole": [1, 2], "small": np.zeros((2, 3), dtype=np.float32), "text": ["a", "b"], "texts": [["a"], ["b", "c"]],
+        "grid": np.zeros((2, 4, 5)), "array": np.array([["a", "b"], ["c", "d"]]), "series": pd.Series(["a", "b"], [7, 3]),
+    }  # fmt: skip
+    tidied = {name: tidy(name, column) for name, column in columns.items()}
+    found = {name: str(kind) for name, kind in label_features(tidied, None).items()}
+    assert found["whole"] == "Value('int64')"
+    assert found["small"] == "List(Value('float32'), length=3)"
+    assert found["grid"] == "List(List(Value('float64'), length=5), length=4)"
+    assert found["texts"] == found["array"] == "List(Value('string'))"
+    assert found["text"] == found["series"] == "Value('string')"
+
+
+@pytest.mark.parametrize(
+    ("counts", "columns", "told"),
+    [
+        ({"train": 8}, {"label": [1, 2]}, "--data.label label --data.splitting class_disjoint"),
+        (
+            {"train": 8},
+            {"age": [0.5, 2.0]},
+            "--data.label age --data.splitting rows --data.rows '[7, 1]' --data.shuffle",
+        ),
+        ({"train": 8, "test": 2}, {"text": [["a"], ["b"]]}, "--data.label '[text]'\n"),
+        ({"train": 8, "dev": 2}, {"label": [1, 2]}, "--data.label label --data.query_split dev\n"),
+    ],
+)
+def test_the_card_says_how_to_train(counts: dict[str, int], columns: dict[str, list], told: str) -> None:
+    card = dataset_card("user/set", counts, {name: tidy(name, c) for name, c in columns.items()}, "cc0-1.0")
+    assert f"--data.source hub:user/set {told}" in card
+    known = yaml.safe_load(card.split("---\n")[1])
+    assert known["license"] == "cc0-1.0"
+    assert [entry["split"] for entry in known["configs"][0]["data_files"]] == list(counts)

@@ -1,0 +1,103 @@
+"""Sets that we write, read through olah, a mirror of the Hub that others wrote: a check of the read side beside our double.
+
+olah 0.5.4 needs psutil < 6 (through fastapi-utils), which our own requirements exclude, so it wants an environment of its
+own: python -m venv olah && olah/bin/pip install olah==0.5.4, then OLAH=olah/bin/olah-cli python -m pytest tests/test_olah.py
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import socket
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from hub_client import Client
+from PIL import Image
+
+from beyond_binary.hub_data import dataset_files
+
+OLAH = os.environ.get("OLAH") or shutil.which("olah-cli")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(OLAH is None, reason="olah-cli is not there; see the top of this file"),
+]
+PIXELS = np.random.default_rng(0).integers(0, 256, (6, 9, 12, 3), dtype=np.uint8)
+READ = """
+import numpy as np
+from beyond_binary.data import DataConfig, load_splits
+pixels = np.random.default_rng(0).integers(0, 256, (6, 9, 12, 3), dtype=np.uint8)
+for streaming in (False, True):
+    for revision in ("main", COMMIT):
+        config = DataConfig(source="hub:tester/set", label="label", streaming=streaming, revision=revision)
+        splits = load_splits(config)
+        assert splits.train.labels.tolist() == [0, 1, 0, 1] and splits.class_names == ["x", "y", "z"]
+        assert all(np.array_equal(np.asarray(splits.query.images[i]), pixels[4 + i]) for i in range(2))
+        assert splits.origin["commit"] == COMMIT, splits.origin
+"""
+
+
+def git(folder: Path, *words: str) -> str:
+    person = ["-c", "user.name=tester", "-c", "user.email=tester@localhost"]
+    return subprocess.run(
+        ["git", "-C", str(folder), *person, *words], check=True, capture_output=True, text=True
+    ).stdout
+
+
+def free_port() -> int:
+    with socket.socket() as made:
+        made.bind(("127.0.0.1", 0))
+        return int(made.getsockname()[1])
+
+
+@pytest.fixture
+def mirror(tmp_path: Path) -> Iterator[tuple[str, Path]]:
+    """The address of olah, and the folder of the sets that it serves."""
+    assert OLAH is not None
+    port, sets = free_port(), tmp_path / "mirrors" / "datasets"
+    (tmp_path / "olah.toml").write_text(
+        f'[basic]\nhost = "127.0.0.1"\nport = {port}\nrepos-path = "{tmp_path}/repos"\n'
+        f'mirrors-path = ["{tmp_path}/mirrors"]\n[accessibility]\noffline = true\n'
+    )
+    sets.mkdir(parents=True)
+    with (tmp_path / "olah.txt").open("w") as log:
+        command = [OLAH, "-c", "olah.toml"]
+        process = subprocess.Popen(command, cwd=tmp_path, stdout=log, stderr=log, env={**os.environ, "PYTHONPATH": ""})
+        try:
+            for _ in range(600):
+                if "Uvicorn running" in (tmp_path / "olah.txt").read_text():
+                    break
+                time.sleep(0.1)
+            yield f"http://127.0.0.1:{port}", sets
+        finally:
+            process.terminate()
+            process.wait()
+
+
+def test_a_set_is_read_through_a_mirror_that_others_wrote(mirror: tuple[str, Path], tmp_path: Path) -> None:
+    url, sets = mirror
+    parts = tmp_path / "parts"
+    parts.mkdir()
+    files = dataset_files(
+        [Image.fromarray(p) for p in PIXELS], [0, 1, 0, 1, 2, 2], "tester/set", parts, ["train"] * 4 + ["test"] * 2,
+        ["x", "y", "z"],
+    )  # fmt: skip
+    for name, file in files.items():
+        place = sets / "tester" / "set" / name
+        place.parent.mkdir(parents=True, exist_ok=True)
+        place.write_bytes(file if isinstance(file, bytes) else file.read_bytes())
+    git(sets / "tester" / "set", "init", "-q", "-b", "main")
+    git(sets / "tester" / "set", "add", "-A")
+    git(sets / "tester" / "set", "commit", "-qm", "a set")
+    commit = git(sets / "tester" / "set", "rev-parse", "HEAD").strip()
+    client = Client(SimpleNamespace(url=url), tmp_path / "home")  # type: ignore[arg-type]
+    client.home.mkdir()
+    try:
+        client.run(f"COMMIT = {commit!r}\n{READ}")
+    finally:
+        client.close()
