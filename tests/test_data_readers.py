@@ -274,6 +274,7 @@ def test_folder_with_metadata_in_every_split(tmp_path: Path) -> None:
     assert red(rows.images) == [0, 10]
     assert rows.columns["split"].to_pylist() == ["train", "test"]
     assert rows.columns["angle"].to_pylist() == [0, 0.5]
+    del rows
     gc.collect()  # the warnings about the open tables come here, not in some later test
 
 
