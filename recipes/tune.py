@@ -4,7 +4,8 @@ python recipes/tune.py --config recipes/configs/classes.yaml --data.source photo
     --search "optimizer.lr=1e-4..1e-2 log" --search "objective.options.margin=0.05..0.5" \\
     --search "sampler.batch_size=32|64|128" --trials 30 --seeds 2 --folder runs/tune
 
-It goes on where it was interrupted, in the file study.db of the folder; best.yaml there has the settings of the best trial.
+It goes on where it was interrupted, in the file study.db of the folder, and refuses the folder of a search with other
+settings, spaces or seeds. best.yaml there has the settings of the best trial.
 Trials are compared by the monitored metric on held-out items, so these must not be the test set: with classes, take
 `--data.splitting class_folds`, which holds out classes of the training half.
 """
@@ -13,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import copy
+import operator
 import re
 import sys
 from collections.abc import Callable
@@ -131,6 +133,28 @@ def best_config(base: Config, study: optuna.Study) -> Config:
     return config
 
 
+def made_with(base: Config, texts: list[str], seeds: int) -> dict[str, str]:
+    """What decides the results of a search, as texts: settings (not where runs lie), spaces and the number of seeds."""
+    fixed = copy.deepcopy(base)
+    fixed.output, fixed.resume = None, "never"  # each trial has its own
+    settings = {name: repr(operator.attrgetter(name)(fixed)) for name in field_names()}
+    spaces = {f"search of {name}": values for name, _, values in (text.partition("=") for text in texts)}
+    return settings | spaces | {"seeds": str(seeds)}
+
+
+def check_same_search(study: optuna.Study, wanted: dict[str, str], folder: Path) -> None:
+    """Note in a new study what it is made with; raise a ValueError if an older one was made with something else."""
+    if not study.trials:
+        study.set_user_attr("made_with", wanted)
+    found = study.user_attrs.get("made_with", {})
+    if odd := [name for name in {**found, **wanted} if found.get(name) != wanted.get(name)]:
+        changes = "; ".join(f"{n}: {found.get(n, 'none')} there, {wanted.get(n, 'none')} now" for n in odd[:3])
+        raise ValueError(
+            f"{folder} holds the trials of another search ({changes if found else 'it is not known which'}); "
+            "choose another --folder"
+        )
+
+
 def search(argv: list[str]) -> optuna.Study:
     """Read the command line and run what is missing of the trials. Raises ValueError for what does not fit."""
     parser = argparse.ArgumentParser(
@@ -162,9 +186,10 @@ def search(argv: list[str]) -> optuna.Study:
         study_name="tune",
         load_if_exists=True,
         direction="maximize",
-        sampler=optuna.samplers.TPESampler(seed=base.seed),
         pruner=optuna.pruners.MedianPruner(n_startup_trials=given.warm),
     )
+    check_same_search(study, made_with(base, given.search, given.seeds), given.folder)
+    study.sampler = optuna.samplers.TPESampler(seed=base.seed + len(study.trials))  # else it draws the first ones again
     over = (optuna.trial.TrialState.COMPLETE, optuna.trial.TrialState.PRUNED, optuna.trial.TrialState.FAIL)
     missing = given.trials - sum(trial.state in over for trial in study.trials)
 

@@ -60,17 +60,19 @@ def test_the_test_set_is_not_chosen_by(tmp_path) -> None:
         tune.search([*arguments, "--held-out-is-validation", "--evaluation.every", "2"])
 
 
-def test_trials_report_stop_and_go_on(tmp_path, monkeypatch) -> None:
-    """Runs are played: two epochs each with the learning rate as the metric, lower is better."""
-    played = []
+def play(monkeypatch, folder: Path, metric: str = "mean_label_distance_at_10") -> list[Any]:
+    """Runs are played: two epochs each with the learning rate as the metric; what happened."""
+    played: list[Any] = []
 
     class Judge:
         def monitored(self, values: dict[str, Any]) -> str:
-            return "mean_label_distance_at_10"
+            return metric
 
     class Nothing:
         judge = Judge()
-        folder = tmp_path
+
+        def __init__(self) -> None:
+            self.folder = folder
 
         def free_memory(self) -> None:
             played.append("freed")
@@ -78,10 +80,16 @@ def test_trials_report_stop_and_go_on(tmp_path, monkeypatch) -> None:
     def fit(config: Config, setup: Any, run: Any, accelerator: Any) -> None:
         for epoch in range(3):
             played.append((config.seed, round(config.optimizer.lr, 3), epoch))
-            run.log(event="evaluation", epoch=epoch, mean_label_distance_at_10=config.optimizer.lr)
+            run.log(event="evaluation", epoch=epoch, **{metric: config.optimizer.lr})
 
     monkeypatch.setattr(tune.recipe, "start", lambda config: (Nothing(), Nothing(), Nothing()))
     monkeypatch.setattr(tune.recipe, "fit", fit)
+    return played
+
+
+def test_trials_report_stop_and_go_on(tmp_path, monkeypatch) -> None:
+    """Lower is better."""
+    played = play(monkeypatch, tmp_path)
     arguments = [
         *TINY, "--held-out-is-validation", "--search", "optimizer.lr=0.1|0.2|0.3|0.4", "--folder", str(tmp_path),
         "--seeds", "2", "--warm", "1",
@@ -99,6 +107,34 @@ def test_trials_report_stop_and_go_on(tmp_path, monkeypatch) -> None:
     assert study.best_value == pytest.approx(-best)
     assert study.best_trial.user_attrs == {"metric": "mean_label_distance_at_10"}
     assert parse_config(["--config", str(tmp_path / "best.yaml")]).optimizer.lr == best
+
+
+def test_a_resumed_search_repeats_no_trial(tmp_path, monkeypatch) -> None:
+    play(monkeypatch, tmp_path)
+    space = ["--held-out-is-validation", "--search", "optimizer.lr=0.1..0.9", "--folder", str(tmp_path)]
+    for trials in range(2, 9, 2):
+        study = tune.search([*TINY, *space, "--trials", str(trials)])
+    assert len({trial.params["optimizer.lr"] for trial in study.trials}) == len(study.trials) == 8
+
+
+def test_trials_of_another_search_are_not_taken(tmp_path, monkeypatch) -> None:
+    play(monkeypatch, tmp_path)
+    lr, folder = ["--search", "optimizer.lr=0.1..0.9"], ["--held-out-is-validation", "--folder", str(tmp_path)]
+    tune.search([*TINY, *lr, *folder, "--trials", "1"])
+    for changed, told in (
+        ([*lr, "--embedder.dim", "16"], r"another search \(embedder.dim: 8 there, 16 now\); choose another --folder"),
+        ([*lr, "--seeds", "2"], "seeds: 1 there, 2 now"),
+        (["--search", "optimizer.lr=0.1..0.8"], r"search of optimizer.lr: 0.1..0.9 there, 0.1..0.8 now"),
+        ([*lr, "--search", "optimizer.clip=1..2"], "search of optimizer.clip: none there, 1..2 now"),
+    ):
+        with pytest.raises(ValueError, match=told):
+            tune.search([*TINY, *changed, *folder, "--trials", "2"])
+    assert len(tune.search([*TINY, *lr, *folder, "--output", "elsewhere", "--trials", "2"]).trials) == 2
+    storage = f"sqlite:///{tmp_path / 'study.db'}"
+    study = optuna.load_study(study_name="tune", storage=storage)
+    study.set_user_attr("made_with", {})  # as earlier versions left it
+    with pytest.raises(ValueError, match="not known which"):
+        tune.search([*TINY, *lr, *folder, "--trials", "2"])
 
 
 @pytest.mark.slow
