@@ -14,11 +14,13 @@ from __future__ import annotations
 
 import argparse
 import copy
+import inspect
+import math
 import operator
 import re
 import sys
 from collections.abc import Callable
-from dataclasses import is_dataclass
+from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
@@ -30,11 +32,12 @@ sys.path[:0] = [str(Path(__file__).resolve().parent)]
 import train as recipe
 
 from beyond_binary.config import Config, dump_config, field_names, parse_config
+from beyond_binary.losses import LOSSES
 from beyond_binary.metrics import higher_is_better
 from beyond_binary.registry import suggest
 from beyond_binary.runs import Run
 
-RANGE = re.compile(r"(\S+)\.\.(\S+?)( log)?")
+RANGE = re.compile(r"(\S+?)\.\.(\S+?)( log)?")
 Draw = Callable[[optuna.Trial], Any]
 
 
@@ -52,8 +55,11 @@ class Watched(Run):
             self.watch(values)
 
 
-def dimension(text: str) -> tuple[str, Draw]:
+def dimension(text: str, base: Config | None = None) -> tuple[str, Draw]:
     """A field and how its value is drawn: "FIELD=LOW..HIGH", "FIELD=LOW..HIGH log" or "FIELD=A|B|C".
+
+    A range is of whole numbers where the field, or the option of the loss that `base` has, takes these alone. Choices
+    are read as numbers where they are numbers, else as YAML.
 
     Raises:
         ValueError: no such field, or a range that is none.
@@ -62,26 +68,53 @@ def dimension(text: str) -> tuple[str, Draw]:
     section = name.rpartition(".")[0]
     if name not in (known := field_names()) and section not in ("objective.options", "optimizer.options"):
         raise ValueError(f"--search: no field {name!r}{suggest(name, known)}")
-    found = RANGE.fullmatch(values.strip())
-    if not equals or not values.strip():
+    whole = _takes_whole(name, base or Config())
+    words = [word.strip() for word in values.split("|")]
+    found = RANGE.fullmatch(words[0])
+    if not equals or not all(words):
         raise ValueError(f'--search: expected "FIELD=LOW..HIGH" or "FIELD=A|B", got {text!r}')
-    if found is None:
-        choices = [yaml.safe_load(value) for value in values.split("|")]
+    if found is None or len(words) > 1:
+        choices = [_choice(word, whole) for word in words]
         return name, lambda trial: trial.suggest_categorical(name, choices)
     low, high = (_number(word) for word in found.groups()[:2])
     log = found[3] is not None
-    if not low < high or (log and low <= 0):
+    if low is None or high is None or not low < high < math.inf or (log and low <= 0):
         raise ValueError(f"--search: expected LOW < HIGH{', and LOW > 0' if log else ''}, got {text!r}")
-    if isinstance(low, int) and isinstance(high, int):
-        return name, lambda trial: trial.suggest_int(name, int(low), int(high), log=log)
-    return name, lambda trial: trial.suggest_float(name, low, high, log=log)
+    if not whole:
+        return name, lambda trial: trial.suggest_float(name, low, high, log=log)
+    if not (low.is_integer() and high.is_integer()):
+        raise ValueError(f"--search: {name} takes whole numbers, got {text!r}")
+    return name, lambda trial: trial.suggest_int(name, int(low), int(high), log=log)
 
 
-def _number(word: str) -> float | int:
+def _takes_whole(name: str, base: Config) -> bool:
+    """Whether a field, or an option of the loss, is annotated as int (or None) and not as float."""
+    *sections, last = name.split(".")
+    if sections == ["objective", "options"]:
+        entry = LOSSES[base.objective.loss]
+        hints = {
+            n: p.annotation for f in (entry.build, *entry.parts) for n, p in inspect.signature(f).parameters.items()
+        }
+    else:
+        place = operator.attrgetter(".".join(sections))(base) if sections else base
+        hints = {f.name: f.type for f in fields(place)} if is_dataclass(place) else {}
+    hint = hints.get(last)
+    kinds = {kind.strip() for kind in (hint.__name__ if isinstance(hint, type) else str(hint)).split("|")}
+    return "int" in kinds and kinds <= {"int", "None"}
+
+
+def _number(word: str) -> float | None:
     try:
-        return int(word)
-    except ValueError:
         return float(word)
+    except ValueError:
+        return None
+
+
+def _choice(word: str, whole: bool) -> Any:
+    number = _number(word)
+    if number is None:
+        return yaml.safe_load(word)
+    return int(number) if number.is_integer() and (whole or word.lstrip("+-").isdigit()) else number
 
 
 def put(config: Config, name: str, value: Any) -> None:
@@ -179,7 +212,7 @@ def search(argv: list[str]) -> optuna.Study:
         raise ValueError(
             f"trials are compared epoch by epoch; expected evaluation.every 1, got {base.evaluation.every}"
         )
-    space = dict(dimension(text) for text in given.search)
+    space = dict(dimension(text, base) for text in given.search)
     given.folder.mkdir(parents=True, exist_ok=True)
     study = optuna.create_study(
         storage=f"sqlite:///{given.folder.absolute() / 'study.db'}",

@@ -43,9 +43,35 @@ def test_spaces() -> None:
     assert (config.optimizer.lr, config.objective.options, config.seed) == (0.5, {"margin": 0.3}, 3)
 
 
+REAL, WHOLE = optuna.distributions.FloatDistribution, optuna.distributions.IntDistribution
+
+
+@pytest.mark.parametrize(("text", "expected"), [
+    ("optimizer.lr=1e-4|1e-3", (1e-4, 1e-3)), ("sampler.batch_size=32 | 1e2", (32, 100)),
+    ("optimizer.clip=1|null", (1, None)), ("objective.options.margin=1|2.0", (1, 2.0)),
+    ("data.source=../x|../y", ("../x", "../y")), ("data.source=a/../x|b/../y", ("a/../x", "b/../y")),
+    ("embedder.normalize=true|false", (True, False)), ("optimizer.name=adam|sgd", ("adam", "sgd")),
+    ("optimizer.weight_decay=0..1", REAL(0, 1)), ("optimizer.weight_decay=0...5", REAL(0, 0.5)),
+    ("optimizer.clip=1..10 log", REAL(1, 10, log=True)), ("optimizer.options.momentum=0..1", REAL(0, 1)),
+    ("objective.options.gamma=0..1", REAL(0, 1)), ("objective.options.centers=2..10", WHOLE(2, 10)),
+    ("embedder.dim=64..512 log", WHOLE(64, 512, log=True)), ("seed=0..1e2", WHOLE(0, 100)),
+    ("embedder.unlocked=0..4", WHOLE(0, 4)),
+])  # fmt: skip
+def test_numbers_are_of_the_kind_that_the_field_takes(text, expected) -> None:
+    study, config = optuna.create_study(), Config()
+    config.objective.loss = "soft_triple"
+    tune.dimension(text, config)[1](study.ask())
+    (found,) = study.trials[0].distributions.values()
+    if isinstance(expected, tuple):
+        assert [(type(choice), choice) for choice in found.choices] == [(type(e), e) for e in expected]
+    else:
+        assert found == expected
+
+
 @pytest.mark.parametrize(("text", "told"), [
     ("optimizer.rl=1..2", "optimizer.lr"), ("optimizer.lr", "expected"), ("optimizer.lr=2..1", "LOW < HIGH"),
-    ("optimizer.lr=0..1 log", "LOW > 0"),
+    ("optimizer.lr=0..1 log", "LOW > 0"), ("sampler.batch_size=1.5..4", "whole numbers"), ("optimizer.lr=1|", "expected"),
+    ("optimizer.lr=a..b", "LOW < HIGH"), ("optimizer.lr=0..inf", "LOW < HIGH"), ("optimizer.lr=nan..1", "LOW < HIGH"),
 ])  # fmt: skip
 def test_spaces_that_are_none(text, told) -> None:
     with pytest.raises(ValueError, match=told):
