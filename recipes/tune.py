@@ -5,7 +5,12 @@ python recipes/tune.py --config recipes/configs/classes.yaml --data.source photo
     --search "sampler.batch_size=32|64|128" --trials 30 --seeds 2 --folder runs/tune
 
 It goes on where it was interrupted, in the file study.db of the folder, and refuses the folder of a search with other
-settings, spaces or seeds. best.yaml there has the settings of the best trial.
+settings, spaces or seeds. A trial that needs too much memory, or whose loss is not finite, fails, and the next one starts.
+best.yaml there has the settings of the best trial, its splitting included; judge it on the test classes:
+
+python recipes/train.py --config runs/tune/best.yaml --data.splitting class_disjoint --seed 100
+
+(`--data.splitting given` where a column has the split.)
 Trials are compared by the monitored metric on held-out items, so these must not be the test set: with classes, take
 `--data.splitting class_folds`, which holds out classes of the training half.
 """
@@ -25,6 +30,7 @@ from pathlib import Path
 from typing import Any
 
 import optuna
+import torch
 import yaml
 
 sys.path[:0] = [str(Path(__file__).resolve().parent)]
@@ -230,7 +236,7 @@ def search(argv: list[str]) -> optuna.Study:
         return attempt(base, space, given.seeds, given.folder / f"trial{trial.number:04d}", trial)
 
     if missing > 0:
-        study.optimize(objective, n_trials=missing, catch=(FloatingPointError,))
+        study.optimize(objective, n_trials=missing, catch=(FloatingPointError, torch.OutOfMemoryError))
     if any(trial.state == over[0] for trial in study.trials):
         (given.folder / "best.yaml").write_text(dump_config(best_config(base, study)))
     return study
@@ -246,8 +252,9 @@ def main() -> None:
     finished = [trial for trial in study.trials if trial.state == optuna.trial.TrialState.COMPLETE]
     print(f"{len(study.trials)} trials, {len(finished)} run to their end")
     if finished:
-        best = study.best_trial
-        print(f"best: trial {best.number}, {best.user_attrs['metric']} {abs(study.best_value):.4f}, {best.params}")
+        best, name = study.best_trial, study.best_trial.user_attrs["metric"]
+        value = study.best_value if higher_is_better(name) else -study.best_value
+        print(f"best: trial {best.number}, {name} {value:.4f}, {best.params}")
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from beyond_binary.config import Config, parse_config
 
@@ -161,6 +162,31 @@ def test_trials_of_another_search_are_not_taken(tmp_path, monkeypatch) -> None:
     study.set_user_attr("made_with", {})  # as earlier versions left it
     with pytest.raises(ValueError, match="not known which"):
         tune.search([*TINY, *lr, *folder, "--trials", "2"])
+
+
+@pytest.mark.parametrize("metric", ["mean_label_distance_at_10", "spearman"])
+def test_the_best_value_keeps_its_sign(metric, tmp_path, monkeypatch, capsys) -> None:
+    play(monkeypatch, tmp_path, metric)
+    monkeypatch.setattr(tune, "higher_is_better", lambda name: name == "spearman")
+    lr = ["--held-out-is-validation", "--search", "optimizer.lr=-0.25|-0.5", "--folder", str(tmp_path)]
+    monkeypatch.setattr(sys, "argv", ["tune.py", *TINY, *lr, "--trials", "6"])
+    tune.main()
+    assert f"{metric} {-0.25 if metric == 'spearman' else -0.5:.4f}," in capsys.readouterr().out
+
+
+def test_a_trial_that_needs_too_much_memory_fails_alone(tmp_path, monkeypatch) -> None:
+    played = play(monkeypatch, tmp_path)
+    fit = tune.recipe.fit
+
+    def first_too_large(*given: Any) -> None:
+        if not played:
+            raise torch.OutOfMemoryError("too large")
+        fit(*given)
+
+    monkeypatch.setattr(tune.recipe, "fit", first_too_large)
+    lr = ["--held-out-is-validation", "--search", "optimizer.lr=0.1..0.9", "--folder", str(tmp_path)]
+    study = tune.search([*TINY, *lr, "--trials", "2"])
+    assert [trial.state.name for trial in study.trials] == ["FAIL", "COMPLETE"]
 
 
 @pytest.mark.slow
