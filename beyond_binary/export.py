@@ -75,7 +75,8 @@ def write_program(embedder: Embedder, path: str | os.PathLike[str]) -> None:
 def write_onnx(embedder: Embedder, path: str | os.PathLike[str]) -> None:
     """Write `program` as ONNX, input `pixels` and output `embeddings`; the facts are its metadata, each as JSON.
 
-    Weights beyond 1.5 GB lie in a second file beside it, `path` with .data behind, to which it refers by name.
+    Weights beyond 1.5 GB lie in a second file beside it, `path` with .data behind, to which it refers by name; one that is there
+    from an earlier export and not needed now is removed.
 
     Raises:
         ValueError: `path` does not end in .onnx.
@@ -95,8 +96,12 @@ def write_onnx(embedder: Embedder, path: str | os.PathLike[str]) -> None:
     size = sum(tensor.numel() * tensor.element_size() for tensor in made.state_dict.values())
     with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as folder:
         graph.save(Path(folder) / path.name, external_data=size > LARGEST)
-        for part in Path(folder).iterdir():
-            part.replace(path.parent / part.name)
+        data = path.with_name(f"{path.name}.data")
+        if beside := (Path(folder) / data.name).exists():
+            (Path(folder) / data.name).replace(data)  # first, so that no graph lies there without its weights
+        (Path(folder) / path.name).replace(path)
+        if not beside:
+            data.unlink(missing_ok=True)  # of a larger embedder under this name
 
 
 def _name_batch(graph: Any) -> None:
