@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 PIXELS, EMBEDDINGS = "pixels", "embeddings"
 FACTS = "beyond_binary.json"  # the file in a program's archive that has the facts
+NOT_OF_NPZ = ("geometry", "k", "file", "allow_pickle")  # facts, and the names that numpy.savez takes itself
 LARGEST = 1.5e9  # bytes of weights in one ONNX file; its format ends at 2 GB
 
 
@@ -74,7 +75,8 @@ def write_program(embedder: Embedder, path: str | os.PathLike[str]) -> None:
 def write_onnx(embedder: Embedder, path: str | os.PathLike[str]) -> None:
     """Write `program` as ONNX, input `pixels` and output `embeddings`; the facts are its metadata, each as JSON.
 
-    Weights beyond 1.5 GB lie in a second file beside it, `path` with .data behind, to which it refers by name.
+    Weights beyond 1.5 GB lie in a second file beside it, `path` with .data behind, to which it refers by name; one that is there
+    from an earlier export and not needed now is removed.
 
     Raises:
         ValueError: `path` does not end in .onnx.
@@ -94,8 +96,12 @@ def write_onnx(embedder: Embedder, path: str | os.PathLike[str]) -> None:
     size = sum(tensor.numel() * tensor.element_size() for tensor in made.state_dict.values())
     with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as folder:
         graph.save(Path(folder) / path.name, external_data=size > LARGEST)
-        for part in Path(folder).iterdir():
-            part.replace(path.parent / part.name)
+        data = path.with_name(f"{path.name}.data")
+        if beside := (Path(folder) / data.name).exists():
+            (Path(folder) / data.name).replace(data)  # first, so that no graph lies there without its weights
+        (Path(folder) / path.name).replace(path)
+        if not beside:
+            data.unlink(missing_ok=True)  # of a larger embedder under this name
 
 
 def _name_batch(graph: Any) -> None:
@@ -135,8 +141,8 @@ def write_items(
         geometry: how embeddings are compared: cosine, dot or euclidean.
 
     Raises:
-        ValueError: another file name, lengths that do not fit, ids that repeat, a column named like one of these, or
-            embeddings that are not [n d] and finite.
+        ValueError: another file name, lengths that do not fit, ids that repeat, embeddings that are not [n d] and finite,
+            or a column named like one of these (in an .npz file also geometry, k, file or allow_pickle).
     """
     path = _named(path, ".parquet", ".npz")
     z = torch.as_tensor(embeddings).detach().float().cpu()
@@ -155,8 +161,9 @@ def write_items(
         "neighbour_scores": scores,
     }
     table |= {} if labels is None else {"label": np.asarray(labels)}
-    if clash := sorted(table.keys() & (columns or {}).keys()):
-        raise ValueError(f"columns {', '.join(clash)} are written anyway; give yours other names")
+    taken = {*table, *(NOT_OF_NPZ if path.suffix == ".npz" else ())}
+    if clash := sorted(taken & (columns or {}).keys()):
+        raise ValueError(f"columns {', '.join(clash)}: names that {path.suffix} needs itself; give yours other names")
     table |= {name: np.asarray(column) for name, column in (columns or {}).items()}
     for name, column in table.items():
         if len(column) != len(z):

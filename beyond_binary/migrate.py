@@ -14,7 +14,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from .objective import Objective, create_objective
+from .objective import Objective, check_fit, create_objective
 from .points import Points
 from .registry import suggest
 from .targets import Gives
@@ -76,7 +76,8 @@ class TupleObjective(nn.Module):
             ref_labels: their labels.
 
         Raises:
-            ValueError: tuples for a loss that cannot take them, or that are none; neither labels nor tuples.
+            ValueError: tuples for a loss that cannot take them (among these the losses that read how large label
+                distances are: tuples say only same and different), or that are none; neither labels nor tuples.
         """
         if indices_tuple is None:
             return self.objective(embeddings, labels, ref_emb, ref_labels)
@@ -94,6 +95,7 @@ class TupleObjective(nn.Module):
     def _table(self, parts: Sequence[Tensor], n: int, m: int) -> tuple[Tensor, Tensor]:
         """The items that are rows [q], and the label distances of their named pairs [q m]."""
         loss, facts, options = self.objective.loss, self.objective.facts, self.objective.options
+        check_fit(loss, facts.reads_with(options), "indices_tuple", "same")
         if facts.form != "rows" or facts.needs_proxies or loss in OF_WEIGHTS:
             way_out = "leave it out, or choose the batches (a sampler) instead of the pairs"
             raise ValueError(f"{loss} takes no indices_tuple, as it does not compare pair by pair; {way_out}")
@@ -131,8 +133,8 @@ def _checked(parts: Sequence[Tensor], n: int, m: int, device: torch.device) -> l
     if any(p.ndim != 1 or p.is_floating_point() for p in parts) or any(len({len(p) for p in g}) > 1 for g in groups):
         raise ValueError(f"expected places [k] of one length, got {[(p.dtype, list(p.shape)) for p in parts]}")
     for part, limit in zip(parts, limits, strict=True):
-        if part.numel() and not 0 <= int(part.min()) <= int(part.max()) < limit:
-            raise ValueError(f"indices_tuple names item {int(part.max())} of {limit}")
+        if len(wrong := part[(part < 0) | (part >= limit)]):
+            raise ValueError(f"indices_tuple names item {int(wrong[0])} of {limit}")
     return parts
 
 

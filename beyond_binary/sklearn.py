@@ -23,7 +23,8 @@ class EmbeddingTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Ba
     Args:
         embedder: an `Embedder`, or what `Embedder.from_pretrained` takes.
         batch_size: images per forward pass.
-        device: where the embedder runs; None leaves it where it is.
+        device: where the embedder runs, to which `fit` moves it (an `Embedder` that was given too: it is not copied);
+            None leaves it where it is.
         progress: show a progress bar.
     """
 

@@ -4,7 +4,13 @@ python recipes/tune.py --config recipes/configs/classes.yaml --data.source photo
     --search "optimizer.lr=1e-4..1e-2 log" --search "objective.options.margin=0.05..0.5" \\
     --search "sampler.batch_size=32|64|128" --trials 30 --seeds 2 --folder runs/tune
 
-It goes on where it was interrupted, in the file study.db of the folder; best.yaml there has the settings of the best trial.
+It goes on where it was interrupted, in the file study.db of the folder, and refuses the folder of a search with other
+settings, spaces or seeds. A trial that needs too much memory, or whose loss is not finite, fails, and the next one starts.
+best.yaml there has the settings of the best trial, its splitting included; judge it on the test classes:
+
+python recipes/train.py --config runs/tune/best.yaml --data.splitting class_disjoint --seed 100
+
+(`--data.splitting given` where a column has the split.)
 Trials are compared by the monitored metric on held-out items, so these must not be the test set: with classes, take
 `--data.splitting class_folds`, which holds out classes of the training half.
 """
@@ -13,14 +19,18 @@ from __future__ import annotations
 
 import argparse
 import copy
+import inspect
+import math
+import operator
 import re
 import sys
 from collections.abc import Callable
-from dataclasses import is_dataclass
+from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
 import optuna
+import torch
 import yaml
 
 sys.path[:0] = [str(Path(__file__).resolve().parent)]
@@ -28,11 +38,12 @@ sys.path[:0] = [str(Path(__file__).resolve().parent)]
 import train as recipe
 
 from beyond_binary.config import Config, dump_config, field_names, parse_config
+from beyond_binary.losses import LOSSES
 from beyond_binary.metrics import higher_is_better
 from beyond_binary.registry import suggest
 from beyond_binary.runs import Run
 
-RANGE = re.compile(r"(\S+)\.\.(\S+?)( log)?")
+RANGE = re.compile(r"(\S+?)\.\.(\S+?)( log)?")
 Draw = Callable[[optuna.Trial], Any]
 
 
@@ -50,8 +61,11 @@ class Watched(Run):
             self.watch(values)
 
 
-def dimension(text: str) -> tuple[str, Draw]:
+def dimension(text: str, base: Config | None = None) -> tuple[str, Draw]:
     """A field and how its value is drawn: "FIELD=LOW..HIGH", "FIELD=LOW..HIGH log" or "FIELD=A|B|C".
+
+    A range is of whole numbers where the field, or the option of the loss that `base` has, takes these alone. Choices
+    are read as numbers where they are numbers, else as YAML.
 
     Raises:
         ValueError: no such field, or a range that is none.
@@ -60,26 +74,53 @@ def dimension(text: str) -> tuple[str, Draw]:
     section = name.rpartition(".")[0]
     if name not in (known := field_names()) and section not in ("objective.options", "optimizer.options"):
         raise ValueError(f"--search: no field {name!r}{suggest(name, known)}")
-    found = RANGE.fullmatch(values.strip())
-    if not equals or not values.strip():
+    whole = _takes_whole(name, base or Config())
+    words = [word.strip() for word in values.split("|")]
+    found = RANGE.fullmatch(words[0])
+    if not equals or not all(words):
         raise ValueError(f'--search: expected "FIELD=LOW..HIGH" or "FIELD=A|B", got {text!r}')
-    if found is None:
-        choices = [yaml.safe_load(value) for value in values.split("|")]
+    if found is None or len(words) > 1:
+        choices = [_choice(word, whole) for word in words]
         return name, lambda trial: trial.suggest_categorical(name, choices)
     low, high = (_number(word) for word in found.groups()[:2])
     log = found[3] is not None
-    if not low < high or (log and low <= 0):
+    if low is None or high is None or not low < high < math.inf or (log and low <= 0):
         raise ValueError(f"--search: expected LOW < HIGH{', and LOW > 0' if log else ''}, got {text!r}")
-    if isinstance(low, int) and isinstance(high, int):
-        return name, lambda trial: trial.suggest_int(name, int(low), int(high), log=log)
-    return name, lambda trial: trial.suggest_float(name, low, high, log=log)
+    if not whole:
+        return name, lambda trial: trial.suggest_float(name, low, high, log=log)
+    if not (low.is_integer() and high.is_integer()):
+        raise ValueError(f"--search: {name} takes whole numbers, got {text!r}")
+    return name, lambda trial: trial.suggest_int(name, int(low), int(high), log=log)
 
 
-def _number(word: str) -> float | int:
+def _takes_whole(name: str, base: Config) -> bool:
+    """Whether a field, or an option of the loss, is annotated as int (or None) and not as float."""
+    *sections, last = name.split(".")
+    if sections == ["objective", "options"]:
+        entry = LOSSES[base.objective.loss]
+        hints = {
+            n: p.annotation for f in (entry.build, *entry.parts) for n, p in inspect.signature(f).parameters.items()
+        }
+    else:
+        place = operator.attrgetter(".".join(sections))(base) if sections else base
+        hints = {f.name: f.type for f in fields(place)} if is_dataclass(place) else {}
+    hint = hints.get(last)
+    kinds = {kind.strip() for kind in (hint.__name__ if isinstance(hint, type) else str(hint)).split("|")}
+    return "int" in kinds and kinds <= {"int", "None"}
+
+
+def _number(word: str) -> float | None:
     try:
-        return int(word)
-    except ValueError:
         return float(word)
+    except ValueError:
+        return None
+
+
+def _choice(word: str, whole: bool) -> Any:
+    number = _number(word)
+    if number is None:
+        return yaml.safe_load(word)
+    return int(number) if number.is_integer() and (whole or word.lstrip("+-").isdigit()) else number
 
 
 def put(config: Config, name: str, value: Any) -> None:
@@ -131,6 +172,28 @@ def best_config(base: Config, study: optuna.Study) -> Config:
     return config
 
 
+def made_with(base: Config, texts: list[str], seeds: int) -> dict[str, str]:
+    """What decides the results of a search, as texts: settings (not where runs lie), spaces and the number of seeds."""
+    fixed = copy.deepcopy(base)
+    fixed.output, fixed.resume = None, "never"  # each trial has its own
+    settings = {name: repr(operator.attrgetter(name)(fixed)) for name in field_names()}
+    spaces = {f"search of {name}": values for name, _, values in (text.partition("=") for text in texts)}
+    return settings | spaces | {"seeds": str(seeds)}
+
+
+def check_same_search(study: optuna.Study, wanted: dict[str, str], folder: Path) -> None:
+    """Note in a new study what it is made with; raise a ValueError if an older one was made with something else."""
+    if not study.trials:
+        study.set_user_attr("made_with", wanted)
+    found = study.user_attrs.get("made_with", {})
+    if odd := [name for name in {**found, **wanted} if found.get(name) != wanted.get(name)]:
+        changes = "; ".join(f"{n}: {found.get(n, 'none')} there, {wanted.get(n, 'none')} now" for n in odd[:3])
+        raise ValueError(
+            f"{folder} holds the trials of another search ({changes if found else 'it is not known which'}); "
+            "choose another --folder"
+        )
+
+
 def search(argv: list[str]) -> optuna.Study:
     """Read the command line and run what is missing of the trials. Raises ValueError for what does not fit."""
     parser = argparse.ArgumentParser(
@@ -155,16 +218,17 @@ def search(argv: list[str]) -> optuna.Study:
         raise ValueError(
             f"trials are compared epoch by epoch; expected evaluation.every 1, got {base.evaluation.every}"
         )
-    space = dict(dimension(text) for text in given.search)
+    space = dict(dimension(text, base) for text in given.search)
     given.folder.mkdir(parents=True, exist_ok=True)
     study = optuna.create_study(
         storage=f"sqlite:///{given.folder.absolute() / 'study.db'}",
         study_name="tune",
         load_if_exists=True,
         direction="maximize",
-        sampler=optuna.samplers.TPESampler(seed=base.seed),
         pruner=optuna.pruners.MedianPruner(n_startup_trials=given.warm),
     )
+    check_same_search(study, made_with(base, given.search, given.seeds), given.folder)
+    study.sampler = optuna.samplers.TPESampler(seed=base.seed + len(study.trials))  # else it draws the first ones again
     over = (optuna.trial.TrialState.COMPLETE, optuna.trial.TrialState.PRUNED, optuna.trial.TrialState.FAIL)
     missing = given.trials - sum(trial.state in over for trial in study.trials)
 
@@ -172,7 +236,7 @@ def search(argv: list[str]) -> optuna.Study:
         return attempt(base, space, given.seeds, given.folder / f"trial{trial.number:04d}", trial)
 
     if missing > 0:
-        study.optimize(objective, n_trials=missing, catch=(FloatingPointError,))
+        study.optimize(objective, n_trials=missing, catch=(FloatingPointError, torch.OutOfMemoryError))
     if any(trial.state == over[0] for trial in study.trials):
         (given.folder / "best.yaml").write_text(dump_config(best_config(base, study)))
     return study
@@ -188,8 +252,9 @@ def main() -> None:
     finished = [trial for trial in study.trials if trial.state == optuna.trial.TrialState.COMPLETE]
     print(f"{len(study.trials)} trials, {len(finished)} run to their end")
     if finished:
-        best = study.best_trial
-        print(f"best: trial {best.number}, {best.user_attrs['metric']} {abs(study.best_value):.4f}, {best.params}")
+        best, name = study.best_trial, study.best_trial.user_attrs["metric"]
+        value = study.best_value if higher_is_better(name) else -study.best_value
+        print(f"best: trial {best.number}, {name} {value:.4f}, {best.params}")
 
 
 if __name__ == "__main__":

@@ -25,6 +25,14 @@ def embedded_scores(embedder: Embedder, pairs: Pairs, folder: Path, batch_size: 
     return np.asarray(pairs.scores(dict(zip(names, z, strict=True)), geometry))
 
 
+def placed(embedder: Embedder, device: str) -> Embedder:
+    """The embedder on a device. Raises ValueError if there is none of this name."""
+    try:
+        return embedder.to(device)
+    except (RuntimeError, AssertionError) as error:  # the second: a torch without CUDA
+        raise ValueError(f"--device {device}: {str(error).splitlines()[0]}") from None
+
+
 def table(scores: np.ndarray, pairs: Pairs, fold: int | None, bootstrap: int) -> dict[str, float]:
     """The accuracy over the folds (each with the threshold of the others), or of one, and what `verify` gives.
 
@@ -50,11 +58,13 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--pairs", help="another pairs file")
     parser.add_argument("--fold", type=int, help="only the pairs of this fold, counted from 1")
     parser.add_argument("--bootstrap", type=int, default=0, help="replicates over people, for 95 %% intervals")
+    parser.add_argument("--device", default="cpu", help="where the embedder runs, for example cuda")
     given = parser.parse_args(argv)
     try:
         path = Path(given.source.removeprefix("lfw:")).expanduser()
         pairs = read_lfw_pairs(given.pairs or path / "pairs.txt")
-        scores = embedded_scores(Embedder.from_pretrained(given.embedder), pairs, face_folder(path))
+        embedder = placed(Embedder.from_pretrained(given.embedder), given.device)
+        scores = embedded_scores(embedder, pairs, face_folder(path))
         for name, value in table(scores, pairs, given.fold, given.bootstrap).items():
             print(f"{name:<22}{value:.4f}")
     except (OSError, ValueError) as error:

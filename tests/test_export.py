@@ -98,6 +98,9 @@ def test_weights_beyond_a_file_lie_beside_it(make, tmp_path, monkeypatch) -> Non
     (x, *_) = batches(embedder)
     (z,) = session.run(None, {"pixels": x.numpy()})
     torch.testing.assert_close(torch.from_numpy(z), embedder.float().encode(x), atol=1e-5, rtol=1e-5)
+    monkeypatch.undo()
+    embedder.export_onnx(tmp_path / "a.onnx")
+    assert [p.name for p in tmp_path.glob("a*")] == ["a.onnx"]
 
 
 def test_refusals(make, tmp_path, monkeypatch) -> None:

@@ -97,7 +97,11 @@ def test_refusals(z, tmp_path) -> None:
         ("a.npz", {"ids": np.arange(N) / 2}, "different integer ids"),
         ("a.npz", {"names": ["a"]}, "9 values of 'name'"),
         ("a.parquet", {"labels": [1, 2]}, "9 values of 'label'"),
-        ("a.parquet", {"columns": {"id": list(range(N))}}, "columns id are written anyway"),
+        ("a.parquet", {"columns": {"id": list(range(N))}}, "columns id: names that"),
+        *(
+            ("a.npz", {"columns": {c: [1] * N}}, f"columns {c}: names")
+            for c in ("geometry", "k", "file", "allow_pickle")
+        ),
         ("a.npz", {"labels": np.array([[1]] * N, dtype=object)}, "label: an .npz file"),
     ):
         with pytest.raises(ValueError, match=told):

@@ -201,11 +201,19 @@ def test_tuples_that_cannot_be_taken() -> None:
             from_pml(name, **extra)(z, labels, four)
     with pytest.raises(ValueError, match="memory takes no indices_tuple"):
         TupleObjective(bb.create_objective("contrastive", memory=4))(z, labels, four)
+    points = torch.rand(len(z), 2)
+    for loss in ("log_ratio", "soft_contrastive"):
+        graded = TupleObjective(bb.create_objective(loss, target="euclidean"))
+        graded(z, points)
+        with pytest.raises(ValueError, match=f"{loss} reads .*'indices_tuple' gives"):
+            graded(z, points, four)
     wrapped = from_pml("ContrastiveLoss")
     with pytest.raises(ValueError, match=r"3 .triplets. or 4 .pairs. tensors, got 2"):
         wrapped(z, labels, (one, one))
     with pytest.raises(ValueError, match="names item 25 of 25"):
         wrapped(z, labels, (one, one + 25, one, one))
+    with pytest.raises(ValueError, match="names item -1 of 25"):
+        wrapped(z, labels, (one, one - 1, one, one))
     with pytest.raises(ValueError, match=r"places .k. of one length"):
         wrapped(z, labels, (one, torch.tensor([1, 2]), one, one))
     with pytest.raises(ValueError, match="more than once"):

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from beyond_binary.config import Config, parse_config
 
@@ -43,9 +44,35 @@ def test_spaces() -> None:
     assert (config.optimizer.lr, config.objective.options, config.seed) == (0.5, {"margin": 0.3}, 3)
 
 
+REAL, WHOLE = optuna.distributions.FloatDistribution, optuna.distributions.IntDistribution
+
+
+@pytest.mark.parametrize(("text", "expected"), [
+    ("optimizer.lr=1e-4|1e-3", (1e-4, 1e-3)), ("sampler.batch_size=32 | 1e2", (32, 100)),
+    ("optimizer.clip=1|null", (1, None)), ("objective.options.margin=1|2.0", (1, 2.0)),
+    ("data.source=../x|../y", ("../x", "../y")), ("data.source=a/../x|b/../y", ("a/../x", "b/../y")),
+    ("embedder.normalize=true|false", (True, False)), ("optimizer.name=adam|sgd", ("adam", "sgd")),
+    ("optimizer.weight_decay=0..1", REAL(0, 1)), ("optimizer.weight_decay=0...5", REAL(0, 0.5)),
+    ("optimizer.clip=1..10 log", REAL(1, 10, log=True)), ("optimizer.options.momentum=0..1", REAL(0, 1)),
+    ("objective.options.gamma=0..1", REAL(0, 1)), ("objective.options.centers=2..10", WHOLE(2, 10)),
+    ("embedder.dim=64..512 log", WHOLE(64, 512, log=True)), ("seed=0..1e2", WHOLE(0, 100)),
+    ("embedder.unlocked=0..4", WHOLE(0, 4)),
+])  # fmt: skip
+def test_numbers_are_of_the_kind_that_the_field_takes(text, expected) -> None:
+    study, config = optuna.create_study(), Config()
+    config.objective.loss = "soft_triple"
+    tune.dimension(text, config)[1](study.ask())
+    (found,) = study.trials[0].distributions.values()
+    if isinstance(expected, tuple):
+        assert [(type(choice), choice) for choice in found.choices] == [(type(e), e) for e in expected]
+    else:
+        assert found == expected
+
+
 @pytest.mark.parametrize(("text", "told"), [
     ("optimizer.rl=1..2", "optimizer.lr"), ("optimizer.lr", "expected"), ("optimizer.lr=2..1", "LOW < HIGH"),
-    ("optimizer.lr=0..1 log", "LOW > 0"),
+    ("optimizer.lr=0..1 log", "LOW > 0"), ("sampler.batch_size=1.5..4", "whole numbers"), ("optimizer.lr=1|", "expected"),
+    ("optimizer.lr=a..b", "LOW < HIGH"), ("optimizer.lr=0..inf", "LOW < HIGH"), ("optimizer.lr=nan..1", "LOW < HIGH"),
 ])  # fmt: skip
 def test_spaces_that_are_none(text, told) -> None:
     with pytest.raises(ValueError, match=told):
@@ -60,17 +87,19 @@ def test_the_test_set_is_not_chosen_by(tmp_path) -> None:
         tune.search([*arguments, "--held-out-is-validation", "--evaluation.every", "2"])
 
 
-def test_trials_report_stop_and_go_on(tmp_path, monkeypatch) -> None:
-    """Runs are played: two epochs each with the learning rate as the metric, lower is better."""
-    played = []
+def play(monkeypatch, folder: Path, metric: str = "mean_label_distance_at_10") -> list[Any]:
+    """Runs are played: two epochs each with the learning rate as the metric; what happened."""
+    played: list[Any] = []
 
     class Judge:
         def monitored(self, values: dict[str, Any]) -> str:
-            return "mean_label_distance_at_10"
+            return metric
 
     class Nothing:
         judge = Judge()
-        folder = tmp_path
+
+        def __init__(self) -> None:
+            self.folder = folder
 
         def free_memory(self) -> None:
             played.append("freed")
@@ -78,10 +107,16 @@ def test_trials_report_stop_and_go_on(tmp_path, monkeypatch) -> None:
     def fit(config: Config, setup: Any, run: Any, accelerator: Any) -> None:
         for epoch in range(3):
             played.append((config.seed, round(config.optimizer.lr, 3), epoch))
-            run.log(event="evaluation", epoch=epoch, mean_label_distance_at_10=config.optimizer.lr)
+            run.log(event="evaluation", epoch=epoch, **{metric: config.optimizer.lr})
 
     monkeypatch.setattr(tune.recipe, "start", lambda config: (Nothing(), Nothing(), Nothing()))
     monkeypatch.setattr(tune.recipe, "fit", fit)
+    return played
+
+
+def test_trials_report_stop_and_go_on(tmp_path, monkeypatch) -> None:
+    """Lower is better."""
+    played = play(monkeypatch, tmp_path)
     arguments = [
         *TINY, "--held-out-is-validation", "--search", "optimizer.lr=0.1|0.2|0.3|0.4", "--folder", str(tmp_path),
         "--seeds", "2", "--warm", "1",
@@ -99,6 +134,59 @@ def test_trials_report_stop_and_go_on(tmp_path, monkeypatch) -> None:
     assert study.best_value == pytest.approx(-best)
     assert study.best_trial.user_attrs == {"metric": "mean_label_distance_at_10"}
     assert parse_config(["--config", str(tmp_path / "best.yaml")]).optimizer.lr == best
+
+
+def test_a_resumed_search_repeats_no_trial(tmp_path, monkeypatch) -> None:
+    play(monkeypatch, tmp_path)
+    space = ["--held-out-is-validation", "--search", "optimizer.lr=0.1..0.9", "--folder", str(tmp_path)]
+    for trials in range(2, 9, 2):
+        study = tune.search([*TINY, *space, "--trials", str(trials)])
+    assert len({trial.params["optimizer.lr"] for trial in study.trials}) == len(study.trials) == 8
+
+
+def test_trials_of_another_search_are_not_taken(tmp_path, monkeypatch) -> None:
+    play(monkeypatch, tmp_path)
+    lr, folder = ["--search", "optimizer.lr=0.1..0.9"], ["--held-out-is-validation", "--folder", str(tmp_path)]
+    tune.search([*TINY, *lr, *folder, "--trials", "1"])
+    for changed, told in (
+        ([*lr, "--embedder.dim", "16"], r"another search \(embedder.dim: 8 there, 16 now\); choose another --folder"),
+        ([*lr, "--seeds", "2"], "seeds: 1 there, 2 now"),
+        (["--search", "optimizer.lr=0.1..0.8"], r"search of optimizer.lr: 0.1..0.9 there, 0.1..0.8 now"),
+        ([*lr, "--search", "optimizer.clip=1..2"], "search of optimizer.clip: none there, 1..2 now"),
+    ):
+        with pytest.raises(ValueError, match=told):
+            tune.search([*TINY, *changed, *folder, "--trials", "2"])
+    assert len(tune.search([*TINY, *lr, *folder, "--output", "elsewhere", "--trials", "2"]).trials) == 2
+    storage = f"sqlite:///{tmp_path / 'study.db'}"
+    study = optuna.load_study(study_name="tune", storage=storage)
+    study.set_user_attr("made_with", {})  # as earlier versions left it
+    with pytest.raises(ValueError, match="not known which"):
+        tune.search([*TINY, *lr, *folder, "--trials", "2"])
+
+
+@pytest.mark.parametrize("metric", ["mean_label_distance_at_10", "spearman"])
+def test_the_best_value_keeps_its_sign(metric, tmp_path, monkeypatch, capsys) -> None:
+    play(monkeypatch, tmp_path, metric)
+    monkeypatch.setattr(tune, "higher_is_better", lambda name: name == "spearman")
+    lr = ["--held-out-is-validation", "--search", "optimizer.lr=-0.25|-0.5", "--folder", str(tmp_path)]
+    monkeypatch.setattr(sys, "argv", ["tune.py", *TINY, *lr, "--trials", "6"])
+    tune.main()
+    assert f"{metric} {-0.25 if metric == 'spearman' else -0.5:.4f}," in capsys.readouterr().out
+
+
+def test_a_trial_that_needs_too_much_memory_fails_alone(tmp_path, monkeypatch) -> None:
+    played = play(monkeypatch, tmp_path)
+    fit = tune.recipe.fit
+
+    def first_too_large(*given: Any) -> None:
+        if not played:
+            raise torch.OutOfMemoryError("too large")
+        fit(*given)
+
+    monkeypatch.setattr(tune.recipe, "fit", first_too_large)
+    lr = ["--held-out-is-validation", "--search", "optimizer.lr=0.1..0.9", "--folder", str(tmp_path)]
+    study = tune.search([*TINY, *lr, "--trials", "2"])
+    assert [trial.state.name for trial in study.trials] == ["FAIL", "COMPLETE"]
 
 
 @pytest.mark.slow

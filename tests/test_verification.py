@@ -314,6 +314,11 @@ class Told:
     def __init__(self, wrong: str) -> None:
         self.wrong = wrong
 
+    def to(self, device: str) -> Told:
+        torch.device(device)
+        self.device = device
+        return self
+
     def encode(self, files: list[Path], batch_size: int, progress: bool) -> torch.Tensor:
         assert all(file.exists() for file in files)
         people = sorted({file.parent.name for file in files})
@@ -325,7 +330,8 @@ def test_the_recipe_scores_the_pairs_of_all_folds_or_of_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     recipe = load_recipe()
-    monkeypatch.setattr(recipe.Embedder, "from_pretrained", lambda name: Told(name))
+    made = []
+    monkeypatch.setattr(recipe.Embedder, "from_pretrained", lambda name: made.append(Told(name)) or made[-1])
     root = write_lfw(tmp_path, each=2)
 
     def told(*argv: str) -> dict[str, float]:
@@ -341,6 +347,12 @@ def test_the_recipe_scores_the_pairs_of_all_folds_or_of_one(
     with pytest.raises(SystemExit):
         told("--embedder", "x", "--fold", "4")
     assert "--fold 4: expected 1 to 3" in capsys.readouterr().err
+    assert {embedder.device for embedder in made} == {"cpu"}
+    told("--embedder", "x", "--device", "meta")
+    assert made[-1].device == "meta"
+    with pytest.raises(SystemExit):
+        told("--embedder", "x", "--device", "abacus")
+    assert "error: --device abacus: " in capsys.readouterr().err
     (root / "pairs.txt").unlink()
     with pytest.raises(SystemExit):
         told("--embedder", "x")
