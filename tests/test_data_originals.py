@@ -1,6 +1,8 @@
 """Readers of published data sets, on tiny files of their form."""
 
 import pickle
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +30,9 @@ from beyond_binary.data import DataConfig, Splits, load_checked, load_splits
 from beyond_binary.data.originals import ORIGINALS
 from beyond_binary.data.originals.poses import MPII, whole_groups
 from beyond_binary.data.originals.rooms import LAYOUT_TYPES, named_surfaces
+from beyond_binary.data.readers import read_rows
 from beyond_binary.data.rooms import SURFACES
+from beyond_binary.data.splits import split_rows
 from beyond_binary.registry import options_of
 from beyond_binary.targets import create_target
 
@@ -483,3 +487,33 @@ def test_options_are_for_original_files_alone(tmp_path: Path) -> None:
             load(source, options={"queries": 1})
     with pytest.raises(FileNotFoundError, match="mpii:PATH"):
         load("mpi:folder")
+
+
+@pytest.mark.parametrize("role", [{}, {"split": "split", "role": "role"}])
+@pytest.mark.parametrize(
+    ("source", "write"),
+    [
+        ("cub", write_cub),
+        ("cars", lambda root: write_cars(root, "devkit")),
+        ("sop", write_sop),
+        ("inshop", write_inshop),
+        ("inaturalist", write_inaturalist),
+        ("lfw", write_lfw),
+    ],
+)
+def test_class_folds_stay_inside_the_official_training_classes(
+    tmp_path: Path, source: str, write: Callable[[Path], Path], role: dict[str, str]
+) -> None:
+    config = DataConfig(source=f"{source}:{write(tmp_path)}", role="role" if source == "inshop" else None)
+    rows = read_rows(config)
+    split = np.array(rows.columns["split"].to_pylist())
+    classes = np.array(rows.columns["class"].to_pylist())
+    held_out = []
+    for fold in range(2):
+        parts = split_rows(rows, replace(config, splitting="class_folds", folds=2, fold=fold, **role))
+        both = np.concatenate([parts["train"], parts["query"]])
+        assert sorted(both.tolist()) == np.flatnonzero(split == "train").tolist()
+        assert not set(classes[parts["train"]]) & set(classes[parts["query"]])
+        assert "gallery" not in parts
+        held_out += parts["query"].tolist()
+    assert sorted(held_out) == np.flatnonzero(split == "train").tolist()
