@@ -12,12 +12,14 @@ from typing import Any
 
 import numpy as np
 import yaml
-from PIL import Image
+from PIL import Image, ImageOps
 
 from .hub import CARD, Files, check_hub_id, check_token, push
+from .preprocess import to_rgb
 
 SHARD_BYTES = 500_000_000
 ROWS_AT_ONCE = 64
+PNG_MODES = ("1", "L", "LA", "P", "I;16", "RGB", "RGBA")
 Column = np.ndarray | list[list[str]]
 """Labels of n images: an array [n ...], or lists of texts."""
 
@@ -40,7 +42,8 @@ def push_dataset(
     All files go in one commit; parquet files of an earlier push that are not among them are removed in it.
 
     Args:
-        images: n paths (their files are sent as they are), encoded bytes, or PIL images (sent as PNG, without loss).
+        images: n paths or encoded bytes (sent as they are, with the place and the camera if EXIF has them), or PIL images
+            (sent as PNG without loss, upright, without EXIF; CMYK and other modes that PNG lacks as RGB).
         labels: one column [n ...] called "label", or a mapping from names to columns. A column is an array or a list of
             integers (classes), floats or text [n], vectors and grids [n d ...] such as joints [n 16 3], or lists of texts
             (captions, as many as there are).
@@ -187,7 +190,9 @@ def _plain(value: Any) -> Any:
 
 
 def encoded(image: Any) -> dict[str, Any]:
-    """An image as {"bytes", "path"}: the file of a path, bytes as they are, a PIL image as PNG.
+    """An image as {"bytes", "path"}: the file of a path, bytes as they are, a PIL image as PNG, upright, without EXIF.
+
+    A PIL image of a mode that PNG lacks (CMYK, F, YCbCr) is sent as RGB.
 
     Raises:
         FileNotFoundError: no such file.
@@ -196,8 +201,12 @@ def encoded(image: Any) -> dict[str, Any]:
     if isinstance(image, str | os.PathLike):
         content, name = Path(image).read_bytes(), Path(image).name
     elif isinstance(image, Image.Image):
+        upright = ImageOps.exif_transpose(image)
+        if upright.mode not in PNG_MODES:
+            upright = to_rgb(upright)
+            upright.info.pop("icc_profile", None)  # it was of the other mode's colours
         buffer = io.BytesIO()
-        image.save(buffer, "PNG")
+        upright.save(buffer, "PNG", exif=b"")
         content, name = buffer.getvalue(), None
     elif isinstance(image, bytes):
         content, name = image, None

@@ -15,12 +15,14 @@ from hub_double import Hub
 from PIL import Image
 from pyarrow import parquet
 
-from beyond_binary.hub_data import dataset_card, dataset_files, label_features, push_dataset, tidy
+from beyond_binary.hub_data import dataset_card, dataset_files, encoded, label_features, push_dataset, tidy
+from beyond_binary.preprocess import to_rgb
 
 PUSH = """
 import io, json, numpy as np, datasets
 from PIL import Image
 from beyond_binary.hub_data import push_dataset
+from beyond_binary.preprocess import to_rgb
 from beyond_binary.data import DataConfig, load_splits
 rng = np.random.default_rng(0)
 pixels = rng.integers(0, 256, (6, 9, 12, 3), dtype=np.uint8)
@@ -263,3 +265,25 @@ def test_the_card_says_how_to_train(counts: dict[str, int], columns: dict[str, l
     known = yaml.safe_load(card.split("---\n")[1])
     assert known["license"] == "cc0-1.0"
     assert [entry["split"] for entry in known["configs"][0]["data_files"]] == list(counts)
+
+
+def test_pictures_are_sent_upright_and_without_their_notes() -> None:
+    plain = picture()
+    exif = Image.Exif()
+    exif[274], exif[271] = 6, "a maker"  # Orientation: turned by a quarter; Make
+    buffer = io.BytesIO()
+    plain.save(buffer, "PNG", exif=exif)
+    with Image.open(buffer) as turned:
+        sent = encoded(turned)
+    with Image.open(io.BytesIO(sent["bytes"])) as back:
+        assert dict(back.getexif()) == {}
+        np.testing.assert_array_equal(np.asarray(back), np.rot90(np.asarray(plain), -1))
+
+
+@pytest.mark.parametrize("mode", ["CMYK", "F", "YCbCr", "I"])
+def test_pictures_of_modes_that_png_lacks_are_sent_as_the_reader_would_see_them(mode: str) -> None:
+    other = picture().convert("L").convert(mode) if mode in "FI" else picture().convert(mode)
+    other.info["icc_profile"] = b"of other colours"
+    with Image.open(io.BytesIO(encoded(other)["bytes"])) as back:
+        assert "icc_profile" not in back.info
+        np.testing.assert_array_equal(np.asarray(back), np.asarray(to_rgb(other)))
