@@ -39,7 +39,8 @@ def push_dataset(
 ) -> str:
     """Send images with their labels as a parquet set that `datasets` and `data.source=hub:USER/NAME` read.
 
-    All files go in one commit; parquet files of an earlier push that are not among them are removed in it.
+    All files go in one commit, and a push replaces the whole set: parquet files of an earlier push are removed in the same
+    commit, those of other splits too. Give all splits in one call.
 
     Args:
         images: n paths or encoded bytes (sent as they are, with the place and the camera if EXIF has them), or PIL images

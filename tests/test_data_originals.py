@@ -1,6 +1,7 @@
 """Readers of published data sets, on tiny files of their form."""
 
 import pickle
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -287,6 +288,21 @@ def test_cars_are_read_in_three_forms(tmp_path: Path, form: str) -> None:
     same_picture(splits.query.images[1], tmp_path, (20, 12), 3)
     cropped = load(f"cars:{tmp_path}", options={"crop": True}).query.images[1]
     np.testing.assert_array_equal(np.asarray(cropped), picture(tmp_path / "again", (20, 12), 3)[2:5, 4:10])
+
+
+@pytest.mark.parametrize("form", ["devkit", "csv"])
+def test_cars_annos_counts_only_beside_its_images(tmp_path: Path, form: str) -> None:
+    write_cars(tmp_path, "joined", (2, 2, 2, 2, 2))
+    shutil.rmtree(tmp_path / "car_ims")
+    with pytest.raises(
+        FileNotFoundError, match=r"5 of 5 images are missing.*expected the images that '.*cars_annos.mat"
+    ):
+        load(f"cars:{tmp_path}")
+    splits = load(f"cars:{write_cars(tmp_path, form)}")
+    assert files_of(splits) == [[f"00000{i}.jpg" for i in part] for part in ([1, 3, 5], [2, 4])]
+    shutil.rmtree(tmp_path / {"devkit": "cars_train", "csv": "car_data"}[form])
+    with pytest.raises(FileNotFoundError, match=r"expected the images that '[^']*(devkit|anno_train.csv)' lists"):
+        load(f"cars:{tmp_path}")
 
 
 def test_cars_without_labels_of_the_test_images_are_refused(tmp_path: Path) -> None:
