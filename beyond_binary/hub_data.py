@@ -111,23 +111,32 @@ def dataset_files(
 
 def tidy(name: str, column: Any) -> Column:
     """A column as an array of numbers [n ...] or text [n], or as a list of lists of texts; ValueError if it is neither."""
-    rows = column.to_numpy() if hasattr(column, "to_numpy") else column  # of pandas
+    rows = _array(column.to_numpy() if hasattr(column, "to_numpy") else column)  # of pandas
     rows = rows.tolist() if isinstance(rows, np.ndarray) and rows.dtype.kind in "UO" else rows
     if isinstance(rows, list | tuple) and all(isinstance(row, list | tuple) and _are_texts(row) for row in rows):
         return [list(row) for row in rows]
     try:
-        array = np.asarray(rows)
+        array = np.asarray([_array(row) for row in rows] if isinstance(rows, list | tuple) else rows)
     except ValueError:  # rows of unlike lengths
         array = np.empty(0, dtype=object)
-    if array.dtype.kind not in "biufU" or (array.dtype.kind == "U" and array.ndim > 1):
+    text = array.dtype.kind == "U"
+    if array.dtype.kind not in "biufU" or (text and not (array.ndim == 1 and all(isinstance(r, str) for r in rows))):
+        types = {type(row): i for i, row in reversed([*enumerate(rows)])}  # each with its first row
+        first = max(types.values())
+        names = ", ".join(kind.__name__ for kind in sorted(types, key=lambda kind: types[kind]))
         raise ValueError(
             f"column {name!r}: expected numbers or text [n], numbers [n ...], or a list of texts for each image; got "
-            f"{type(rows[0]).__name__}, the first {str(rows[0])[:60]!r}"
+            f"{names}; row {first} is {repr(rows[first])[:60]}"
         )
     if array.dtype.kind == "f" and not np.isfinite(array).all():
         bad = np.flatnonzero(~np.isfinite(array).reshape(len(array), -1).all(1))
         raise ValueError(f"column {name!r}: {len(bad)} labels are NaN or infinite, the first at {bad[0]}")
     return array
+
+
+def _array(value: Any) -> Any:
+    """A tensor, on any device and with or without a gradient, as an array; anything else as it is."""
+    return value.detach().cpu().numpy() if hasattr(value, "detach") else value
 
 
 def _are_texts(row: Sequence[Any]) -> bool:
@@ -238,7 +247,8 @@ def dataset_card(hub_id: str, counts: Mapping[str, int], columns: Mapping[str, C
         division = " --data.splitting class_disjoint"
     else:
         total = sum(counts.values())
-        division = f" --data.splitting rows --data.rows '[{total - total // 5}, {total // 5}]' --data.shuffle true"
+        test = max(1, total // 5)
+        division = f" --data.splitting rows --data.rows '[{total - test}, {test}]' --data.shuffle true"
     rows = "\n".join(f"| `{name}` | {_form(column)} |" for name, column in columns.items())
     splits = ", ".join(f"{count} in `{part}`" for part, count in counts.items())
     return (

@@ -5,10 +5,12 @@ from __future__ import annotations
 import io
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 import yaml
 from hub_client import Client
 from hub_double import Hub
@@ -215,6 +217,9 @@ def test_files_are_sent_as_they_are_and_pictures_without_loss(tmp_path: Path) ->
         ([picture()], [1], {"split": ["a b"]}, r"a split cannot be called 'a b'"),
         ([picture()], [None], {}, r"column 'label': expected numbers or text \[n\].* got NoneType"),
         ([picture()] * 2, [[1, 2], [3]], {}, r"column 'label': expected numbers or text"),
+        ([picture()] * 2, [1, "a"], {}, r"got int, str; row 1 is 'a'"),
+        ([picture()] * 3, ["a", "b", None], {}, r"got str, NoneType; row 2 is None"),
+        ([picture()] * 2, pd.Series(["a", float("nan")]), {}, r"got str, float; row 1 is nan"),
         ([picture()] * 2, [0.5, float("nan")], {}, r"1 labels are NaN or infinite, the first at 1"),
         ([picture()], [3], {"class_names": ["a", "b"]}, r"integers from 0 to 1"),
         ([picture()], [0.5], {"class_names": ["a", "b"]}, r"integers from 0 to 1"),
@@ -255,6 +260,11 @@ def test_features_keep_the_type_of_labels() -> None:
             {"age": [0.5, 2.0]},
             "--data.label age --data.splitting rows --data.rows '[7, 1]' --data.shuffle",
         ),
+        (
+            {"train": 4},
+            {"age": [0.5, 2.0]},
+            "--data.label age --data.splitting rows --data.rows '[3, 1]' --data.shuffle",
+        ),
         ({"train": 8, "test": 2}, {"text": [["a"], ["b"]]}, "--data.label '[text]'\n"),
         ({"train": 8, "dev": 2}, {"label": [1, 2]}, "--data.label label --data.query_split dev\n"),
     ],
@@ -287,3 +297,10 @@ def test_pictures_of_modes_that_png_lacks_are_sent_as_the_reader_would_see_them(
     with Image.open(io.BytesIO(encoded(other)["bytes"])) as back:
         assert "icc_profile" not in back.info
         np.testing.assert_array_equal(np.asarray(back), np.asarray(to_rgb(other)))
+
+
+@pytest.mark.parametrize("column", [torch.ones(2, 3, requires_grad=True), [torch.ones(3, requires_grad=True)] * 2])
+def test_columns_may_be_tensors(column: Any) -> None:
+    tidied = tidy("label", column)
+    assert isinstance(tidied, np.ndarray)
+    assert (tidied.dtype, tidied.tolist()) == (np.float32, [[1.0] * 3] * 2)
