@@ -533,3 +533,18 @@ def test_class_folds_stay_inside_the_official_training_classes(
         assert "gallery" not in parts
         held_out += parts["query"].tolist()
     assert sorted(held_out) == np.flatnonzero(split == "train").tolist()
+
+
+def test_sop_names_the_list_with_the_wrong_number(tmp_path: Path) -> None:
+    write_sop(tmp_path)
+    with (tmp_path / "Ebay_test.txt").open("a") as file:
+        file.write("6 x 1 bicycle_final/13_1.JPG\n")
+    with pytest.raises(ValueError, match=r"Ebay_test.txt': expected whole numbers"):
+        load(f"sop:{tmp_path}")
+
+
+def test_karpathy_finds_the_folder_although_the_first_image_is_missing(tmp_path: Path) -> None:
+    write_karpathy(tmp_path, "ttvee", folder=False, images="flickr30k-images")
+    (tmp_path / "flickr30k-images" / "0.jpg").unlink()
+    with pytest.raises(FileNotFoundError, match=r"1 of 5 images are missing, the first: '.*flickr30k-images/0.jpg'"):
+        load(f"karpathy:{tmp_path / 'dataset_coco.json'}")

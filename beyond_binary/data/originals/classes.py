@@ -222,12 +222,13 @@ def sop(path: Path, config: DataConfig) -> Rows:
     superclass holds the name of its folder, "bicycle" to "toaster".
     """
     root = folder_with(path, "Ebay_train.txt", "Stanford_Online_Products", SOP_PARTS)
-    lists = {part: read_words(root / f"Ebay_{part}.txt", 4, SOP_PARTS, header=1) for part in ("train", "test")}
+    files = {part: root / f"Ebay_{part}.txt" for part in ("train", "test")}
+    lists = {part: read_words(file, 4, SOP_PARTS, header=1) for part, file in files.items()}
     rows = [row for part in lists.values() for row in part]
     split = [part for part, listed in lists.items() for _ in listed]
-    classes = whole_numbers([row[1] for row in rows], root / "Ebay_train.txt", SOP_PARTS) - 1
+    classes = [whole_numbers([row[1] for row in lists[part]], file, SOP_PARTS) - 1 for part, file in files.items()]
     columns = {
-        "class": classes.tolist(),
+        "class": np.concatenate(classes).tolist(),
         "superclass": [row[3].partition("/")[0].removesuffix("_final") for row in rows],
         **split_columns(split, None),
     }
