@@ -12,12 +12,14 @@ from typing import Any
 
 import numpy as np
 import yaml
-from PIL import Image
+from PIL import Image, ImageOps
 
 from .hub import CARD, Files, check_hub_id, check_token, push
+from .preprocess import to_rgb
 
 SHARD_BYTES = 500_000_000
 ROWS_AT_ONCE = 64
+PNG_MODES = ("1", "L", "LA", "P", "I;16", "RGB", "RGBA")
 Column = np.ndarray | list[list[str]]
 """Labels of n images: an array [n ...], or lists of texts."""
 
@@ -37,10 +39,12 @@ def push_dataset(
 ) -> str:
     """Send images with their labels as a parquet set that `datasets` and `data.source=hub:USER/NAME` read.
 
-    All files go in one commit; parquet files of an earlier push that are not among them are removed in it.
+    All files go in one commit, and a push replaces the whole set: parquet files of an earlier push are removed in the same
+    commit, those of other splits too. Give all splits in one call.
 
     Args:
-        images: n paths (their files are sent as they are), encoded bytes, or PIL images (sent as PNG, without loss).
+        images: n paths or encoded bytes (sent as they are, with the place and the camera if EXIF has them), or PIL images
+            (sent as PNG without loss, upright, without EXIF; CMYK and other modes that PNG lacks as RGB).
         labels: one column [n ...] called "label", or a mapping from names to columns. A column is an array or a list of
             integers (classes), floats or text [n], vectors and grids [n d ...] such as joints [n 16 3], or lists of texts
             (captions, as many as there are).
@@ -107,23 +111,32 @@ def dataset_files(
 
 def tidy(name: str, column: Any) -> Column:
     """A column as an array of numbers [n ...] or text [n], or as a list of lists of texts; ValueError if it is neither."""
-    rows = column.to_numpy() if hasattr(column, "to_numpy") else column  # of pandas
+    rows = _array(column.to_numpy() if hasattr(column, "to_numpy") else column)  # of pandas
     rows = rows.tolist() if isinstance(rows, np.ndarray) and rows.dtype.kind in "UO" else rows
     if isinstance(rows, list | tuple) and all(isinstance(row, list | tuple) and _are_texts(row) for row in rows):
         return [list(row) for row in rows]
     try:
-        array = np.asarray(rows)
+        array = np.asarray([_array(row) for row in rows] if isinstance(rows, list | tuple) else rows)
     except ValueError:  # rows of unlike lengths
         array = np.empty(0, dtype=object)
-    if array.dtype.kind not in "biufU" or (array.dtype.kind == "U" and array.ndim > 1):
+    text = array.dtype.kind == "U"
+    if array.dtype.kind not in "biufU" or (text and not (array.ndim == 1 and all(isinstance(r, str) for r in rows))):
+        types = {type(row): i for i, row in reversed([*enumerate(rows)])}  # each with its first row
+        first = max(types.values())
+        names = ", ".join(kind.__name__ for kind in sorted(types, key=lambda kind: types[kind]))
         raise ValueError(
             f"column {name!r}: expected numbers or text [n], numbers [n ...], or a list of texts for each image; got "
-            f"{type(rows[0]).__name__}, the first {str(rows[0])[:60]!r}"
+            f"{names}; row {first} is {repr(rows[first])[:60]}"
         )
     if array.dtype.kind == "f" and not np.isfinite(array).all():
         bad = np.flatnonzero(~np.isfinite(array).reshape(len(array), -1).all(1))
         raise ValueError(f"column {name!r}: {len(bad)} labels are NaN or infinite, the first at {bad[0]}")
     return array
+
+
+def _array(value: Any) -> Any:
+    """A tensor, on any device and with or without a gradient, as an array; anything else as it is."""
+    return value.detach().cpu().numpy() if hasattr(value, "detach") else value
 
 
 def _are_texts(row: Sequence[Any]) -> bool:
@@ -187,7 +200,9 @@ def _plain(value: Any) -> Any:
 
 
 def encoded(image: Any) -> dict[str, Any]:
-    """An image as {"bytes", "path"}: the file of a path, bytes as they are, a PIL image as PNG.
+    """An image as {"bytes", "path"}: the file of a path, bytes as they are, a PIL image as PNG, upright, without EXIF.
+
+    A PIL image of a mode that PNG lacks (CMYK, F, YCbCr) is sent as RGB.
 
     Raises:
         FileNotFoundError: no such file.
@@ -196,8 +211,12 @@ def encoded(image: Any) -> dict[str, Any]:
     if isinstance(image, str | os.PathLike):
         content, name = Path(image).read_bytes(), Path(image).name
     elif isinstance(image, Image.Image):
+        upright = ImageOps.exif_transpose(image)
+        if upright.mode not in PNG_MODES:
+            upright = to_rgb(upright)
+            upright.info.pop("icc_profile", None)  # it was of the other mode's colours
         buffer = io.BytesIO()
-        image.save(buffer, "PNG")
+        upright.save(buffer, "PNG", exif=b"")
         content, name = buffer.getvalue(), None
     elif isinstance(image, bytes):
         content, name = image, None
@@ -228,7 +247,8 @@ def dataset_card(hub_id: str, counts: Mapping[str, int], columns: Mapping[str, C
         division = " --data.splitting class_disjoint"
     else:
         total = sum(counts.values())
-        division = f" --data.splitting rows --data.rows '[{total - total // 5}, {total // 5}]' --data.shuffle true"
+        test = max(1, total // 5)
+        division = f" --data.splitting rows --data.rows '[{total - test}, {test}]' --data.shuffle true"
     rows = "\n".join(f"| `{name}` | {_form(column)} |" for name, column in columns.items())
     splits = ", ".join(f"{count} in `{part}`" for part, count in counts.items())
     return (

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import datasets
 import numpy as np
 import pytest
+from hub_client import Client
+from hub_double import Hub, Repo
 from originals import (
     plain_mpii,
     write_cars,
@@ -141,3 +143,45 @@ def test_ready_configs_read_the_columns_of_uploads(tmp_path: Path, name: str) ->
     else:
         assert splits.train.labels[2].tolist() == captions(3 if name == "coco_captions" else 2)
         assert len(splits.query) == 2
+
+
+@pytest.fixture(scope="module")
+def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Hub, Client]]:
+    with Hub() as hub:
+        process = Client(hub, tmp_path_factory.mktemp("home"))
+        yield hub, process
+        process.close()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", HUB)
+def test_ready_configs_read_uploads_under_the_names_they_give(
+    tmp_path: Path, client: tuple[Hub, Client], name: str
+) -> None:
+    """The unchanged config, with its revision and configuration, through the Hub's own clients; and streamed."""
+    hub, process = client
+    config = parse_config(
+        ["--config", str(CONFIGS / f"{name}.yaml"), "--config", str(CONFIGS / "hub" / f"{name}.yaml")]
+    )
+    uploaded = config.data.source.removeprefix("hub:")
+    files = {}
+    for split, part in HUB[name]().items():
+        part.to_parquet(tmp_path / split)
+        files[split] = (tmp_path / split).read_bytes()
+    hub.repos[f"datasets:{uploaded}"] = repo = Repo(f"datasets:{uploaded}", private=False)
+    commit = repo.commit(
+        "main", "upload", {f"data/{split}-00000-of-00001.parquet": f for split, f in files.items()}, set()
+    )
+    process.run(f"""
+from beyond_binary.config import check_config, parse_config
+from beyond_binary.data import load_splits
+config = parse_config(["--config", {str(CONFIGS / name)!r} + ".yaml", "--config", {str(CONFIGS / "hub" / name)!r} + ".yaml"])
+check_config(config)
+for streaming in (config.data.streaming, True):
+    config.data.streaming = streaming
+    splits = load_splits(config.data)
+    assert splits.train.images[0].size == (4, 4)
+    origin = dict(splits.origin)
+    assert set(origin.pop("splits")) <= {set(files)!r}
+    assert origin == {{"set": {uploaded!r}, "config": "default", "revision": "main", "commit": {commit.sha!r}}}, origin
+""")

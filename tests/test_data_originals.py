@@ -1,6 +1,9 @@
 """Readers of published data sets, on tiny files of their form."""
 
 import pickle
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +31,9 @@ from beyond_binary.data import DataConfig, Splits, load_checked, load_splits
 from beyond_binary.data.originals import ORIGINALS
 from beyond_binary.data.originals.poses import MPII, whole_groups
 from beyond_binary.data.originals.rooms import LAYOUT_TYPES, named_surfaces
+from beyond_binary.data.readers import read_rows
 from beyond_binary.data.rooms import SURFACES
+from beyond_binary.data.splits import split_rows
 from beyond_binary.registry import options_of
 from beyond_binary.targets import create_target
 
@@ -285,6 +290,21 @@ def test_cars_are_read_in_three_forms(tmp_path: Path, form: str) -> None:
     np.testing.assert_array_equal(np.asarray(cropped), picture(tmp_path / "again", (20, 12), 3)[2:5, 4:10])
 
 
+@pytest.mark.parametrize("form", ["devkit", "csv"])
+def test_cars_annos_counts_only_beside_its_images(tmp_path: Path, form: str) -> None:
+    write_cars(tmp_path, "joined", (2, 2, 2, 2, 2))
+    shutil.rmtree(tmp_path / "car_ims")
+    with pytest.raises(
+        FileNotFoundError, match=r"5 of 5 images are missing.*expected the images that '.*cars_annos.mat"
+    ):
+        load(f"cars:{tmp_path}")
+    splits = load(f"cars:{write_cars(tmp_path, form)}")
+    assert files_of(splits) == [[f"00000{i}.jpg" for i in part] for part in ([1, 3, 5], [2, 4])]
+    shutil.rmtree(tmp_path / {"devkit": "cars_train", "csv": "car_data"}[form])
+    with pytest.raises(FileNotFoundError, match=r"expected the images that '[^']*(devkit|anno_train.csv)' lists"):
+        load(f"cars:{tmp_path}")
+
+
 def test_cars_without_labels_of_the_test_images_are_refused(tmp_path: Path) -> None:
     root = write_cars(tmp_path, "devkit")
     savemat(root / "cars_test_annos_withlabels.mat", {"annotations": structs({"fname": "1.jpg", "bbox_x1": 1})})
@@ -483,3 +503,48 @@ def test_options_are_for_original_files_alone(tmp_path: Path) -> None:
             load(source, options={"queries": 1})
     with pytest.raises(FileNotFoundError, match="mpii:PATH"):
         load("mpi:folder")
+
+
+@pytest.mark.parametrize("role", [{}, {"split": "split", "role": "role"}])
+@pytest.mark.parametrize(
+    ("source", "write"),
+    [
+        ("cub", write_cub),
+        ("cars", lambda root: write_cars(root, "devkit")),
+        ("sop", write_sop),
+        ("inshop", write_inshop),
+        ("inaturalist", write_inaturalist),
+        ("lfw", write_lfw),
+    ],
+)
+def test_class_folds_stay_inside_the_official_training_classes(
+    tmp_path: Path, source: str, write: Callable[[Path], Path], role: dict[str, str]
+) -> None:
+    config = DataConfig(source=f"{source}:{write(tmp_path)}", role="role" if source == "inshop" else None)
+    rows = read_rows(config)
+    split = np.array(rows.columns["split"].to_pylist())
+    classes = np.array(rows.columns["class"].to_pylist())
+    held_out = []
+    for fold in range(2):
+        parts = split_rows(rows, replace(config, splitting="class_folds", folds=2, fold=fold, **role))
+        both = np.concatenate([parts["train"], parts["query"]])
+        assert sorted(both.tolist()) == np.flatnonzero(split == "train").tolist()
+        assert not set(classes[parts["train"]]) & set(classes[parts["query"]])
+        assert "gallery" not in parts
+        held_out += parts["query"].tolist()
+    assert sorted(held_out) == np.flatnonzero(split == "train").tolist()
+
+
+def test_sop_names_the_list_with_the_wrong_number(tmp_path: Path) -> None:
+    write_sop(tmp_path)
+    with (tmp_path / "Ebay_test.txt").open("a") as file:
+        file.write("6 x 1 bicycle_final/13_1.JPG\n")
+    with pytest.raises(ValueError, match=r"Ebay_test.txt': expected whole numbers"):
+        load(f"sop:{tmp_path}")
+
+
+def test_karpathy_finds_the_folder_although_the_first_image_is_missing(tmp_path: Path) -> None:
+    write_karpathy(tmp_path, "ttvee", folder=False, images="flickr30k-images")
+    (tmp_path / "flickr30k-images" / "0.jpg").unlink()
+    with pytest.raises(FileNotFoundError, match=r"1 of 5 images are missing, the first: '.*flickr30k-images/0.jpg'"):
+        load(f"karpathy:{tmp_path / 'dataset_coco.json'}")

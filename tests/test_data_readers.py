@@ -4,10 +4,11 @@ import io
 import json
 import pickle
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import datasets
 import numpy as np
@@ -17,7 +18,7 @@ import pytest
 from PIL import Image, UnidentifiedImageError
 
 from beyond_binary.data.config import DataConfig
-from beyond_binary.data.from_datasets import with_fields
+from beyond_binary.data.from_datasets import collect, with_fields
 from beyond_binary.data.readers import decode, read_rows
 
 
@@ -427,3 +428,16 @@ def test_zip_is_read_by_threads_and_survives_pickling(tmp_path: Path) -> None:
     with ThreadPoolExecutor(8) as threads:
         assert list(threads.map(lambda i: red([images[i]])[0], range(24))) == expected
     assert red(pickle.loads(pickle.dumps(images))) == expected
+
+
+def test_streamed_batches_may_lack_the_values_of_a_column() -> None:
+    """Without declared types, a batch of 32 rows with no value has a column of type null."""
+
+    def rows() -> Iterator[dict[str, Any]]:
+        for i in range(70):
+            yield {"image": f"{i}.jpg", "note": "late" if i >= 32 else None, "y": i}
+
+    part = datasets.IterableDataset.from_generator(rows)
+    kept = collect({"train": part}, DataConfig(source="hub:a/b"))["train"]
+    assert kept["y"][:] == list(range(70))
+    assert kept["note"][30:34] == [None, None, "late", "late"]

@@ -328,6 +328,13 @@ def test_class_folds_of_a_given_training_split() -> None:
         split_rows(rows, DataConfig(**{**fields, "folds": 5}))
 
 
+@pytest.mark.parametrize("split", [["train", "test"] * 4, ["train"] * 8, ["data"] * 8, ["train"] * 7 + ["test"]])
+def test_class_folds_take_the_first_half_where_a_split_column_divides_no_classes(split: list[str]) -> None:
+    rows = rows_with(label=[1, 1, 2, 2, 3, 3, 4, 4], split=split)
+    parts = split_rows(rows, DataConfig(splitting="class_folds", folds=2))
+    assert {name: index.tolist() for name, index in parts.items()} == {"train": [2, 3], "query": [0, 1]}
+
+
 def test_class_disjoint_needs_two_classes_and_takes_other_columns_than_the_label(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="needs two classes or more, but all 2 rows are of one class, by label"):
         split_rows(rows_with(label=[3, 3]), DataConfig(splitting="class_disjoint"))

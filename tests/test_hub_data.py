@@ -5,22 +5,26 @@ from __future__ import annotations
 import io
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 import yaml
 from hub_client import Client
 from hub_double import Hub
 from PIL import Image
 from pyarrow import parquet
 
-from beyond_binary.hub_data import dataset_card, dataset_files, label_features, push_dataset, tidy
+from beyond_binary.hub_data import dataset_card, dataset_files, encoded, label_features, push_dataset, tidy
+from beyond_binary.preprocess import to_rgb
 
 PUSH = """
 import io, json, numpy as np, datasets
 from PIL import Image
 from beyond_binary.hub_data import push_dataset
+from beyond_binary.preprocess import to_rgb
 from beyond_binary.data import DataConfig, load_splits
 rng = np.random.default_rng(0)
 pixels = rng.integers(0, 256, (6, 9, 12, 3), dtype=np.uint8)
@@ -213,6 +217,9 @@ def test_files_are_sent_as_they_are_and_pictures_without_loss(tmp_path: Path) ->
         ([picture()], [1], {"split": ["a b"]}, r"a split cannot be called 'a b'"),
         ([picture()], [None], {}, r"column 'label': expected numbers or text \[n\].* got NoneType"),
         ([picture()] * 2, [[1, 2], [3]], {}, r"column 'label': expected numbers or text"),
+        ([picture()] * 2, [1, "a"], {}, r"got int, str; row 1 is 'a'"),
+        ([picture()] * 3, ["a", "b", None], {}, r"got str, NoneType; row 2 is None"),
+        ([picture()] * 2, pd.Series(["a", float("nan")]), {}, r"got str, float; row 1 is nan"),
         ([picture()] * 2, [0.5, float("nan")], {}, r"1 labels are NaN or infinite, the first at 1"),
         ([picture()], [3], {"class_names": ["a", "b"]}, r"integers from 0 to 1"),
         ([picture()], [0.5], {"class_names": ["a", "b"]}, r"integers from 0 to 1"),
@@ -253,6 +260,11 @@ def test_features_keep_the_type_of_labels() -> None:
             {"age": [0.5, 2.0]},
             "--data.label age --data.splitting rows --data.rows '[7, 1]' --data.shuffle",
         ),
+        (
+            {"train": 4},
+            {"age": [0.5, 2.0]},
+            "--data.label age --data.splitting rows --data.rows '[3, 1]' --data.shuffle",
+        ),
         ({"train": 8, "test": 2}, {"text": [["a"], ["b"]]}, "--data.label '[text]'\n"),
         ({"train": 8, "dev": 2}, {"label": [1, 2]}, "--data.label label --data.query_split dev\n"),
     ],
@@ -263,3 +275,32 @@ def test_the_card_says_how_to_train(counts: dict[str, int], columns: dict[str, l
     known = yaml.safe_load(card.split("---\n")[1])
     assert known["license"] == "cc0-1.0"
     assert [entry["split"] for entry in known["configs"][0]["data_files"]] == list(counts)
+
+
+def test_pictures_are_sent_upright_and_without_their_notes() -> None:
+    plain = picture()
+    exif = Image.Exif()
+    exif[274], exif[271] = 6, "a maker"  # Orientation: turned by a quarter; Make
+    buffer = io.BytesIO()
+    plain.save(buffer, "PNG", exif=exif)
+    with Image.open(buffer) as turned:
+        sent = encoded(turned)
+    with Image.open(io.BytesIO(sent["bytes"])) as back:
+        assert dict(back.getexif()) == {}
+        np.testing.assert_array_equal(np.asarray(back), np.rot90(np.asarray(plain), -1))
+
+
+@pytest.mark.parametrize("mode", ["CMYK", "F", "YCbCr", "I"])
+def test_pictures_of_modes_that_png_lacks_are_sent_as_the_reader_would_see_them(mode: str) -> None:
+    other = picture().convert("L").convert(mode) if mode in "FI" else picture().convert(mode)
+    other.info["icc_profile"] = b"of other colours"
+    with Image.open(io.BytesIO(encoded(other)["bytes"])) as back:
+        assert "icc_profile" not in back.info
+        np.testing.assert_array_equal(np.asarray(back), np.asarray(to_rgb(other)))
+
+
+@pytest.mark.parametrize("column", [torch.ones(2, 3, requires_grad=True), [torch.ones(3, requires_grad=True)] * 2])
+def test_columns_may_be_tensors(column: Any) -> None:
+    tidied = tidy("label", column)
+    assert isinstance(tidied, np.ndarray)
+    assert (tidied.dtype, tidied.tolist()) == (np.float32, [[1.0] * 3] * 2)

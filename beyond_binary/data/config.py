@@ -49,8 +49,9 @@ class DataConfig:
             order). Sorted means as numbers where the classes are integers or all their names are, else as
             text; classes that a `datasets` set declares keep its order.
         fold: For class_folds: which fold is held out, counted from 0.
-        folds: For class_folds: number of folds of the training classes (those of train_split if `split` is
-            set, else the first half of the sorted classes).
+        folds: For class_folds: number of folds of the training classes: those of train_split if `split` is set, or if
+            there is a column "split" whose training rows share no class with the others; else the first half of the
+            sorted classes. A role counts only where it divides training rows.
         rows: Numbers of train, query and (optional) gallery rows, in file order; for embedded sets: of train
             and test items.
         shuffle: For rows: divide them in an order drawn with the seed, not in file order.

@@ -109,8 +109,11 @@ def _collected(part: Any, config: DataConfig, most: int | None) -> Any:
             break
     if not tables:
         raise ValueError(f"a split of {config.source!r} has no rows")
-    features = Features({name: known[name] for name in tables[0].column_names})
-    return Dataset(InMemoryTable(pa.concat_tables(tables)), info=DatasetInfo(features=features))
+    whole = pa.concat_tables(tables, promote_options="permissive")  # undeclared types are those of each batch
+    if part.features is None:
+        known = Features.from_arrow_schema(whole.schema)
+    features = Features({name: known[name] for name in whole.column_names})
+    return Dataset(InMemoryTable(whole), info=DatasetInfo(features=features))
 
 
 def _small(cell: dict[str, Any] | None, size: int | None) -> dict[str, Any] | None:

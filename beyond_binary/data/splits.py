@@ -182,9 +182,12 @@ def _class_disjoint(rows: Rows, config: DataConfig) -> Parts:
 
 def _class_folds(rows: Rows, config: DataConfig) -> Parts:
     labels, classes = _sorted_classes(rows, config)
-    if config.split is not None:
-        split = _text(rows, config.split, "split")
+    column = config.split or ("split" if "split" in rows.columns.column_names else None)
+    usable = np.zeros(len(labels), dtype=bool)
+    if column is not None:
+        split = _text(rows, column, "split")
         usable = split == _spelling(split, config.train_split)
+    if config.split is not None or _classes_differ(labels, usable):
         classes = np.unique(labels[usable])
     else:
         classes = classes[: len(classes) // 2]
@@ -192,7 +195,15 @@ def _class_folds(rows: Rows, config: DataConfig) -> Parts:
     if config.folds > len(classes):
         raise ValueError(f"data.folds={config.folds}: expected 2 <= folds <= {len(classes)} (training classes)")
     held_out = np.isin(labels, np.array_split(classes, config.folds)[config.fold])
-    return {"train": np.flatnonzero(usable & ~held_out), **_held_out(usable & held_out, _roles(rows, config))}
+    roles = _roles(rows, config)
+    if roles is not None and not (roles[usable] == "query").any():
+        roles = None  # they divide the test rows, none of which is used
+    return {"train": np.flatnonzero(usable & ~held_out), **_held_out(usable & held_out, roles)}
+
+
+def _classes_differ(labels: np.ndarray, train: np.ndarray) -> bool:
+    """Whether the rows `train` [n] bool and the others are both there and have no class in common."""
+    return bool(train.any() and not train.all() and not np.isin(labels[train], labels[~train]).any())
 
 
 def _by_count(rows: Rows, config: DataConfig) -> Parts:

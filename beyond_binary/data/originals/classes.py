@@ -108,6 +108,7 @@ CARS_PARTS = (
     "cars_train_annos.mat) and cars_test_annos_withlabels.mat with cars_train/ and cars_test/; or anno_train.csv, "
     "anno_test.csv and names.csv with car_data/ (ai.stanford.edu/~jkrause/cars, which is down: its copies on Kaggle)"
 )
+CARS_TRAIN = "cars_train_annos.mat"
 Cars = tuple[list[str], list[list[float]], list[str]]
 """Files, for each its class from 1 on with the box as left, top, right, bottom, and the names of the classes."""
 
@@ -124,16 +125,18 @@ def cars(path: Path, config: DataConfig, *, crop: bool = False) -> Rows:
         crop: cut the images to their boxes.
     """
     joined = next((f for f in (path / "cars_annos.mat", path / "devkit" / "cars_annos.mat") if f.exists()), None)
-    if joined:
-        files, facts, names = cars_joined(joined)
+    apart = [f for f in (path / "anno_train.csv", path / "devkit" / CARS_TRAIN, path / CARS_TRAIN) if f.exists()]
+    if joined and ((path / "car_ims").is_dir() or not apart):  # the list also comes with the other two forms
+        source, (files, facts, names) = joined, cars_joined(joined)
     elif (path / "anno_train.csv").exists():
-        files, facts, names = cars_csv(path)
+        source, (files, facts, names) = path / "anno_train.csv", cars_csv(path)
     else:
-        files, facts, names = cars_devkit(path)
+        source, (files, facts, names) = path / "devkit", cars_devkit(path)
     table = np.array(facts)
-    classes = from_one(whole_numbers(table[:, 0].tolist(), joined or path, CARS_PARTS), names, joined or path)
+    classes = from_one(whole_numbers(table[:, 0].tolist(), source, CARS_PARTS), names, source)
     columns = {"class": classes.tolist(), **first_half_trains(classes, len(names))}
-    return class_rows(path, files, columns, config, CARS_PARTS, names, table[:, 1:] if crop else None)
+    what = f"the images that {str(source)!r} lists: {CARS_PARTS}"
+    return class_rows(path, files, columns, config, what, names, table[:, 1:] if crop else None)
 
 
 def cars_joined(file: Path) -> Cars:
@@ -152,7 +155,7 @@ def cars_devkit(path: Path) -> Cars:
 
     files: list[str] = []
     facts: list[list[float]] = []
-    for folder, name in (("cars_train", "cars_train_annos.mat"), ("cars_test", "cars_test_annos_withlabels.mat")):
+    for folder, name in (("cars_train", CARS_TRAIN), ("cars_test", "cars_test_annos_withlabels.mat")):
         entries = annotated(*load(name), "fname")
         files += [f"{folder}/{entry.fname}" for entry in entries]
         facts += [class_and_box(entry) for entry in entries]
@@ -219,12 +222,13 @@ def sop(path: Path, config: DataConfig) -> Rows:
     superclass holds the name of its folder, "bicycle" to "toaster".
     """
     root = folder_with(path, "Ebay_train.txt", "Stanford_Online_Products", SOP_PARTS)
-    lists = {part: read_words(root / f"Ebay_{part}.txt", 4, SOP_PARTS, header=1) for part in ("train", "test")}
+    files = {part: root / f"Ebay_{part}.txt" for part in ("train", "test")}
+    lists = {part: read_words(file, 4, SOP_PARTS, header=1) for part, file in files.items()}
     rows = [row for part in lists.values() for row in part]
     split = [part for part, listed in lists.items() for _ in listed]
-    classes = whole_numbers([row[1] for row in rows], root / "Ebay_train.txt", SOP_PARTS) - 1
+    classes = [whole_numbers([row[1] for row in lists[part]], file, SOP_PARTS) - 1 for part, file in files.items()]
     columns = {
-        "class": classes.tolist(),
+        "class": np.concatenate(classes).tolist(),
         "superclass": [row[3].partition("/")[0].removesuffix("_final") for row in rows],
         **split_columns(split, None),
     }
