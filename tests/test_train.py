@@ -207,8 +207,13 @@ def test_accumulated_gradient_is_the_mean_over_batches(tmp_path: Path) -> None:
         torch.testing.assert_close(moved[name].detach(), start[name] - 0.01 * grad, rtol=1e-3, atol=1e-6)
 
 
-def test_a_compiled_embedder_learns_the_same(finished: Path, tmp_path: Path) -> None:
+def test_a_compiled_embedder_learns_the_same(finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    compiled, compiler = [], torch.compile
+    monkeypatch.setattr(
+        torch, "compile", lambda f, backend: compiled.append((f, backend)) or compiler(f, backend=backend)
+    )
     recipe.train(tiny(tmp_path / "compiled", "--compile", "aot_eager"))
+    assert [(f.__func__, backend) for f, backend in compiled] == [(Embedder.forward, "aot_eager")]
     assert Embedder.from_pretrained(str(tmp_path / "compiled" / "embedder")).dim == 8
     for name, value in weights(finished).items():
         torch.testing.assert_close(weights(tmp_path / "compiled")[name], value, atol=1e-4, rtol=1e-3)
