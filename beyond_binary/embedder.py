@@ -6,9 +6,8 @@ import functools
 import json
 import os
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from itertools import islice
 from pathlib import Path
 from typing import Any, Literal, overload
 
@@ -21,7 +20,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from beyond_binary import storage, towers, trunks
 from beyond_binary.heads import HEADS, GeneralizedMean, make_head, positions
-from beyond_binary.preprocess import RESIZE_MODES, image_to_tensor, open_image
+from beyond_binary.preprocess import RESIZE_MODES, batches, image_to_tensor, open_image, stack
 from beyond_binary.registry import suggest
 
 ImageLike = Image.Image | str | os.PathLike[str] | Tensor
@@ -169,8 +168,8 @@ class Embedder(nn.Module):
             images = [images]
         weight, rows = next(self.parameters()), []
         with evaluating(self):
-            for batch in _batches(images, batch_size, progress if show_progress_bar is None else show_progress_bar):
-                pixels = _stack([self._pixels(image) for image in batch])
+            for batch in batches(images, batch_size, progress if show_progress_bar is None else show_progress_bar):
+                pixels = stack([self._pixels(image) for image in batch])
                 rows.append(self(pixels.to(weight.device, weight.dtype)).float().cpu())
         z = torch.cat(rows) if rows else torch.zeros(0, self.dim)
         return z.numpy() if convert_to_numpy else z
@@ -195,7 +194,7 @@ class Embedder(nn.Module):
         self._check_text()
         rows = []
         with evaluating(self):
-            for batch in _batches([texts] if isinstance(texts, str) else texts, batch_size):
+            for batch in batches([texts] if isinstance(texts, str) else texts, batch_size):
                 rows.append(self.embed_texts(batch).float().cpu())
         return torch.cat(rows) if rows else torch.zeros(0, self.dim)
 
@@ -494,27 +493,3 @@ def evaluating(module: nn.Module) -> Iterator[None]:
     finally:
         for m in training:
             m.training = True
-
-
-def _stack(images: list[Tensor]) -> Tensor:
-    """Preprocessed images [3 h w] of one size -> [n 3 h w]."""
-    for image in images:
-        if image.ndim != 3 or image.shape[0] != 3:
-            raise ValueError(f"expected preprocessed images [3 h w], got one of shape {list(image.shape)}")
-    sizes = sorted({tuple(image.shape[1:]) for image in images})
-    if len(sizes) > 1:
-        told = ", ".join(f"{h}x{w}" for h, w in sizes[:5])
-        raise ValueError(f"expected tensors of one size, got {told}; make them with embedder.transform")
-    return torch.stack(images)
-
-
-def _batches(items: Iterable[Any], size: int, progress: bool = False) -> Iterator[list[Any]]:
-    """Lists of `size` items in their order, the last one shorter, none of them empty."""
-    from tqdm import tqdm
-
-    total = len(items) if isinstance(items, Sized) else None
-    stream = iter(items)
-    with tqdm(total=total, unit="image", disable=not progress) as bar:
-        while batch := list(islice(stream, size)):
-            yield batch
-            bar.update(len(batch))

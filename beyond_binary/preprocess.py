@@ -1,10 +1,12 @@
-"""Evaluation preprocessing: one image to the float tensor that a trunk expects."""
+"""Evaluation preprocessing: images to the float tensors that a trunk expects, one by one and in batches."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence, Sized
+from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -80,3 +82,27 @@ def image_to_tensor(
     pixels = np.array(resize(to_rgb(image), size, interpolation, resize_mode))
     x = torch.from_numpy(pixels).permute(2, 0, 1).float().div(255.0)
     return (x - torch.tensor(mean)[:, None, None]) / torch.tensor(std)[:, None, None]
+
+
+def stack(images: list[Tensor]) -> Tensor:
+    """Preprocessed images [3 h w] of one size -> [n 3 h w]."""
+    for image in images:
+        if image.ndim != 3 or image.shape[0] != 3:
+            raise ValueError(f"expected preprocessed images [3 h w], got one of shape {list(image.shape)}")
+    sizes = sorted({tuple(image.shape[1:]) for image in images})
+    if len(sizes) > 1:
+        told = ", ".join(f"{h}x{w}" for h, w in sizes[:5])
+        raise ValueError(f"expected tensors of one size, got {told}; make them with embedder.transform")
+    return torch.stack(images)
+
+
+def batches(items: Iterable[Any], size: int, progress: bool = False) -> Iterator[list[Any]]:
+    """Lists of `size` items in their order, the last one shorter, none of them empty."""
+    from tqdm import tqdm
+
+    total = len(items) if isinstance(items, Sized) else None
+    stream = iter(items)
+    with tqdm(total=total, unit="image", disable=not progress) as bar:
+        while batch := list(islice(stream, size)):
+            yield batch
+            bar.update(len(batch))

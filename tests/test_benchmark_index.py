@@ -2,20 +2,14 @@
 
 from __future__ import annotations
 
-import importlib.util
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 
-ROOT = Path(__file__).parent.parent
-spec = importlib.util.spec_from_file_location("bench_index", ROOT / "recipes" / "benchmarks" / "index.py")
-assert spec is not None
-assert spec.loader is not None
-bench = importlib.util.module_from_spec(spec)
-sys.modules["bench_index"] = bench
-spec.loader.exec_module(bench)
+from recipes import load
+
+bench = load("recipes/benchmarks/index.py")
 
 SMALL = ["--items", "600", "--queries", "20", "--alone", "2", "--dim", "8", "--clusters", "30", "--threads", "1"]
 

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import importlib.util
 import inspect
 import re
-import sys
 from pathlib import Path
-from types import ModuleType
 from typing import Literal
 
 import pytest
@@ -16,21 +13,9 @@ import beyond_binary as bb
 from beyond_binary.losses import LOSSES
 from beyond_binary.objective import check_fit
 from beyond_binary.targets import TARGETS
+from recipes import ROOT, load
 
-ROOT = Path(__file__).resolve().parent.parent
-
-
-def load() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("generate", ROOT / "docs" / "generate.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["generate"] = module  # dataclasses look their module up
-    spec.loader.exec_module(module)
-    return module
-
-
-generate = load()
+generate = load("docs/generate.py")
 every_loss = pytest.mark.parametrize("name", LOSSES.names())
 
 

@@ -6,7 +6,6 @@ import json
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -40,30 +39,6 @@ open_clip.add_model_config(folder)
 clip = make(trunk="open_clip/tiny-clip", head="none", dim=None, image_size=32)
 """
 FIRST = ["README.md", "beyond_binary_head.safetensors", "config.json", "model.safetensors"]
-
-
-@pytest.fixture(scope="module")
-def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Hub, Client]]:
-    with Hub() as hub:
-        client = Client(hub, tmp_path_factory.mktemp("home"))
-        yield hub, client
-        client.close()
-        kept = [path for path in client.home.rglob("*") if path.is_file() and TOKEN.encode() in path.read_bytes()]
-        assert kept == []
-
-
-@pytest.fixture
-def hub(running: tuple[Hub, Client]) -> Hub:
-    running[0].repos.clear()
-    running[0].objects.clear()
-    running[0].requests.clear()
-    running[0].faults.clear()
-    return running[0]
-
-
-@pytest.fixture
-def client(running: tuple[Hub, Client]) -> Client:
-    return running[1]
 
 
 # ---- pushing and loading

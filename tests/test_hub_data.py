@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -32,26 +31,6 @@ images = [Image.fromarray(p) for p in pixels]
 def read(name="tester/set", **fields):
     return load_splits(DataConfig(source=f"hub:{name}", **fields))
 """
-
-
-@pytest.fixture(scope="module")
-def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Hub, Client]]:
-    with Hub() as hub:
-        client = Client(hub, tmp_path_factory.mktemp("home"))
-        yield hub, client
-        client.close()
-
-
-@pytest.fixture
-def hub(running: tuple[Hub, Client]) -> Hub:
-    running[0].repos.clear()
-    running[0].requests.clear()
-    return running[0]
-
-
-@pytest.fixture
-def client(running: tuple[Hub, Client]) -> Client:
-    return running[1]
 
 
 def test_what_was_pushed_comes_back_whole_and_streamed(hub: Hub, client: Client) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import sys
 from pathlib import Path
@@ -16,14 +15,9 @@ from PIL import Image
 from beyond_binary import index as module
 from beyond_binary.embedder import create_embedder
 from beyond_binary.index import Index
+from recipes import load
 
-ROOT = Path(__file__).parent.parent
-spec = importlib.util.spec_from_file_location("search_recipe", ROOT / "recipes" / "search.py")
-assert spec is not None
-assert spec.loader is not None
-recipe = importlib.util.module_from_spec(spec)
-sys.modules["search_recipe"] = recipe
-spec.loader.exec_module(recipe)
+recipe = load("recipes/search.py")
 
 KINDS = ["exact", "flat", "ivf", "hnsw"]
 SPACES = ["cosine", "dot", "euclidean"]

@@ -1,6 +1,5 @@
 """The trainer: from a configuration to a run folder, bad input, resuming after a kill, and several processes."""
 
-import importlib.util
 import json
 import os
 import shutil
@@ -24,21 +23,10 @@ from beyond_binary.embedder import Embedder
 from beyond_binary.losses import LOSSES, list_losses
 from beyond_binary.offline import Snapshot, mine_offline
 from beyond_binary.targets.captions import Captions
+from recipes import ROOT, TINY, load
 
-ROOT = Path(__file__).parent.parent
 TRAIN = ROOT / "recipes" / "train.py"
-spec = importlib.util.spec_from_file_location("train_recipe", TRAIN)
-assert spec is not None
-assert spec.loader is not None
-recipe = importlib.util.module_from_spec(spec)
-sys.modules["train_recipe"] = recipe
-spec.loader.exec_module(recipe)
-
-TINY = [
-    "--config", str(ROOT / "recipes" / "configs" / "digits.yaml"), "--data.rows", "[96, 40]",
-    "--embedder.trunk", "timm/test_byobnet", "--embedder.dim", "8", "--sampler.batch_size", "16",
-    "--optimizer.epochs", "2", "--progress", "false", "--report", "false", "--trackers", "[]", "--cpu", "true",
-]  # fmt: skip
+recipe = load("recipes/train.py")
 
 
 def tiny(output: Path, *changes: str) -> Config:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import sys
 from pathlib import Path
 from typing import Any
@@ -11,21 +10,11 @@ import pytest
 import torch
 
 from beyond_binary.config import Config, parse_config
+from recipes import TINY, load
 
 optuna = pytest.importorskip("optuna")
-ROOT = Path(__file__).parent.parent
-spec = importlib.util.spec_from_file_location("tune_recipe", ROOT / "recipes" / "tune.py")
-assert spec is not None
-assert spec.loader is not None
-tune = importlib.util.module_from_spec(spec)
-sys.modules["tune_recipe"] = tune
-spec.loader.exec_module(tune)
-
-TINY = [
-    "--config", str(ROOT / "recipes" / "configs" / "digits.yaml"), "--data.rows", "[48, 24]",
-    "--embedder.trunk", "timm/test_byobnet", "--embedder.dim", "8", "--sampler.batch_size", "16",
-    "--optimizer.epochs", "2", "--progress", "false", "--report", "false", "--trackers", "[]", "--cpu", "true",
-]  # fmt: skip
+tune = load("recipes/tune.py")
+SMALL = [*TINY, "--data.rows", "[48, 24]"]
 
 
 def test_spaces() -> None:
@@ -80,7 +69,7 @@ def test_spaces_that_are_none(text, told) -> None:
 
 
 def test_the_test_set_is_not_chosen_by(tmp_path) -> None:
-    arguments = [*TINY, "--search", "optimizer.lr=1e-4..1e-2", "--folder", str(tmp_path)]
+    arguments = [*SMALL, "--search", "optimizer.lr=1e-4..1e-2", "--folder", str(tmp_path)]
     with pytest.raises(ValueError, match="class_folds"):
         tune.search(arguments)
     with pytest.raises(ValueError, match=r"evaluation\.every 1, got 2"):
@@ -118,7 +107,7 @@ def test_trials_report_stop_and_go_on(tmp_path, monkeypatch) -> None:
     """Lower is better."""
     played = play(monkeypatch, tmp_path)
     arguments = [
-        *TINY, "--held-out-is-validation", "--search", "optimizer.lr=0.1|0.2|0.3|0.4", "--folder", str(tmp_path),
+        *SMALL, "--held-out-is-validation", "--search", "optimizer.lr=0.1|0.2|0.3|0.4", "--folder", str(tmp_path),
         "--seeds", "2", "--warm", "1",
     ]  # fmt: skip
     study = tune.search([*arguments, "--trials", "3"])
@@ -140,14 +129,14 @@ def test_a_resumed_search_repeats_no_trial(tmp_path, monkeypatch) -> None:
     play(monkeypatch, tmp_path)
     space = ["--held-out-is-validation", "--search", "optimizer.lr=0.1..0.9", "--folder", str(tmp_path)]
     for trials in range(2, 9, 2):
-        study = tune.search([*TINY, *space, "--trials", str(trials)])
+        study = tune.search([*SMALL, *space, "--trials", str(trials)])
     assert len({trial.params["optimizer.lr"] for trial in study.trials}) == len(study.trials) == 8
 
 
 def test_trials_of_another_search_are_not_taken(tmp_path, monkeypatch) -> None:
     play(monkeypatch, tmp_path)
     lr, folder = ["--search", "optimizer.lr=0.1..0.9"], ["--held-out-is-validation", "--folder", str(tmp_path)]
-    tune.search([*TINY, *lr, *folder, "--trials", "1"])
+    tune.search([*SMALL, *lr, *folder, "--trials", "1"])
     for changed, told in (
         ([*lr, "--embedder.dim", "16"], r"another search \(embedder.dim: 8 there, 16 now\); choose another --folder"),
         ([*lr, "--seeds", "2"], "seeds: 1 there, 2 now"),
@@ -155,13 +144,13 @@ def test_trials_of_another_search_are_not_taken(tmp_path, monkeypatch) -> None:
         ([*lr, "--search", "optimizer.clip=1..2"], "search of optimizer.clip: none there, 1..2 now"),
     ):
         with pytest.raises(ValueError, match=told):
-            tune.search([*TINY, *changed, *folder, "--trials", "2"])
-    assert len(tune.search([*TINY, *lr, *folder, "--output", "elsewhere", "--trials", "2"]).trials) == 2
+            tune.search([*SMALL, *changed, *folder, "--trials", "2"])
+    assert len(tune.search([*SMALL, *lr, *folder, "--output", "elsewhere", "--trials", "2"]).trials) == 2
     storage = f"sqlite:///{tmp_path / 'study.db'}"
     study = optuna.load_study(study_name="tune", storage=storage)
     study.set_user_attr("made_with", {})  # as earlier versions left it
     with pytest.raises(ValueError, match="not known which"):
-        tune.search([*TINY, *lr, *folder, "--trials", "2"])
+        tune.search([*SMALL, *lr, *folder, "--trials", "2"])
 
 
 @pytest.mark.parametrize("metric", ["mean_label_distance_at_10", "spearman"])
@@ -169,7 +158,7 @@ def test_the_best_value_keeps_its_sign(metric, tmp_path, monkeypatch, capsys) ->
     play(monkeypatch, tmp_path, metric)
     monkeypatch.setattr(tune, "higher_is_better", lambda name: name == "spearman")
     lr = ["--held-out-is-validation", "--search", "optimizer.lr=-0.25|-0.5", "--folder", str(tmp_path)]
-    monkeypatch.setattr(sys, "argv", ["tune.py", *TINY, *lr, "--trials", "6"])
+    monkeypatch.setattr(sys, "argv", ["tune.py", *SMALL, *lr, "--trials", "6"])
     tune.main()
     assert f"{metric} {-0.25 if metric == 'spearman' else -0.5:.4f}," in capsys.readouterr().out
 
@@ -185,14 +174,14 @@ def test_a_trial_that_needs_too_much_memory_fails_alone(tmp_path, monkeypatch) -
 
     monkeypatch.setattr(tune.recipe, "fit", first_too_large)
     lr = ["--held-out-is-validation", "--search", "optimizer.lr=0.1..0.9", "--folder", str(tmp_path)]
-    study = tune.search([*TINY, *lr, "--trials", "2"])
+    study = tune.search([*SMALL, *lr, "--trials", "2"])
     assert [trial.state.name for trial in study.trials] == ["FAIL", "COMPLETE"]
 
 
 @pytest.mark.slow
 def test_a_search_trains(tmp_path) -> None:
     study = tune.search([
-        *TINY, "--held-out-is-validation", "--search", "optimizer.lr=1e-4..1e-2 log", "--folder", str(tmp_path),
+        *SMALL, "--held-out-is-validation", "--search", "optimizer.lr=1e-4..1e-2 log", "--folder", str(tmp_path),
         "--trials", "1",
     ])  # fmt: skip
     (trial,) = study.trials

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import importlib.util
 import math
 from pathlib import Path
-from types import ModuleType
 
 import numpy as np
 import pytest
@@ -23,8 +21,8 @@ from beyond_binary import evaluation
 from beyond_binary.metrics import METRICS, clustering, verification
 from beyond_binary.metrics.verification import Separation
 from beyond_binary.verification import best_threshold, read_lfw_pairs, ten_fold, verify
+from recipes import load
 
-ROOT = Path(__file__).resolve().parent.parent
 RATES = ["eer", "tar_at_far_0.5", "tar_at_far_0.1", "tar_at_far_0.03"]
 PAIRS = ["d_prime", *RATES]
 
@@ -297,15 +295,6 @@ def test_clusters_need_classes() -> None:
 # ---- the recipe
 
 
-def load_recipe() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("verify_recipe", ROOT / "recipes" / "verify.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
 class Told:
     """An embedder that is told the person in each image, and errs in one image."""
 
@@ -329,7 +318,7 @@ class Told:
 def test_the_recipe_scores_the_pairs_of_all_folds_or_of_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    recipe = load_recipe()
+    recipe = load("recipes/verify.py")
     made = []
     monkeypatch.setattr(recipe.Embedder, "from_pretrained", lambda name: made.append(Told(name)) or made[-1])
     root = write_lfw(tmp_path, each=2)
