@@ -10,7 +10,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
@@ -88,9 +88,18 @@ def settings(study: Study, cell: Cell, seed: int, given: argparse.Namespace) -> 
 
 
 def fingerprint(study: Study, cell: Cell, seed: int, given: argparse.Namespace) -> str:
-    """A hash of the configuration that follows from the settings: a run is taken for done only if it is this one's."""
+    """A hash of what the settings change: a run is taken for done only if it is this one's.
+
+    Of the configuration only what differs from the defaults counts, so that a run stays valid when a setting is added.
+    """
     config, around = parse_config(settings(study, cell, seed, given)), cell.around and cell.around.__qualname__
-    return hashlib.sha256(repr((config, around)).encode()).hexdigest()[:12]
+    return hashlib.sha256(repr((changed(config, type(config)()), around)).encode()).hexdigest()[:12]
+
+
+def changed(config: Any, usual: Any) -> dict[str, Any]:
+    """Settings that differ from the usual ones, by name."""
+    pairs = ((f.name, getattr(config, f.name), getattr(usual, f.name)) for f in fields(config))
+    return {name: changed(a, b) if is_dataclass(a) else a for name, a, b in pairs if a != b}
 
 
 def run(study: Study, cell: Cell, seed: int, given: argparse.Namespace) -> dict[str, Any]:
