@@ -1,15 +1,11 @@
-"""Sets that we write, read through olah, a mirror of the Hub that others wrote: a check of the read side beside our double.
-
-olah 0.5.4 needs psutil < 6 (through fastapi-utils), which our own requirements exclude, so it wants an environment of its
-own: python -m venv olah && olah/bin/pip install olah==0.5.4, then OLAH=olah/bin/olah-cli python -m pytest tests/test_olah.py
-"""
+"""Sets that we write, read through olah, a mirror of the Hub that others wrote: a check of the read side beside our double."""
 
 from __future__ import annotations
 
 import os
-import shutil
 import socket
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,11 +18,8 @@ from PIL import Image
 
 from beyond_binary.hub_data import dataset_files
 
-OLAH = os.environ.get("OLAH") or shutil.which("olah-cli")
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.skipif(OLAH is None, reason="olah-cli is not there; see the top of this file"),
-]
+OLAH = Path(sys.executable).with_name("olah-cli")
+pytestmark = pytest.mark.slow
 PIXELS = np.random.default_rng(0).integers(0, 256, (6, 9, 12, 3), dtype=np.uint8)
 READ = """
 import numpy as np
@@ -58,7 +51,6 @@ def free_port() -> int:
 @pytest.fixture
 def mirror(tmp_path: Path) -> Iterator[tuple[str, Path]]:
     """The address of olah, and the folder of the sets that it serves."""
-    assert OLAH is not None
     port, sets = free_port(), tmp_path / "mirrors" / "datasets"
     (tmp_path / "olah.toml").write_text(
         f'[basic]\nhost = "127.0.0.1"\nport = {port}\nrepos-path = "{tmp_path}/repos"\n'
@@ -66,7 +58,7 @@ def mirror(tmp_path: Path) -> Iterator[tuple[str, Path]]:
     )
     sets.mkdir(parents=True)
     with (tmp_path / "olah.txt").open("w") as log:
-        command = [OLAH, "-c", "olah.toml"]
+        command = [str(OLAH), "-c", "olah.toml"]
         process = subprocess.Popen(command, cwd=tmp_path, stdout=log, stderr=log, env={**os.environ, "PYTHONPATH": ""})
         try:
             for _ in range(600):
