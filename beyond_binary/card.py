@@ -10,7 +10,9 @@ from typing import Any
 
 from .metrics import COUNTS, MAIN
 
-COLUMNS = {"after": "trained", "before": "untrained", "random": "random", "oracle": "best possible"}
+COLUMNS = {
+    "after": "trained", "before": "untrained", "frozen": "frozen trunk", "random": "random", "oracle": "best possible",
+}  # fmt: skip
 """Rows of metrics.json's table in the order and with the words of the card."""
 
 SECTIONS = ("embedder", "objective", "sampler", "augment", "optimizer")
@@ -24,12 +26,14 @@ class Record:
         config: the resolved settings, sections as dicts.
         metrics: what metrics.json holds.
         curves: file name of the picture of the training curves, if there is one.
+        gallery: file name of the picture of queries and their neighbours, if there is one.
         report: file name of the HTML report, if there is one.
     """
 
     config: Mapping[str, Any]
     metrics: Mapping[str, Any]
     curves: str | None = None
+    gallery: str | None = None
     report: str | None = None
 
 
@@ -63,7 +67,7 @@ def _metadata(embedder: Mapping[str, Any], hub_id: str, run: Record | None, lice
     """The YAML block that the Hub reads, with the metrics as model-index."""
     from huggingface_hub import EvalResult, ModelCardData
 
-    library = embedder["trunk"].split("/")[0]
+    library, weights = embedder["trunk"].split("/")[0], embedder.get("weights")
     searches_text = library == "open_clip" and embedder["head"] == "none"
     known: dict[str, Any] = {
         "library_name": "beyond_binary",
@@ -71,8 +75,8 @@ def _metadata(embedder: Mapping[str, Any], hub_id: str, run: Record | None, lice
         "tags": ["beyond_binary", "metric-learning", "image-retrieval", library],
         "pipeline_tag": "zero-shot-image-classification" if searches_text else "image-feature-extraction",
     }
-    if embedder.get("weights") and library == "timm":
-        known["base_model"] = f"{embedder['trunk'].split('.')[0]}.{embedder['weights']}"
+    if library == "timm" and weights and not weights.endswith(".safetensors"):  # else a file of somebody's machine
+        known["base_model"] = f"{embedder['trunk'].split('.')[0]}.{weights}"
     if run is not None:
         source, origin = run.config["data"]["source"], run.metrics.get("origin") or {}
         if source.startswith("hub:"):
@@ -157,17 +161,24 @@ def _results(run: Record) -> str:
     """The metrics beside the untrained embedder and the random and the best possible ranking."""
     table = run.metrics["table"]
     shown = {row: word for row, word in COLUMNS.items() if row in table}
+    if "before" in shown and run.config["embedder"]["head"] == "none":
+        shown["before"] = "frozen trunk"
     names = [name for name in table["after"] if name not in COUNTS]
     lines = [f"| metric | {' | '.join(shown.values())} |", f"|---|{'---:|' * len(shown)}"]
     lines += [f"| {name} | {' | '.join(_number(table[row].get(name)) for row in shown)} |" for name in names]
     queries, gallery = run.metrics.get("query_items"), run.metrics.get("gallery_items")
     where = "searched among themselves" if gallery is None else f"searched in a gallery of {gallery}"
-    told = f"Measured on {queries} held-out queries, {where}. Untrained is the same embedder before training."
-    picture = [f"![Training curves]({run.curves})"] if run.curves else []
+    told = f"Measured on {queries} held-out queries, {where}. Untrained is the same embedder before training, frozen trunk "
+    told += f"are the features below its head ({run.config['embedder']['weights'] or 'random'} weights), by cosine."
+    pictures = [f"![Training curves]({run.curves})"] if run.curves else []
+    if run.gallery:
+        told_below = "Queries from the best to the worst found, left, each with its nearest neighbours after training. "
+        told_below += "Green frames: right, or near in label; red ones: wrong, or far."
+        pictures += [f"![Queries and their nearest neighbours]({run.gallery})", told_below]
     link = [
         f"[{run.report}]({run.report}) has galleries of neighbours and more curves: download it and open it in a browser."
     ]
-    return "\n\n".join([told, "\n".join(lines), *picture, *(link if run.report else [])])
+    return "\n\n".join([told, "\n".join(lines), *pictures, *(link if run.report else [])])
 
 
 def _number(value: float | None) -> str:

@@ -22,7 +22,8 @@ Result = TypeVar("Result")
 Files = dict[str, Path | bytes]
 """What is sent: name in the repository -> a file here, or the content itself."""
 
-CARD, CURVES, METRICS, SETTINGS, REPORT = "README.md", "curves.png", "metrics.json", "config.yaml", "report.html"
+CARD, CURVES, METRICS, SETTINGS = "README.md", "curves.png", "metrics.json", "config.yaml"
+REPORT, GALLERY = "report.html", "gallery.png"
 WAITS = (2.0, 8.0)
 """Seconds before a failed push or download is tried again; the Hub's client also repeats most requests by itself."""
 
@@ -110,7 +111,7 @@ def _push_once(
     if revision is not None and not revision.startswith("refs/"):
         api.create_branch(hub_id, branch=revision, exist_ok=True, repo_type=repo_type)
     there = api.list_repo_files(hub_id, revision=revision, repo_type=repo_type)
-    ours = {CURVES, METRICS, SETTINGS, REPORT, *storage.FILES}
+    ours = {CURVES, METRICS, SETTINGS, REPORT, GALLERY, *storage.FILES}
     old = [n for n in there if (n in ours if repo_type == "model" else re.fullmatch(r"data/[^/]+\.parquet", n))]
     stale = set(old) - set(files)
     commit = api.create_commit(
@@ -199,10 +200,10 @@ def embedder_files(folder: Path, hub_id: str, card: str | bool = True) -> Files:
 
 
 def run_files(run: str | os.PathLike[str], hub_id: str, *, report: bool = True, license: str | None = None) -> Files:
-    """What is sent of a finished run: embedder, settings, metrics, card with curves, and report.html if there is one.
+    """What is sent of a finished run: embedder, settings, metrics, card with curves, report.html and gallery.png.
 
-    Settings are sent without the output folder and with the last part of local paths only. The report shows small
-    copies of the data's images; `report=False` leaves it out.
+    Settings are sent without the output folder and with the last part of local paths only. The report and the gallery
+    show small copies of the data's images; `report=False` leaves both out.
 
     Raises:
         FileNotFoundError: not the folder of a finished run.
@@ -219,11 +220,14 @@ def run_files(run: str | os.PathLike[str], hub_id: str, *, report: bool = True, 
     files[METRICS] = run / METRICS
     if report and (run / REPORT).exists():
         files[REPORT] = public_text((run / REPORT).read_text(encoding="utf-8"), private).encode()
+    if report and (run / GALLERY).exists():
+        files[GALLERY] = run / GALLERY
     try:
         metrics = json.loads((run / METRICS).read_text())
         if curves := training_curves(Run(run).history(), metrics["table"]):
             files[CURVES] = curves
-        record = Record(settings, metrics, CURVES if curves else None, REPORT if REPORT in files else None)
+        pictures = (name if name in files else None for name in (CURVES, GALLERY, REPORT))
+        record = Record(settings, metrics, *pictures)
         files[CARD] = write_card(embedder, hub_id, record, license=license).encode()
     except Exception as error:
         warnings.warn(f"no model card is written: {type(error).__name__}: {error}", stacklevel=2)

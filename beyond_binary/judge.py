@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import numpy as np
-from torch import Tensor
+from torch import Tensor, nn
 
 from . import clip, distributed
 from .config import EvaluationConfig
@@ -90,7 +90,19 @@ class Judge:
             z["classes"] = clip.embed_classes(embedder, self.classes[0], self.config.prompts)
         return z
 
-    def __call__(self, z: dict[str, Tensor], ranking: str = "embedding") -> dict[str, float]:
+    def frozen(self, embedder: Embedder, accelerator: Accelerator) -> dict[str, float] | None:
+        """Metrics of the trunk's own features, compared by cosine; None if the embedder has no head over them."""
+        if embedder.config["head"] == "none":
+            return None
+        head, embedder.head = embedder.head, nn.Identity()
+        try:
+            return self(self.encode(embedder, accelerator), geometry="cosine")
+        finally:
+            embedder.head = head
+
+    def __call__(
+        self, z: dict[str, Tensor], ranking: str = "embedding", geometry: str | None = None
+    ) -> dict[str, float]:
         """Metrics of the embeddings that `encode` gives."""
         query, other = self.splits.query, self.splits.gallery
         scores = {}
@@ -103,7 +115,7 @@ class Judge:
                 ref_labels=None if other is None else other.labels,
                 ids=query.ids,
                 ref_ids=None if other is None else other.ids,
-                geometry=self.geometry,
+                geometry=geometry or self.geometry,
                 metrics=self.metrics,
                 ks=self.config.ks,
                 ranking=ranking,

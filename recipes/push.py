@@ -41,7 +41,12 @@ def main() -> None:
     parser.add_argument("--revision", help="branch; made if it is not there")
     parser.add_argument("--message", help="title of the commit")
     parser.add_argument("--license", help="for the card, for example mit or apache-2.0")
-    parser.add_argument("--no-report", dest="report", action="store_false", help="leave out report.html")
+    parser.add_argument(
+        "--no-report",
+        dest="report",
+        action="store_false",
+        help="leave out report.html and gallery.png, which show images of the data",
+    )
     parser.add_argument("--dry-run", action="store_true", help="send nothing, show the files and the card")
     given = parser.parse_args()
     settings = settings_of(given.run)

@@ -71,6 +71,7 @@ class Progress:
     seconds: float = 0.0
     log_size: int = 0
     before: dict[str, float] = field(default_factory=dict)
+    frozen: dict[str, float] | None = None
     best: float | None = None
     best_epoch: int | None = None
     without_better: int = 0
@@ -287,6 +288,7 @@ def begin(config: Config, setup: Setup, run: Run, accelerator: Accelerator) -> N
     before = setup.judge.encode(setup.embedder, accelerator)
     progress = setup.progress
     progress.before = setup.judge(before)
+    progress.frozen = setup.judge.frozen(setup.embedder, accelerator)
     if accelerator.is_main_process:
         (run.folder / "embeddings").mkdir(exist_ok=True)
         save_file(before, str(run.folder / "embeddings" / "before.safetensors"))
@@ -412,7 +414,8 @@ def finish(
 ) -> dict[str, Any]:
     """Write the embedder, its embeddings, the metrics and the report; returns what metrics.json holds."""
     progress = setup.progress
-    table = {"before": progress.before, "after": setup.judge(after)}
+    table = {} if progress.frozen is None else {"frozen": progress.frozen}
+    table |= {"before": progress.before, "after": setup.judge(after)}
     table |= {ranking: setup.judge(after, ranking) for ranking in ("random", "oracle")}
     result = {
         "table": table,
@@ -466,7 +469,7 @@ def publish(config: Config, run: Run) -> bool:
 
 
 def format_table(table: dict[str, dict[str, float]]) -> str:
-    """The rows before, after, random and oracle as aligned text, one line per metric."""
+    """The rows frozen (if there), before, after, random and oracle as aligned text, one line per metric."""
     rows = list(table)
     width = max(len(name) for name in table["after"]) + 2
     lines = ["".ljust(width) + "".join(r.rjust(10) for r in rows)]

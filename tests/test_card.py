@@ -66,21 +66,30 @@ def test_the_hub_reads_the_metrics_of_the_trained_embedder_from_the_card() -> No
 def test_the_table_has_the_untrained_the_random_and_the_best_possible_row() -> None:
     card = write_card(EMBEDDER, "user/name", record())
     assert "| metric | trained | untrained | random | best possible |" in card
+    made = record()
+    table = {**METRICS["table"], "frozen": {**ROW, "recall_at_1": 0.5}}
+    card = write_card(EMBEDDER, "user/name", replace(made, metrics={**METRICS, "table": table}))
+    assert "| metric | trained | untrained | frozen trunk | random | best possible |" in card
+    assert "| recall_at_1 | 0.2500 | 0.1250 | 0.5000 | 0.2500 | 1.0000 |" in card
+    made.config["embedder"]["head"] = "none"
+    assert "| metric | trained | frozen trunk | random | best possible |" in write_card(EMBEDDER, "user/name", made)
+    card = write_card(EMBEDDER, "user/name", record())
     assert "| recall_at_1 | 0.2500 | 0.1250 | 0.2500 | 1.0000 |" in card
     assert "| tar_at_far_0.001 | – | – | – | – |" in card
     assert "| queries |" not in card
 
 
 def test_the_card_tells_data_target_paper_settings_and_versions() -> None:
-    card = write_card(EMBEDDER, "user/name", record(curves="curves.png", report="report.html"))
+    card = write_card(EMBEDDER, "user/name", record(curves="curves.png", gallery="gallery.png", report="report.html"))
     for told in (
         "| train | 96 | `a1b2` |", "| query | 40 | `c3d4` |", "Deep Metric Learning Beyond Binary Supervision",
-        "- epochs: 3", "optimizer.lr: 0.001", "- target: `pose(root=(2, 3))`", "torch 2.15.0", "![Training curves](curves.png)", "(report.html)",
+        "- epochs: 3", "optimizer.lr: 0.001", "- target: `pose(root=(2, 3))`", "torch 2.15.0", "![Training curves](curves.png)", "(gallery.png)", "(report.html)",
         "has not chosen a licence", 'Image.new("RGB", (96, 64), colour)', "40 held-out queries, searched among themselves",
     ):  # fmt: skip
         assert told in card, told
     plain = write_card(EMBEDDER, "user/name", record())
     assert "curves" not in plain
+    assert "gallery" not in plain
     assert "report.html" not in plain
 
 
@@ -94,13 +103,14 @@ def test_every_loss_is_cited(loss: str) -> None:
     [
         ({"weights": "a1_in1k"}, {"base_model": "timm/resnet18.a1_in1k"}),
         ({"trunk": "timm/resnet18.old", "weights": "a1_in1k"}, {"base_model": "timm/resnet18.a1_in1k"}),
+        ({"weights": "mine.safetensors"}, {"base_model": None}),
         ({"trunk": "open_clip/ViT-B-32"}, {"pipeline_tag": "image-feature-extraction"}),
         ({"trunk": "open_clip/ViT-B-32", "head": "none"}, {"pipeline_tag": "zero-shot-image-classification"}),
     ],
 )
 def test_metadata_follow_the_embedder(change: dict[str, Any], expected: dict[str, Any]) -> None:
     card = write_card({**EMBEDDER, **change}, "user/name")
-    assert metadata(card).items() >= expected.items()
+    assert {key: metadata(card).get(key) for key in expected} == expected
     assert ("pretrained weights" in card) == ("weights" in change)
     assert "model-index" not in metadata(card)
 

@@ -280,7 +280,7 @@ def test_a_run_is_not_lost_when_the_push_fails_and_goes_out_later(
     again = client.run(recipe("push", folder, "--license", "mit"))
     assert re.search(rf"pushed to {hub.url}/tester/digits/commit/\w+", again)
     files = hub.files("tester/digits")
-    extra = {".gitattributes", "README.md", "config.yaml", "curves.png", "metrics.json", "report.html"}
+    extra = {".gitattributes", "README.md", "config.yaml", "curves.png", "gallery.png", "metrics.json", "report.html"}
     assert files.keys() == extra | {p.name for p in (folder / "embedder").iterdir()}
     assert files["metrics.json"] == (folder / "metrics.json").read_bytes()
     assert files["curves.png"].startswith(b"\x89PNG")
@@ -298,7 +298,13 @@ def test_a_run_is_not_lost_when_the_push_fails_and_goes_out_later(
     assert results["recall_at_1"] == round(facts["table"]["after"]["recall_at_1"], 6)
     assert known["license"] == "mit"
     assert facts["data"]["train"] == {"items": 96, "hash": facts["data"]["train"]["hash"]}
-    for shown in (facts["data"]["query"]["hash"], "![Training curves](curves.png)", "](report.html)", "torch "):
+    for shown in (
+        facts["data"]["query"]["hash"],
+        "![Training curves](curves.png)",
+        "](gallery.png)",
+        "](report.html)",
+        "torch ",
+    ):
         assert shown in card
 
 
@@ -310,7 +316,7 @@ def test_a_run_pushes_itself_and_is_private_if_asked(
     told = client.run(recipe("train", *TRAIN, *more, "--output", tmp_path / "r", "--hub_id", "tester/itself"))
     assert f"pushed to {hub.url}/tester/itself/commit/" in told
     assert hub.repos["tester/itself"].private
-    assert "report.html" not in hub.files("tester/itself")
+    assert not {"report.html", "gallery.png"} & hub.files("tester/itself").keys()
     first, second = (json.loads((p / "metrics.json").read_text())["data"] for p in (run[0], tmp_path / "r"))
     assert first == second
 
@@ -324,6 +330,7 @@ def test_a_dry_run_sends_nothing(run: tuple[Path, str], hub: Hub, client: Client
     assert f"{size:,} bytes  model.safetensors" in shown
     assert "# dry\n" in shown
     assert "report.html" not in shown
+    assert "gallery.png" not in shown
 
 
 def test_pushing_at_the_end_is_refused_before_training_where_it_cannot_work(client: Client, tmp_path: Path) -> None:

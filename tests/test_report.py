@@ -14,9 +14,11 @@ from beyond_binary.data import Items, Splits
 from beyond_binary.evaluation import evaluate
 from beyond_binary.report import write_report
 from beyond_binary.report.charts import COLOURS, density_chart, loss_chart, smoothed
+from beyond_binary.report.gallery import _caption, _title
 from beyond_binary.report.labels import flattened, label_colours, painter, steady_tree
-from beyond_binary.report.page import _caption, _title, duration, number, way
+from beyond_binary.report.page import duration, way
 from beyond_binary.report.pairs import sample_pairs, separation, spread
+from beyond_binary.report.parts import number
 from beyond_binary.targets import create_target
 
 VOID = {"meta", "img", "br", "wbr"}
@@ -137,6 +139,13 @@ def test_class_report_shows_table_neighbours_and_curves(tmp_path):
     assert charts[-4:-2] == [f"cosine similarity of pairs {name} training" for name in ("before", "after")]
     assert charts[-2:] == [f"map of embeddings {name} training" for name in ("before", "after")]
     assert "1 images left out" in text
+    picture = np.asarray(Image.open(tmp_path / "gallery.png").convert("RGB"))
+    green, red = (np.all(picture == colour, -1).sum() for colour in ((0x1A, 0x9F, 0x6D), (0xDD, 0x4E, 0x4B)))
+    frame = 104 * 104 - 96 * 96
+    right = [int(n) for n in re.findall(r"after: (\d) of 8 right", text)]
+    right = [right[i] for i in (0, 2, 3, 4, 7)]  # best, better quarter, median, worse quarter, worst
+    assert green == frame * sum(right)
+    assert red == frame * (40 - sum(right))
 
 
 def test_distance_report_with_a_gallery(tmp_path):

@@ -50,7 +50,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_a_run_leaves_everything_it_promises(finished: Path) -> None:
     result = json.loads((finished / "metrics.json").read_text())
-    assert set(result["table"]) == {"before", "after", "random", "oracle"}
+    assert set(result["table"]) == {"frozen", "before", "after", "random", "oracle"}
     assert result["table"]["oracle"]["recall_at_1"] == 1.0
     lines = [json.loads(line) for line in (finished / "log.jsonl").read_text().splitlines()]
     steps = [line["step"] for line in lines if "loss" in line]
@@ -557,3 +557,21 @@ def test_two_processes_judge_the_embedder_that_is_kept(tmp_path: Path) -> None:
     z = Embedder.from_pretrained(tmp_path / "run" / "embedder").encode(splits.query.images)
     kept = load_file(tmp_path / "run" / "embeddings" / "after.safetensors")["query"]
     torch.testing.assert_close(z, kept, rtol=1e-4, atol=1e-5)
+
+
+def test_the_frozen_row_is_the_trunks_own(finished: Path) -> None:
+    start, _, accelerator = recipe.start(tiny(finished.parent / "again"))
+    embedder, splits = start.embedder, start.splits
+    pixels = torch.stack([embedder.transform(image) for image in splits.query.images])
+    embedder.eval()
+    with torch.no_grad():
+        features = torch.nn.functional.normalize(embedder.trunk(pixels), dim=-1)
+    distance = torch.cdist(features, features).fill_diagonal_(torch.inf)
+    labels = torch.as_tensor(splits.query.labels)
+    right = (labels[distance.argmin(1)] == labels).double().mean()
+    frozen = json.loads((finished / "metrics.json").read_text())["table"]["frozen"]
+    assert frozen["recall_at_1"] == pytest.approx(float(right), abs=1e-9)
+    assert start.judge.frozen(embedder, accelerator) == frozen
+    assert isinstance(embedder.head, torch.nn.Module)
+    embedder.config["head"] = "none"
+    assert start.judge.frozen(embedder, accelerator) is None

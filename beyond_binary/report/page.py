@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import base64
-import io
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -14,9 +11,8 @@ from typing import Any
 import numpy as np
 import torch
 import yaml
-from PIL import Image
 
-from ..data import Items, Splits
+from ..data import Splits
 from ..metrics import COUNTS, MAIN, higher_is_better
 from ..targets import Target
 from .charts import (
@@ -29,29 +25,14 @@ from .charts import (
     rank_chart,
     rate_chart,
 )
-from .labels import Paint, flattened, label_colours, painter
-from .pairs import Pair, Sample, sample_pairs, separation, spread
+from .gallery import gallery_picture, gallery_section, make_view
+from .labels import flattened, label_colours
+from .pairs import Pair, Sample, sample_pairs, separation
+from .parts import chart, key, number, section
 from .style import CSS
 
 RANKINGS = ("before", "after", "random", "oracle")
-SHOWN = 8
-
-
-@dataclass(frozen=True)
-class View:
-    """What every card of the gallery shares.
-
-    Attributes:
-        splits: where queries and neighbours are from.
-        classes: whether neighbours are right or wrong, and not near or far.
-        levels: mean label distances of the oracle and of the random ranking.
-        paint: draws a label on its picture, or None.
-    """
-
-    splits: Splits
-    classes: bool
-    levels: Sequence[float]
-    paint: Paint | None
+PICTURE = "gallery.png"
 
 
 def write_report(
@@ -67,14 +48,14 @@ def write_report(
     before: Pair,
     after: Pair,
 ) -> None:
-    """Write the report of a run as one self-contained HTML file.
+    """Write the report of a run as one self-contained HTML file, and beside it `gallery.png` for the model card.
 
     Args:
         path: the file; overwritten.
         title: heading, as plain text.
         config: the resolved configuration, sections as dicts.
-        metrics: what metrics.json holds: "table" with the rows before, after, random and oracle, and facts
-            of the run.
+        metrics: what metrics.json holds: "table" with the rows before, after, random and oracle (and
+            frozen, where it was measured), and facts of the run.
         history: lines of log.jsonl.
         splits: the data; queries and gallery are shown.
         target: what similar means in the evaluation.
@@ -87,13 +68,13 @@ def write_report(
         ImportError: Matplotlib is missing.
     """
     sample = sample_pairs(splits, target, geometry, before, after)
-    classes = target.gives == "same"
+    view = make_view(sample, splits, target)
     body = [
         f"<header><h1>{escape(title)}</h1>{_facts(config, metrics, splits)}</header>",
         _results(metrics),
-        _gallery(sample, splits, classes, painter(target, splits.query)),
+        gallery_section(sample, view),
         _curves(history, metrics),
-        _pairs(sample, geometry, classes),
+        _pairs(sample, geometry, view.classes),
         _map(splits, target, before, after),
         _settings(config, metrics),
     ]
@@ -106,13 +87,8 @@ def write_report(
         "</main></body></html>\n",
     ]
     path.write_text("\n".join(page), encoding="utf-8")
-
-
-def number(value: float | None, digits: int = 4) -> str:
-    """A value in few characters; "-" where there is none."""
-    if value is None or not math.isfinite(value):
-        return "-"
-    return f"{value:.{digits}f}" if abs(value) < 100 else f"{value:.{digits}g}"
+    if (picture := gallery_picture(sample, view)) is not None:
+        picture.save(path.with_name(PICTURE), optimize=True)
 
 
 def way(table: Mapping[str, Mapping[str, float]], ranking: str, name: str) -> float:
@@ -154,17 +130,20 @@ def _results(metrics: Mapping[str, Any]) -> str:
     names = [name for name in table["after"] if name not in COUNTS]
     main = [name for name in MAIN if name in names][:3] or names[:3]
     tiles = "".join(_tile(table, name) for name in main)
-    head = "".join(f'<th scope="col"><i class="dot" style="--c:var(--{r})"></i>{r}</th>' for r in RANKINGS)
-    rows = "".join(_row(table, name) for name in names)
+    shown = [ranking for ranking in ("frozen", *RANKINGS) if ranking in table]
+    head = "".join(f'<th scope="col"><i class="dot" style="--c:var(--{r})"></i>{r}</th>' for r in shown)
+    rows = "".join(_row(table, name, shown) for name in names)
     found, lost = (table["after"].get(name, 0.0) for name in COUNTS)
     counts = f"Means over {found:,.0f} queries" + (f"; {lost:,.0f} without a match left out" if lost else "")
-    return _section(
+    return section(
         "Results",
         f'<div class="tiles">{tiles}</div>'
         f'<div class="scroll"><table><thead><tr><th scope="col">metric</th>{head}'
         f'<th scope="col" class="share">random → oracle</th></tr></thead><tbody>{rows}</tbody></table></div>',
         f"{counts}. The bars show where the embedding stands between a random ranking and the best possible "
-        "one, before (thin mark) and after training (bar). ↑ higher is better, ↓ lower is better.",
+        "one, before (thin mark) and after training (bar). "
+        + ("Frozen: the trunk's own features before training, without a head, by cosine. " if "frozen" in shown else "")
+        + "↑ higher is better, ↓ lower is better.",
     )
 
 
@@ -193,109 +172,14 @@ def _tile(table: Mapping[str, Mapping[str, float]], name: str) -> str:
     )
 
 
-def _row(table: Mapping[str, Mapping[str, float]], name: str) -> str:
+def _row(table: Mapping[str, Mapping[str, float]], name: str, shown: Sequence[str]) -> str:
     arrow = "↑" if higher_is_better(name) else "↓"
-    cells = "".join(f'<td class="{r}">{number(table[r].get(name))}</td>' for r in RANKINGS)
+    cells = "".join(f'<td class="{r}">{number(table[r].get(name))}</td>' for r in shown)
     share = _percent(way(table, "after", name))
     return (
         f'<tr><th scope="row">{escape(name).replace("_", "_<wbr>")}&nbsp;<small>{arrow}</small></th>{cells}'
         f'<td class="share"><div>{_bar(table, name)}<span>{share}</span></div></td></tr>'
     )
-
-
-def _gallery(sample: Sample, splits: Splits, classes: bool, paint: Paint | None) -> str:
-    """Queries between best and worst, each with its nearest neighbours after and before training."""
-    levels = [_mean(sample.distances[name][:, :SHOWN]) for name in ("oracle", "random")]
-    chosen, view = spread(sample, SHOWN), View(splits, classes, levels, paint)
-    cards = "".join(_card(sample, row, word, view) for row, word in chosen.items())
-    order = "the share of wrong ones" if classes else "the mean label distance"
-    if classes:
-        dots = (("same", "✓ same"), ("different", "✗ different"))
-        key = " ".join(f'<i class="dot" style="--c:var(--{colour})"></i>{word}' for colour, word in dots)
-        note = "."
-    else:
-        key = f'oracle {number(levels[0], 3)} <i class="scale"></i> random {number(levels[1], 3)}'
-        note = "; numbers are label distances, coloured from the oracle's mean to the random one's."
-    return _section(
-        "Nearest neighbours",
-        f'<p class="key">{key}</p>{cards or "<p>No query has anything to find.</p>"}',
-        f"{len(chosen)} of {len(sample.rows):,} queries from best to worst by {order} among the first "
-        f"{SHOWN} neighbours after training, nearest first. The smaller row shows what was found before{note}",
-    )
-
-
-def _card(sample: Sample, row: int, word: str, view: View) -> str:
-    splits, classes = view.splits, view.classes
-    query, gallery = splits.query, splits.query if splits.gallery is None else splits.gallery
-    place = int(sample.rows[row])
-    rows = []
-    for ranking in ("after", "before"):
-        y = sample.distances[ranking][row, :SHOWN]
-        known = [i for i, value in enumerate(y.tolist()) if not math.isnan(value)]
-        found = ((int(sample.neighbours[ranking][row, i]), float(y[i])) for i in known)
-        hits = "".join(_hit(gallery, neighbour, value, view) for neighbour, value in found)
-        right = sum(float(y[i]) == 0 for i in known)
-        score = f"{right} of {len(known)} right" if classes else f"mean {number(_mean(y), 3)}"
-        rows.append(f'<div class="row {ranking}"><p>{ranking}: {score}</p><div class="hits">{hits}</div></div>')
-    caption = _caption(query, place, splits)
-    return (
-        f'<article class="query"><figure class="ask"><p>{word}</p>{_img(query, place, 160, view.paint)}'
-        f'<figcaption title="{escape(str(query.names[place]))}">{caption}</figcaption></figure>'
-        f'<div class="answers">{"".join(rows)}</div></article>'
-    )
-
-
-def _hit(items: Items, place: int, y: float, view: View) -> str:
-    """One neighbour, framed in the colour of how right it is."""
-    if view.classes:
-        colour, mark = ("var(--same)", "✓") if y == 0 else ("var(--different)", "✗")
-    else:
-        oracle, random = view.levels
-        share = min(max((y - oracle) / (random - oracle), 0), 1) if random > oracle else 0.5
-        colour, mark = f"hsl({160 - 155 * share:.0f} 62% 45%)", number(y, 3)
-    return (
-        f'<figure style="--c:{colour}" title="{escape(_title(items, place))}">{_img(items, place, 112, view.paint)}'
-        f"<figcaption><b>{mark}</b>{_caption(items, place, view.splits)}</figcaption></figure>"
-    )
-
-
-def _title(items: Items, place: int) -> str:
-    """The item's name, and all its captions."""
-    texts = np.ravel(items.labels[place]) if items.labels.dtype.kind == "U" else ()
-    return "\n".join([str(items.names[place]), *(str(text) for text in texts if text)])
-
-
-def _caption(items: Items, place: int, splits: Splits) -> str:
-    """The label, if it has few words, and the end of the item's name."""
-    label, name = items.labels[place], str(items.names[place])
-    words = [name if len(name) <= 20 else "…" + name[-19:]]
-    if items.labels.dtype.kind == "U":
-        words = [str(text) for text in np.ravel(label)[:1]]
-    elif items.labels.ndim == 1 and items.labels.dtype.kind == "f":
-        words.insert(0, f"{float(label):g}")
-    elif items.labels.ndim == 1:
-        known = splits.class_names is not None and 0 <= label < len(splits.class_names)
-        words.insert(0, str(splits.class_names[label]) if known and splits.class_names else f"class {label}")
-    return "".join(f"<span>{escape(word)}</span>" for word in words)
-
-
-def _img(items: Items, place: int, side: int, paint: Paint | None) -> str:
-    """A picture with its label as small as it is shown, inline: PNG, or JPEG where that is smaller."""
-    image: Image.Image = items.images[place].convert("RGB")
-    if paint is not None:
-        scale = side / max(image.size)
-        image = image.resize((round(scale * image.width), round(scale * image.height)), Image.Resampling.LANCZOS)
-        image = paint(image, items.labels[place], scale)
-    image.thumbnail((side, side), Image.Resampling.LANCZOS)
-    files = {}
-    for kind, options in (("png", {"optimize": True}), ("jpeg", {"quality": 88})):
-        buffer = io.BytesIO()
-        image.save(buffer, kind, **options)
-        files[kind] = buffer.getvalue()
-    kind = min(files, key=lambda k: len(files[k]))
-    data = base64.b64encode(files[kind]).decode()
-    size = f'width="{image.width}" height="{image.height}"'
-    return f'<img src="data:image/{kind};base64,{data}" alt="{escape(str(items.names[place]))}" {size}>'
 
 
 def _curves(history: Iterable[Mapping[str, Any]], metrics: Mapping[str, Any]) -> str:
@@ -310,19 +194,19 @@ def _curves(history: Iterable[Mapping[str, Any]], metrics: Mapping[str, Any]) ->
     parts = []
     if steps:
         step, loss, rate = ([line.get(name, math.nan) for line in steps] for name in ("step", "loss", "lr"))
-        charts = [_chart(loss_chart(step, loss), "loss per step")]
-        charts += [_chart(rate_chart(step, rate), "learning rate per step")]
+        charts = [chart(loss_chart(step, loss), "loss per step")]
+        charts += [chart(rate_chart(step, rate), "learning rate per step")]
         parts.append(f'<div class="charts">{"".join(charts)}</div>')
     names = [n for n in table["after"] if n not in COUNTS and any(n in line for line in evaluations)]
     charts = []
     for name in names:
         epochs, values = ([line.get(key, math.nan) for line in evaluations] for key in ("epoch", name))
         levels = {ranking: table[ranking].get(name, math.nan) for ranking in ("random", "oracle")}
-        charts.append(_chart(metric_chart(name, epochs, values, levels), f"{name} over epochs"))
+        charts.append(chart(metric_chart(name, epochs, values, levels), f"{name} over epochs"))
     if charts:
-        parts.append(_key({"after": "held-out items", "random": "random", "oracle": "oracle"}))
+        parts.append(key({"after": "held-out items", "random": "random", "oracle": "oracle"}))
         parts.append(f'<div class="charts small">{"".join(charts)}</div>')
-    return _section("Training", "".join(parts))
+    return section("Training", "".join(parts))
 
 
 def _pairs(sample: Sample, geometry: str, classes: bool) -> str:
@@ -337,7 +221,7 @@ def _pairs(sample: Sample, geometry: str, classes: bool) -> str:
             svg = pair_chart(f"pairs-{name}", title, x, y, label)
         else:
             svg = density_chart(f"pairs-{name}", f"{name} training", x, y, label, name)
-        charts.append(_chart(svg, f"{label} of pairs {name} training"))
+        charts.append(chart(svg, f"{label} of pairs {name} training"))
     body = f'<div class="charts">{"".join(charts)}</div>'
     known = int((~sample.y.isnan()).sum())
     if classes:
@@ -345,12 +229,12 @@ def _pairs(sample: Sample, geometry: str, classes: bool) -> str:
     else:
         found = {name: sample.distances[name].numpy() for name in RANKINGS}
         body += f"<h3>Label distance of the nearest {sample.distances['after'].shape[1]} neighbours</h3>"
-        body += _key({name: name for name in RANKINGS})
-        charts = [_chart(neighbour_chart(found), "histogram of the neighbours' label distances")]
-        charts += [_chart(rank_chart(found), "mean label distance by place")]
+        body += key({name: name for name in RANKINGS})
+        charts = [chart(neighbour_chart(found), "histogram of the neighbours' label distances")]
+        charts += [chart(rank_chart(found), "mean label distance by place")]
         body += f'<div class="charts">{"".join(charts)}</div>'
         note = "Darker cells hold more pairs."
-    return _section("Pairs", body, f"{known:,} pairs of a seeded sample. {note}")
+    return section("Pairs", body, f"{known:,} pairs of a seeded sample. {note}")
 
 
 def _map(splits: Splits, target: Target, before: Pair, after: Pair, most: int = 800) -> str:
@@ -361,13 +245,13 @@ def _map(splits: Splits, target: Target, before: Pair, after: Pair, most: int = 
     z = {name: part[torch.as_tensor(some)] for name, part in found.items()}
     colours = label_colours(target, target.encode(items.labels[some], z["after"]))
     charts = (
-        _chart(
+        chart(
             map_chart(f"map-{name}", f"{name} training", flattened(part), colours), f"map of embeddings {name} training"
         )
         for name, part in z.items()
     )
     note = "The two leading principal components of the embeddings; colours are near where labels are near."
-    return _section("Map", f'<div class="charts">{"".join(charts)}</div>', f"{len(some):,} items. {note}")
+    return section("Map", f'<div class="charts">{"".join(charts)}</div>', f"{len(some):,} items. {note}")
 
 
 def _settings(config: Mapping[str, Any], metrics: Mapping[str, Any]) -> str:
@@ -379,22 +263,3 @@ def _settings(config: Mapping[str, Any], metrics: Mapping[str, Any]) -> str:
     if skipped:
         parts += [f"<details><summary>{len(skipped)} images left out</summary><ul>{listed}</ul></details>"]
     return f"<section>{''.join(parts)}</section>"
-
-
-def _section(title: str, body: str, note: str = "") -> str:
-    note = f'<p class="note">{note}</p>' if note else ""
-    return f"<section><h2>{title}</h2>{note}{body}</section>"
-
-
-def _chart(svg: str, words: str) -> str:
-    return f'<figure class="chart" role="img" aria-label="{escape(words)}">{svg}</figure>'
-
-
-def _key(words: Mapping[str, str]) -> str:
-    """Legend: the line of each colour and what it stands for."""
-    lines = (f'<i class="dash {colour}" style="--c:var(--{colour})"></i>{word}' for colour, word in words.items())
-    return f'<p class="key">{" ".join(lines)}</p>'
-
-
-def _mean(y: torch.Tensor) -> float:
-    return float(y.nanmean()) if not bool(y.isnan().all()) else math.nan

@@ -3,10 +3,10 @@
 CSS = """
 :root{color-scheme:light
  dark;--page:#f5f6f9;--card:#fff;--ink:#1d2331;--muted:#667086;--line:#dfe3ea;--fill:#eef1f5;
- --before:#d9822c;--after:#2a78d7;--random:#8d96a4;--oracle:#12a593;--same:#1a9f6d;--different:#dd4e4b}
+ --frozen:#8e63c7;--before:#d9822c;--after:#2a78d7;--random:#8d96a4;--oracle:#12a593;--same:#1a9f6d;--different:#dd4e4b}
 @media
  (prefers-color-scheme:dark){:root{--page:#0f131a;--card:#171c25;--ink:#e7eaf0;--muted:#9aa4b5;--line:#2b3340;
---fill:#222935;--before:#eb9a4b;--after:#5b9ff0;--random:#8d96a4;--oracle:#2cc2ae;--same:#2fb885;--different:#ef6a66}}
+--fill:#222935;--frozen:#b08be0;--before:#eb9a4b;--after:#5b9ff0;--random:#8d96a4;--oracle:#2cc2ae;--same:#2fb885;--different:#ef6a66}}
 *{box-sizing:border-box}
 body{margin:0;background:var(--page);color:var(--ink);font:15px/1.5 system-ui,-apple-system,Roboto,sans-serif;
  -webkit-text-size-adjust:100%}
