@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from argparse import Namespace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from beyond_binary.config import parse_config
+from beyond_binary.config import Config, parse_config
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "recipes" / "studies"))
 
@@ -112,3 +113,23 @@ def test_runs_are_kept_and_not_repeated_and_a_page_keeps_its_text(
     for name in ("r_questions", "r_size"):
         assert f"![{name}]({name}.png)" in text
         assert (tmp_path / f"{name}.png").stat().st_size > 5000
+
+
+def test_a_run_is_known_by_what_differs_from_the_defaults() -> None:
+    made = study.Study((), {}, ("m",), "unused.md", None, {})
+    given = Namespace(epochs=3, change=[])
+
+    def mark(*changes: str, seed: int = 0) -> str:
+        return study.fingerprint(made, study.Cell(changes), seed, given)
+
+    assert mark() == mark("--optimizer.lr", str(Config().optimizer.lr))
+    assert len({mark(), mark(seed=1), mark("--optimizer.lr", "0.7"), mark("--embedder.dim", "7")}) == 4
+    config = parse_config(["--embedder.dim", "7", "--seed", "5"])
+    assert study.changed(config, Config()) == {"embedder": {"dim": 7}, "seed": 5}
+
+
+def test_the_frozen_trunk_has_a_row_where_it_was_measured() -> None:
+    run = result(1.0)
+    assert "frozen" not in pages.table(["a"], ["m"], {"a/0": run})
+    run["table"]["frozen"] = {"m": 3.0}
+    assert "| *frozen* | | 3.0000 | |" in pages.table(["a"], ["m"], {"a/0": run})

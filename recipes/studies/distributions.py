@@ -71,7 +71,14 @@ def named(*texts: str) -> list[str]:
 
 
 STUDY = Study(
-    base=("--config", str(ROOT / "recipes/configs/cars196.yaml"), "--sampler.batch_size", "64"),
+    base=(
+        "--config",
+        str(ROOT / "recipes/configs/cars196.yaml"),
+        "--sampler.batch_size",
+        "64",
+        "--compile",
+        "inductor",
+    ),
     cells=CELLS,
     shown=("recall_at_1", "map_at_r"),
     results="distributions.md",

@@ -28,7 +28,7 @@ def cells() -> dict[str, Cell]:
 STUDY = Study(
     base=(
         "--config", str(ROOT / "recipes/configs/cars196.yaml"), "--sampler.name", "classes(samples_per_class=4)",
-        "--embedder.dim", "128",
+        "--embedder.dim", "128", "--compile", "inductor",
     ),
     cells=cells(),
     shown=("recall_at_1", "map_at_r"),

@@ -13,8 +13,8 @@ if TYPE_CHECKING:
     from study import Study
 
 Runs = Mapping[str, Mapping[str, Any]]
-LEVELS = {"before": "tab:orange", "random": "0.6", "oracle": "tab:green"}
-DASHED = "dashed: before training (orange), random (grey), oracle (green)"
+LEVELS = {"frozen": "tab:purple", "before": "tab:orange", "random": "0.6", "oracle": "tab:green"}
+DASHED = "dashed: frozen trunk (purple), before training (orange), random (grey), oracle (green)"
 
 
 def interval(values: Sequence[float]) -> tuple[float, float]:
@@ -26,9 +26,9 @@ def interval(values: Sequence[float]) -> tuple[float, float]:
 
 
 def scores(results: Runs, name: str, metric: str, ranking: str = "after") -> dict[str, float]:
-    """A metric of each seed of a configuration."""
+    """A metric of each seed of a configuration that has this row."""
     runs = {key.rsplit("/", 1)[1]: run for key, run in results.items() if key.rsplit("/", 1)[0] == name}
-    return {seed: run["table"][ranking][metric] for seed, run in runs.items()}
+    return {seed: run["table"][ranking][metric] for seed, run in runs.items() if ranking in run["table"]}
 
 
 def shown(values: Sequence[float], sign: str = "") -> str:
@@ -53,8 +53,9 @@ def table(names: Sequence[str], metrics: Sequence[str], results: Runs) -> str:
         cells = [shown([*scores(results, name, metric).values()]) for metric in metrics]
         lines.append(f"| {name} | {len(own)} | " + " | ".join(cells) + f" | {less} |")
     for level in LEVELS:
-        cells = [shown([*scores(results, there[0], metric, level).values()]) for metric in metrics]
-        lines.append(f"| *{level}* | | " + " | ".join(cells) + " | |")
+        rows = [[*scores(results, there[0], metric, level).values()] for metric in metrics]
+        if rows[0]:
+            lines.append(f"| *{level}* | | " + " | ".join(map(shown, rows)) + " | |")
     return "\n".join(lines) + "\n"
 
 
@@ -170,5 +171,5 @@ def saved(figure: Any, page: Path, name: str) -> Path:
 def levels(axes: Any, results: Runs, name: str, metric: str, *, across: bool) -> None:
     """Lines where the embedder before training, a random ranking and the oracle stand."""
     for level, colour in LEVELS.items():
-        mean = interval([*scores(results, name, metric, level).values()])[0]
-        (axes.axhline if across else axes.axvline)(mean, color=colour, ls="--", lw=1, zorder=0)
+        if values := [*scores(results, name, metric, level).values()]:
+            (axes.axhline if across else axes.axvline)(interval(values)[0], color=colour, ls="--", lw=1, zorder=0)
