@@ -74,7 +74,7 @@ class ObjectiveConfig:
         mining: Miner, for example "multi_similarity(epsilon=0.1)"; unset: all pairs.
         memory: How many embeddings of earlier batches join the batch as keys; 0: none.
         proxy_init: "random", "class_mean" (one pass over the training set before the first step), or "text" (the text
-            tower's embeddings of the class names).
+            tower's embeddings of the class names); unset: the loss's default, class_mean for pd_loss, random for others.
         num_proxies: On labels that are not classes, for losses such as pd_loss: proxies sit at that many k-means centres
             of the training labels. Unset: one for each label of a set (target within('multi_label', radius=0.999)).
         distances: Folder for files of all label distances, among the training and among the held-out items: computed once
@@ -89,7 +89,7 @@ class ObjectiveConfig:
     geometry: str | None = None
     mining: str | None = None
     memory: int = 0
-    proxy_init: Literal["random", "class_mean", "text"] = "random"
+    proxy_init: Literal["random", "class_mean", "text"] | None = None
     num_proxies: int | None = None
     distances: str | None = None
     block: int | None = 1024

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -116,6 +117,9 @@ class Objective(nn.Module):
         """Set each proxy to the mean of the L2-normalised embeddings of its class, or of the items whose labels are
         nearest to its own; proxies without any stay as they are.
 
+        Where only directions count (cosine), the means get the length of random proxies, sqrt(dim), so that a learning
+        rate turns both alike.
+
         Args:
             z: embeddings of the training set [n d].
             labels: their labels, as the target wants them.
@@ -125,7 +129,8 @@ class Objective(nn.Module):
         code, own = self.target.encode(labels, z), self.proxies.code
         if own is not None:
             code = nearest(self.target, code, own.to(code.device))
-        self.proxies.start_at_means(z, code)
+        turned = getattr(self.geometry, "normalize", False)
+        self.proxies.start_at_means(z, code, math.sqrt(z.shape[1]) if turned else None)
 
     def _points(
         self, embeddings: Any, labels: Any, ref_embeddings: Any, ref_labels: Any, ids: Any, ref_ids: Any
@@ -344,7 +349,7 @@ def create_objective(
     mining: str | None = None,
     num_classes: int | None = None,
     dim: int | None = None,
-    proxy_init: str = "random",
+    proxy_init: str | None = None,
     proxy_codes: Tensor | None = None,
     memory: int = 0,
     gather: bool = True,
@@ -360,7 +365,7 @@ def create_objective(
         mining: spec of a miner such as `multi_similarity(epsilon=0.1)`; default: all valid pairs.
         num_classes: number of classes, for losses with proxies.
         dim: width of the embeddings, for losses with proxies.
-        proxy_init: `random` or `class_mean` (see `Proxies`).
+        proxy_init: `random` or `class_mean` (see `Proxies`); default: that of the loss, `random` for most.
         proxy_codes: labels of the proxies [c ...] as the target encodes them, for losses that take proxies with labels of
             any kind: `label_centres(target, code, c)` for continuous labels, `torch.eye(c)` for sets of c labels. None:
             one proxy per class.
@@ -408,7 +413,7 @@ def create_objective(
         if count is None or dim is None:
             raise ValueError(f"{loss} learns one proxy per class: give num_classes= and dim= (the embedder's width)")
         centers = options_of(facts.merge).get("centers", 1) if facts.merge else 1
-        proxies = Proxies(count, dim, proxy_init, options.get("centers", centers), proxy_codes)  # type: ignore[arg-type]
+        proxies = Proxies(count, dim, proxy_init or facts.proxy_init, options.get("centers", centers), proxy_codes)  # type: ignore[arg-type]
     elif proxy_codes is not None:
         raise ValueError(f"{loss} has no proxies and takes no proxy_codes")
     boundary = None

@@ -300,7 +300,7 @@ def begin(config: Config, setup: Setup, run: Run, accelerator: Accelerator) -> N
         setup.objective.start_at_means(z, setup.data.labels)
     if setup.objective.proxies is not None and config.objective.proxy_init == "text":
         names, _ = class_numbers(setup.splits, setup.splits.train) or ([], None)
-        clip.start_at_names(setup.embedder, setup.objective.proxies, names, config.evaluation.prompts)
+        clip.start_at_names(setup.embedder, setup.objective, names, config.evaluation.prompts)
     set_seed(config.seed, device_specific=True)
 
 
