@@ -22,6 +22,7 @@ from torch import Tensor
 import beyond_binary as bb
 from beyond_binary.targets.captions import Captions
 from beyond_binary.targets.distributions import Estimated
+from beyond_binary.targets.pose import numbers_per_point
 from beyond_binary.targets.tables import PairScores, Precomputed
 from beyond_binary.targets.words import WordVectors
 
@@ -498,6 +499,32 @@ def test_pose_takes_out_translation_and_on_request_scale() -> None:
     np.testing.assert_allclose(distances("pose(reduce='sum')", joints), 4 * distances("pose", joints))
 
 
+@pytest.mark.parametrize("dims", [2, 3])
+def test_flat_poses_hold_a_visibility_on_request(dims: int) -> None:
+    rng = np.random.default_rng(11)
+    joints = np.concatenate([rng.normal(size=(6, 5, dims)), rng.random((6, 5, 1)) < 0.6], 2)
+    expected = distances(f"pose(dims={dims})", joints)
+    flat = f"pose(dims={dims}, visibility=True)"
+    np.testing.assert_array_equal(distances(flat, joints.reshape(6, -1)), expected)
+    np.testing.assert_array_equal(distances(flat, joints), expected)
+    np.testing.assert_array_equal(
+        distances(flat, joints[..., :dims]), distances(f"pose(dims={dims})", joints[..., :dims])
+    )
+    both = np.concatenate([rng.integers(0, 2, (6, 1)), joints.reshape(6, -1)], 1)
+    total = distances(f"sum(('classes', {flat!r}), columns=(1, {5 * dims + 5}))", both)
+    np.testing.assert_array_equal(total, expected + (both[:, :1] != both[:, 0]))
+
+
+def test_points_that_move_are_as_wide_as_the_pose_reads_them() -> None:
+    for spec, width in (
+        ("euclidean", 2), ("pose", 2), ("pose(visibility=True)", 3), ("pose(dims=3)", 3),
+        ("scaled(\"within('pose(dims=3, visibility=True)', radius=1.0)\", factor=2.0)", 4),
+    ):  # fmt: skip
+        assert numbers_per_point(bb.create_target(spec)) == width
+    with pytest.raises(ValueError, match="points alone, not those of a sum"):
+        numbers_per_point(bb.create_target("sum(('classes', 'pose'), columns=(1, 4))"))
+
+
 # ---- algebra
 
 
@@ -594,6 +621,7 @@ def test_a_sum_with_an_unknown_pair_is_unknown() -> None:
         ("euclidean", 1.0, "one label per item"),
         ("circular", [0.0, -math.inf], "finite labels, but row 1"),
         ("pose", np.zeros((3, 5)), "cannot read 5 numbers per item as joints"),
+        ("pose(visibility=True)", np.zeros((3, 8)), "reads 3 numbers a joint and cannot read 8"),
         ("pose", np.zeros(3), "needs joints \\[n j 2\\]"),
         ("pose", np.zeros((3, 4, 5)), "needs 2 numbers a joint \\(or one more for visibility\\), got 5"),
         ("pose(root=(0, 4))", np.zeros((3, 4, 2)), "root \\(0, 4\\) names joints beyond the 4"),

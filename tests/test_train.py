@@ -273,6 +273,33 @@ def test_label_distances_of_a_run_are_computed_once(tmp_path: Path, monkeypatch:
     assert files == {path: path.stat().st_mtime_ns for path in (tmp_path / "kept").iterdir()}
 
 
+def test_a_table_says_which_joints_are_seen(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    joints = np.concatenate([rng.random((20, 4, 2)).round(3), rng.random((20, 4, 1)) < 0.7], 2)
+    names = ",".join(f"j{j}_{part}" for j in range(4) for part in "xyv")
+    rows = [f"{i}.png," + ",".join(f"{v:g}" for v in row) for i, row in enumerate(joints.reshape(20, -1))]
+    (tmp_path / "labels.csv").write_text("\n".join([f"file,{names}", *rows]))
+    for i in range(20):
+        Image.fromarray(np.full((32, 32, 3), 10 * i, np.uint8)).save(tmp_path / f"{i}.png")
+    changes = [
+        "--data.source", str(tmp_path), "--data.label", "['*_[xyv]']", "--data.splitting", "rows", "--data.rows", "[12, 8]",
+        "--objective.loss", "log_ratio", "--objective.target", "pose(visibility=True)", "--sampler.name", "random",
+        "--sampler.batch_size", "12", "--augment.mirror", "[1, 0, 2, 3]", "--augment.move_labels", "true",
+        "--augment.rotate", "20",
+    ]  # fmt: skip
+    setup, _, _ = recipe.start(tiny(tmp_path / "run", *changes))
+    items, target = setup.data.items, setup.objective.target
+    code = target.encode(items.labels)
+    assert code.shape == (24, 4, 3)
+    np.testing.assert_array_equal(code[:12, :, 2], joints[:12, :, 2])
+    np.testing.assert_array_equal(code[12:, :, 2], joints[:12, [1, 0, 2, 3], 2])
+    batch = next(iter(setup.loader))
+    seen = batch["labels"].reshape(12, 4, 3)
+    np.testing.assert_array_equal(seen[..., 2], code[batch["ids"]][..., 2])
+    assert not np.allclose(seen[..., :2], items.labels[batch["ids"]].reshape(12, 4, 3)[..., :2])
+    assert torch.isfinite(setup.objective(torch.randn(12, 8), batch["labels"]))
+
+
 def test_class_mean_proxies_start_at_the_means(tmp_path: Path) -> None:
     config = tiny(tmp_path / "run", "--objective.proxy_init", "class_mean", "--optimizer.epochs", "0")
     setup, run, accelerator = recipe.start(config)
