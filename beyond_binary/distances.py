@@ -118,6 +118,11 @@ class KnownDistances:
         """As the target whose distances they are."""
         return self.target.gives
 
+    @property
+    def regions(self) -> int | None:
+        """Regions of a layout, whose distances are 1 - mIoU (what `mean_iou_at_k` asks for); None for other targets."""
+        return getattr(self.target, "regions", None)
+
     def encode(self, labels: Any, z: Tensor | None = None) -> Tensor:
         """Places [n] int64 in the file. Raises LabelError for a label that none of the items has."""
         places = [self._place.get(row.tobytes(), -1) for row in self.target.encode(labels).cpu().numpy()]

@@ -273,6 +273,18 @@ def test_label_distances_of_a_run_are_computed_once(tmp_path: Path, monkeypatch:
     assert files == {path: path.stat().st_mtime_ns for path in (tmp_path / "kept").iterdir()}
 
 
+def test_a_run_with_known_distances_is_judged_by_what_the_target_itself_offers(tmp_path: Path) -> None:
+    rooms = [
+        "--data.source", "embedded:rooms", "--objective.loss", "log_ratio", "--objective.target", "layout",
+        "--sampler.name", "random", "--objective.distances", str(tmp_path / "kept"), "--optimizer.epochs", "1",
+        "--evaluation.monitor", "mean_iou_at_10",
+    ]  # fmt: skip
+    result = recipe.train(tiny(tmp_path / "one", *rooms, "--evaluation.metrics", "[mean_iou_at_10]"))
+    assert 0 < result["table"]["after"]["mean_iou_at_10"] < result["table"]["oracle"]["mean_iou_at_10"] <= 1
+    every = recipe.start(tiny(tmp_path / "every", *rooms))[0].judge
+    assert "mean_iou_at_10" in every({"query": torch.randn(40, 8)})
+
+
 def test_a_table_says_which_joints_are_seen(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     joints = np.concatenate([rng.random((20, 4, 2)).round(3), rng.random((20, 4, 1)) < 0.7], 2)
