@@ -20,6 +20,8 @@ from sklearn.metrics import jaccard_score
 from torch import Tensor
 
 import beyond_binary as bb
+from beyond_binary.distances import KnownDistances
+from beyond_binary.targets import estimates, innermost, reads_classes
 from beyond_binary.targets.captions import Captions
 from beyond_binary.targets.distributions import Estimated
 from beyond_binary.targets.pose import numbers_per_point
@@ -360,6 +362,54 @@ def test_an_objective_fills_in_what_an_estimated_target_needs() -> None:
         Estimated(1.5, num_classes=5, dim=4)
     with pytest.raises(ValueError, match="5"):
         objective(z, labels + 1)
+
+
+@pytest.mark.parametrize(
+    ("spec", "loss"),
+    [
+        ("scaled('estimated(weight=0.5)', factor=3.0)", "log_ratio"),
+        ("within('estimated', radius=0.6)", "supcon"),
+        ("nearest(\"scaled(target='estimated', factor=2.0)\", k=3)", "supcon"),
+    ],
+)
+def test_an_estimated_target_inside_another_learns_with_the_objective(spec: str, loss: str) -> None:
+    objective = bb.create_objective(loss, target=spec, num_classes=5, dim=4)
+    inner = innermost(objective.target)
+    assert isinstance(inner, Estimated)
+    torch.manual_seed(0)
+    z, labels = torch.randn(20, 4), torch.arange(20) % 5
+    objective.eval()(z, labels)
+    assert not inner.proxies.any()  # nothing moves in evaluation mode
+    value = objective.train()(z, labels)
+    assert inner.proxies.any()
+    assert objective.double() is objective
+    assert inner.proxies.dtype == torch.float64
+    again = bb.create_objective(loss, target=spec, num_classes=5, dim=4).double()
+    again.load_state_dict(objective.state_dict())
+    assert torch.equal(innermost(again.target).proxies, inner.proxies)
+    if loss == "log_ratio":  # which reads ratios alone
+        plain = bb.create_objective(loss, target="estimated(weight=0.5)", num_classes=5, dim=4)
+        assert value.item() == pytest.approx(plain(z, labels).item(), rel=1e-5)
+
+
+def test_an_estimated_target_is_refused_where_its_distances_would_stay(tmp_path: Path) -> None:
+    made = Estimated(num_classes=3, dim=2)
+    for part in ("estimated", "scaled('estimated', factor=2.0)", made, bb.targets.algebra.Scaled(made, 2.0)):
+        with pytest.raises(ValueError, match="without embeddings, where 'estimated' is 'classes'"):
+            bb.targets.algebra.Sum(["circular", part])
+    for target in (made, bb.targets.algebra.Scaled(made, 2.0)):
+        with pytest.raises(ValueError, match="distances that stay"):
+            KnownDistances(target, [0, 1, 2], tmp_path)
+
+
+def test_the_estimated_target_is_found_inside_a_spec() -> None:
+    for spec, found in (
+        ("estimated", True), ("classes", False), ("scaled(target='estimated', factor=2)", True),
+        ("within(\"scaled('estimated', 2.0)\", radius=1)", True), ("captions('estimated')", False),
+        ("scaled('classes', factor=2.0)", False), ("sum(('circular', 'classes'))", False),
+    ):  # fmt: skip
+        assert estimates(spec) == found
+        assert reads_classes(spec) == (found or spec == "classes")
 
 
 # ---- tables

@@ -227,9 +227,16 @@ def test_every_loss_trains_two_steps(loss: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("loss", ["log_ratio", "soft_contrastive"])
-def test_estimated_distributions_train(loss: str, tmp_path: Path) -> None:
-    changes = ["--objective.loss", loss, "--objective.target", "estimated(weight=0.5)", "--optimizer.epochs", "1"]
+@pytest.mark.parametrize(
+    ("loss", "target"),
+    [
+        ("log_ratio", "estimated(weight=0.5)"),
+        ("soft_contrastive", "scaled('estimated', factor=2.0)"),
+        ("supcon", "within('estimated', radius=0.5)"),
+    ],
+)
+def test_estimated_distributions_train(loss: str, target: str, tmp_path: Path) -> None:
+    changes = ["--objective.loss", loss, "--objective.target", target, "--optimizer.epochs", "1"]
     result = recipe.train(tiny(tmp_path / "run", *changes))
     assert np.isfinite(result["table"]["after"]["map_at_r"])
 

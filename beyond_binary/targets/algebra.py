@@ -7,9 +7,9 @@ from collections.abc import Iterator, Sequence
 from typing import Any, ClassVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from . import TARGETS, Gives, Target, create_target
+from . import TARGETS, Gives, Target, create_target, estimates, innermost
 from .vectors import as_floating
 
 
@@ -125,6 +125,8 @@ class Sum:
     gives: ClassVar[Gives] = "magnitude"
 
     def __init__(self, targets: Sequence[Any], columns: Sequence[int] | None = None) -> None:
+        if any(estimates(target) or isinstance(innermost(target), nn.Module) for target in targets):
+            raise ValueError("sum reads its columns without embeddings, where 'estimated' is 'classes': take 'classes'")
         self.targets = [create_target(target) for target in targets]
         self.columns = [1] * len(self.targets) if columns is None else list(columns)
         self.relative = any(getattr(part, "relative", False) for part in self.targets)

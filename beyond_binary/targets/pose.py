@@ -9,7 +9,7 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor
 
-from . import TARGETS, Gives
+from . import TARGETS, Gives, innermost
 from .vectors import as_tensor, exact_cdist
 
 
@@ -148,8 +148,7 @@ def numbers_per_point(target: Any) -> int:
 
     Raises ValueError for a sum, whose columns are not all points.
     """
-    while not isinstance(target, Pose) and hasattr(target, "target"):
-        target = target.target
+    target = innermost(target)
     if hasattr(target, "targets"):
         raise ValueError("augment.move_labels and augment.mirror want labels that are points alone, not those of a sum")
     return target.per_joint if isinstance(target, Pose) else 2
