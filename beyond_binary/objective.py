@@ -109,8 +109,9 @@ class Objective(nn.Module):
         Raises:
             ValueError: shapes, labels or references do not fit.
         """
-        queries, keys = self._points(embeddings, labels, ref_embeddings, ref_labels, ids, ref_ids)
-        with torch.autocast(queries.z.device.type, enabled=False):
+        z = embeddings.z if isinstance(embeddings, Points) else embeddings
+        with torch.autocast(z.device.type if isinstance(z, Tensor) else "cpu", enabled=False):
+            queries, keys = self._points(embeddings, labels, ref_embeddings, ref_labels, ids, ref_ids)
             return self._loss(queries, keys)
 
     @torch.no_grad()

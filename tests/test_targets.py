@@ -392,6 +392,19 @@ def test_an_estimated_target_inside_another_learns_with_the_objective(spec: str,
         assert value.item() == pytest.approx(plain(z, labels).item(), rel=1e-5)
 
 
+def test_estimates_keep_single_precision_under_autocast() -> None:
+    def learned(half: bool) -> tuple[Tensor, Tensor, Tensor]:
+        torch.manual_seed(0)
+        objective = bb.create_objective("log_ratio", target="estimated", num_classes=5, dim=16)
+        z, labels = torch.randn(20, 16, requires_grad=True), torch.arange(20) % 5
+        with torch.autocast("cpu", torch.bfloat16, enabled=half):
+            value = objective(z, labels)
+        return value, torch.autograd.grad(value, z)[0], objective.target.proxies
+
+    for ours, expected in zip(learned(True), learned(False), strict=True):
+        torch.testing.assert_close(ours, expected, rtol=0, atol=0)
+
+
 def test_an_estimated_target_is_refused_where_its_distances_would_stay(tmp_path: Path) -> None:
     made = Estimated(num_classes=3, dim=2)
     for part in ("estimated", "scaled('estimated', factor=2.0)", made, bb.targets.algebra.Scaled(made, 2.0)):
