@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -98,6 +98,15 @@ class Scaled:
     def mean(self) -> Any:
         """The inner target's mean of codes, None where it has none."""
         return getattr(self.target, "mean", None)
+
+    @property
+    def neighbours(self) -> Callable[..., tuple[Tensor, Tensor]] | None:
+        """The inner target's own search for nearest labels, its distances scaled; None where it has none."""
+        return None if getattr(self.target, "neighbours", None) is None else self._neighbours
+
+    def _neighbours(self, *search: Any) -> tuple[Tensor, Tensor]:
+        indices, distances = self.target.neighbours(*search)  # type: ignore[attr-defined]
+        return indices, distances * self.factor
 
     def encode(self, labels: Any, z: Tensor | None = None) -> Tensor:
         """The inner target's code."""
