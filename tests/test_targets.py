@@ -346,6 +346,32 @@ def test_estimated_distributions_by_loops(weight: float, kind: str) -> None:
     assert torch.equal(target.proxies, before)
 
 
+@settings(max_examples=50)
+@given(
+    arrays(4).flatmap(lambda z: st.tuples(st.just(z), hnp.arrays(np.int64, len(z), elements=st.integers(0, 5)))),
+    st.sampled_from([0.0, 0.3, 1.0]),
+    st.sampled_from([0.02, 1.0]),
+    st.sampled_from(["hellinger", "euclidean"]),
+)
+def test_estimates_are_distributions_and_their_distance_a_metric(
+    batch: tuple[np.ndarray, np.ndarray], weight: float, temperature: float, kind: Any
+) -> None:
+    target = Estimated(weight, temperature, kind=kind, num_classes=6, dim=4)
+    z, labels = torch.from_numpy(batch[0]), batch[1]
+    code = target.encode(labels, z)
+    assert (code >= 0).all()
+    torch.testing.assert_close(code.sum(1), torch.ones(len(z)).double(), rtol=0, atol=1e-12)
+    y = target.distance(code, code)
+    assert ((y >= 0) & (y <= 1 + 1e-12)).all()
+    assert (y.diagonal() == 0).all()
+    torch.testing.assert_close(y, y.T, rtol=0, atol=0)
+    assert (y <= (y[:, :, None] + y).amin(1) + 1e-12).all()
+    assert torch.cat([target.distance(row, code) for row in code.split(2)]).equal(y)
+    target.eval()
+    parts = [target.encode(labels[i : i + 2], z[i : i + 2]) for i in range(0, len(z), 2)]
+    torch.testing.assert_close(torch.cat(parts), code, rtol=0, atol=1e-12)
+
+
 def test_an_objective_fills_in_what_an_estimated_target_needs() -> None:
     objective = bb.create_objective("log_ratio", target="estimated(weight=0.5)", num_classes=5, dim=4)
     z = torch.randn(20, 4, requires_grad=True)
