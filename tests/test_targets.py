@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 import math
 from pathlib import Path
@@ -150,6 +151,30 @@ def test_blocks_of_rows_equal_the_whole(spec: str, data: st.DataObject) -> None:
     rows = [target.distance(code[i : i + 2], code, valid[i : i + 2]) for i in range(0, len(code), 2)]
     torch.testing.assert_close(torch.cat(rows), target.distance(code, code, valid), rtol=0, atol=0, equal_nan=True)
     assert torch.cat([target.encode(labels[:1]), target.encode(labels[1:])]).equal(code)
+
+
+OTHERS = [name for name, there in (("cuda", torch.cuda), ("mps", torch.backends.mps)) if there.is_available()]
+
+
+@pytest.mark.parametrize("device", OTHERS or [pytest.param("cuda", marks=pytest.mark.skip(reason="no other device"))])
+@every_target
+@settings(max_examples=5, deadline=None)
+@given(data=st.data())
+def test_other_devices_give_what_the_cpu_gives(device: str, spec: str, data: st.DataObject) -> None:
+    labels = data.draw(LABELS[spec])
+    target = copy.deepcopy(create(spec))
+    code = target.encode(labels)
+    there = code.to(device)
+    valid = ~torch.eye(len(code), dtype=torch.bool)
+    y, expected = target.distance(there, there, valid.to(device)), target.distance(code, code, valid)
+    assert (y.device.type, y.dtype) == (device, expected.dtype)
+    near = {"rtol": 1e-5, "atol": 1e-5, "equal_nan": True}
+    torch.testing.assert_close(y.cpu(), expected, **near)
+    objective = bb.create_objective("rank_n_contrast", target=target)
+    z = torch.randn(len(code), 4, generator=torch.Generator().manual_seed(0))
+    loss = objective(z, labels)
+    objective = copy.deepcopy(bb.create_objective("rank_n_contrast", target=create(spec))).to(device)
+    torch.testing.assert_close(objective(z.to(device), labels).cpu(), loss, **near)
 
 
 @every_target
