@@ -11,11 +11,11 @@ from typing import Any, TextIO
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from .fingerprint import fingerprint
 from .parallel import in_parallel
-from .targets import Gives, LabelError, Target
+from .targets import Gives, LabelError, Target, innermost
 from .targets.tables import Precomputed
 
 SIDE = 256
@@ -56,6 +56,8 @@ def label_distances(
         raise ValueError(
             f"label_distances needs a distance of two items alone; {target} looks at which others are there"
         )
+    if isinstance(innermost(target), nn.Module):
+        raise ValueError(f"label_distances needs distances that stay; those of {target} change with the embeddings")
     code = code.cpu()
     path = Path(folder).absolute() / f"distances-{fingerprint(target, code)}.npy"
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -117,6 +119,11 @@ class KnownDistances:
     def gives(self) -> Gives:
         """As the target whose distances they are."""
         return self.target.gives
+
+    @property
+    def regions(self) -> int | None:
+        """Regions of a layout, whose distances are 1 - mIoU (what `mean_iou_at_k` asks for); None for other targets."""
+        return getattr(self.target, "regions", None)
 
     def encode(self, labels: Any, z: Tensor | None = None) -> Tensor:
         """Places [n] int64 in the file. Raises LabelError for a label that none of the items has."""

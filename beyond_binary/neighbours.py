@@ -138,7 +138,7 @@ def neighbour_recall(
 
 
 def _choose(target: Target, code: Tensor) -> Method:
-    if len(code) < LARGE or (hasattr(target, "neighbours") and not getattr(target, "relaxed", False)):
+    if len(code) < LARGE or getattr(target, "neighbours", None) is not None:
         return "exact"
     if as_joints(target, code) is not None and find_spec("faiss"):
         return "hnsw"
@@ -147,8 +147,9 @@ def _choose(target: Target, code: Tensor) -> Method:
 
 def _search(target: Target, code: Tensor, k: int, ids: Tensor, tile: int, method: Method, progress: bool) -> Found:
     own = getattr(target, "neighbours", None)  # a quicker search of the target's own
-    if method == "exact" and own is not None and (found := own(code, k, ids, progress)) is not None:
-        return found[0], found[1]
+    if method == "exact" and own is not None:
+        indices, distances = own(code, k, ids, progress)
+        return indices, distances
     joints = None if method == "plain" else as_joints(target, code)
     if method == "exact" and joints is not None and len(code) >= QUICK:
         return _exact(target, code, k, ids, tile, joints.cpu(), progress)

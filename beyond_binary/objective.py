@@ -19,7 +19,7 @@ from .losses import LOSSES, LossFacts
 from .mining import MINERS
 from .points import Points
 from .registry import options_of, parse_spec
-from .targets import Target, create_target
+from .targets import Target, create_target, innermost
 from .targets.algebra import Within
 from .targets.sets import MultiLabel
 from .targets.vectors import Classes
@@ -55,6 +55,8 @@ class Objective(nn.Module):
         super().__init__()
         entry = LOSSES[loss]
         self.loss, self.options, self.target, self.geometry = loss, options, target, geometry
+        if (inner := innermost(target)) is not target and isinstance(inner, nn.Module):
+            self.inner_target = inner  # so that what it learns is kept, moved and switched with the objective
         self.facts: LossFacts = entry.info["facts"]
         self.proxies, self.boundary, self.memory = proxies, boundary, memory
         self.gather, self.block = gather, block
@@ -108,8 +110,9 @@ class Objective(nn.Module):
         Raises:
             ValueError: shapes, labels or references do not fit.
         """
-        queries, keys = self._points(embeddings, labels, ref_embeddings, ref_labels, ids, ref_ids)
-        with torch.autocast(queries.z.device.type, enabled=False):
+        z = embeddings.z if isinstance(embeddings, Points) else embeddings
+        with torch.autocast(z.device.type if isinstance(z, Tensor) else "cpu", enabled=False):
+            queries, keys = self._points(embeddings, labels, ref_embeddings, ref_labels, ids, ref_ids)
             return self._loss(queries, keys)
 
     @torch.no_grad()

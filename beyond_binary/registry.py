@@ -174,11 +174,15 @@ class Registry:
             ValueError: unknown name, unknown option, a value that does not fit, or a spec that cannot be read.
         """
         name, positional, keywords = parse_spec(spec)
+        return self.build(name, (*args, *positional), {**defaults, **keywords})
+
+    def build(self, name: str, positional: Sequence[Any], options: Mapping[str, Any]) -> Any:
+        """Call the thing called `name`, with the same errors as `create`."""
         entry = self[name]
-        self.check_options(name, [*keywords, *defaults])
+        self.check_options(name, options)
         try:
-            bound = inspect.signature(entry.build).bind(*args, *positional, **{**defaults, **keywords})
+            bound = inspect.signature(entry.build).bind(*positional, **options)
         except TypeError as error:
-            raise ValueError(f"{self.kind} {spec!r}: {error}") from None
+            raise ValueError(f"{self.kind} {name!r}: {error}") from None
         self.check_values(name, bound.arguments)
-        return entry.build(*args, *positional, **{**defaults, **keywords})
+        return entry.build(*positional, **options)

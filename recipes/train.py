@@ -41,6 +41,7 @@ from beyond_binary.report import require_matplotlib, write_report
 from beyond_binary.runs import Run, claim, data_facts, versions
 from beyond_binary.sampling import BatchSampler, create_sampler
 from beyond_binary.targets import Target, create_target, reads_classes
+from beyond_binary.targets.pose import numbers_per_point
 from beyond_binary.tracking import track, tracker_installed
 
 
@@ -117,7 +118,9 @@ def set_up(config: Config, accelerator: Accelerator) -> Setup:
     if embedder.trains_text and captions_of(splits.train) is None:
         found = f"{splits.train.labels.dtype} {list(splits.train.labels.shape)}"
         raise ValueError(f"embedder.text trains on captions, texts [n captions], but the labels are {found}")
-    train = with_mirror(splits.train, config.augment.mirror) if config.augment.mirror else splits.train
+    moving = config.augment.mirror or config.augment.move_labels
+    point = numbers_per_point(create_target(spec)) if moving else 2
+    train = with_mirror(splits.train, config.augment.mirror, point) if config.augment.mirror else splits.train
     judged = config.evaluation.target or ("classes" if reads_classes(spec) else spec)
     judge = Judge(config.evaluation, splits, judged, embedder, geometry(config))
     with named(train):
@@ -159,7 +162,8 @@ def set_up(config: Config, accelerator: Accelerator) -> Setup:
             "the last batch has fewer items than there are processes; use the sampler random(drop_last=True)"
         )
     augment = {k: v for k, v in asdict(config.augment).items() if k != "mirror"}
-    data = ImageSet(train, Augment(embedder.preprocess, **augment), seed=config.seed, cache=config.data.cache)
+    augmented = Augment(embedder.preprocess, **augment, point=point)
+    data = ImageSet(train, augmented, seed=config.seed, cache=config.data.cache)
     loader = DataLoader(
         data,
         batch_sampler=sampler,

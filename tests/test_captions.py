@@ -21,9 +21,11 @@ from hypothesis import strategies as st
 from scipy.optimize import linprog
 
 import beyond_binary as bb
+from beyond_binary import neighbours
 from beyond_binary.neighbours import label_neighbours
 from beyond_binary.targets import captions as module
 from beyond_binary.targets import transport
+from beyond_binary.targets.algebra import Scaled
 from beyond_binary.targets.captions import Captions, embed_captions, search
 from beyond_binary.targets.words import Reader, WordVectors, load_word_vectors, tokenize
 
@@ -196,6 +198,25 @@ def test_neighbours_are_those_of_the_whole_table(n: int, k: int, captions: int) 
     assert indices.equal(where[:, :k])
     assert found.equal(expected[:, :k])
     assert indices[3, 0] == 7
+
+
+def test_scaled_captions_keep_their_own_search(monkeypatch: pytest.MonkeyPatch) -> None:
+    code = EXACT.encode(random_texts(30, 2, seed=3))
+    indices, found = label_neighbours(EXACT, code, 4)
+    twice = Scaled(Scaled(EXACT, 4.0), 0.5)
+    expected = twice.distance(code, code).fill_diagonal_(torch.inf).sort(dim=1, stable=True)
+
+    def never(*arguments: object) -> None:
+        raise AssertionError("all pairs were compared")
+
+    monkeypatch.setattr(Captions, "distance", never)
+    scaled = label_neighbours(twice, code, 4)
+    assert scaled[0].equal(indices)
+    assert scaled[1].equal(2 * found)
+    assert scaled[1].equal(expected.values[:, :4])
+    assert Scaled(RELAXED, 2.0).neighbours is None
+    monkeypatch.setattr(neighbours, "LARGE", 10)
+    assert neighbours._choose(twice, code) == "exact"
 
 
 def test_neighbours_leave_out_equal_ids_and_say_where_none_is_left() -> None:

@@ -288,3 +288,24 @@ def test_mirrored_items_have_ids_of_their_own() -> None:
     both = with_mirror(big, [1, 0, 2])
     assert both.ids.tolist() == [0, 1, 2, 3]
     assert both.names[2:] == ["a (mirrored)", "b (mirrored)"]
+
+
+def test_flat_points_with_visibility_are_mirrored_and_moved_as_those_in_rows() -> None:
+    joints = np.concatenate([np.random.default_rng(0).random((2, 3, 2)), [[[1], [0], [1]]] * 2], 2)
+    rows, flat = (
+        Items([noise(0), noise(1)], labels, ["a", "b"], np.arange(2)) for labels in (joints, joints.reshape(2, -1))
+    )
+    mirrored = with_mirror(flat, [1, 0, 2], 3).labels
+    np.testing.assert_array_equal(mirrored.reshape(4, 3, 3), with_mirror(rows, [1, 0, 2]).labels)
+    np.testing.assert_array_equal(mirrored[2:, 2::3], [[0, 1, 1]] * 2)
+    with pytest.raises(ValueError, match="for each of the 0 joints"):
+        with_mirror(flat, [1, 0, 2], 2)
+    move = {"shift": 0.2, "zoom": 0.3, "rotate": 40.0, "move_labels": True}
+    for label in (joints[0], torch.from_numpy(joints[0])):
+        ends = [
+            Augment(PREPROCESS, **move, point=3)(noise(0), given, np.random.default_rng(5))[1]
+            for given in (label, label.reshape(-1))
+        ]
+        np.testing.assert_array_equal(ends[1].reshape(3, 3), ends[0])
+        np.testing.assert_array_equal(ends[0][:, 2], joints[0, :, 2])
+        assert np.abs(np.asarray(ends[0]) - joints[0])[:, :2].min() > 1e-3

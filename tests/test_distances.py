@@ -247,6 +247,18 @@ def test_a_target_with_known_distances_stands_in_for_its_own(spec: Any, labels: 
     assert known.gives == "magnitude"
 
 
+def test_layouts_whose_distances_are_known_have_their_mean_iou(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    z, labels = rng.normal(size=(9, 4)), rng.integers(0, 3, size=(9, 4, 4))
+    known = KnownDistances(bb.create_target("layout"), labels, tmp_path, progress=False)
+    expected = bb.evaluate(z, labels, target="layout", ks=3)
+    assert "mean_iou_at_3" in expected
+    assert bb.evaluate(z, labels, target=known, ks=3) == pytest.approx(expected, rel=1e-5)
+    other = KnownDistances(bb.create_target("euclidean"), z, tmp_path, progress=False)
+    with pytest.raises(ValueError, match="needs the target 'layout', not KnownDistances"):
+        bb.evaluate(z, z, target=other, metrics=["mean_iou_at_3"])
+
+
 def test_a_label_whose_distances_are_not_known_is_named(tmp_path: Path) -> None:
     known = KnownDistances(bb.create_target("euclidean"), [[0.0], [1.0]], tmp_path, progress=False)
     with pytest.raises(

@@ -342,6 +342,7 @@ def test_skeletons_join_the_joints_that_are_seen(pixels):
         changed = painted(spec, given)
         assert changed[20, 10:50].all()
         assert not changed[:15].any()
+    assert (painted("pose(visibility=True)", label.ravel()) == painted("pose", label)).all()
     flat = painted("pose", joints.ravel())
     assert flat[10, 30]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 import math
 from pathlib import Path
@@ -20,8 +21,11 @@ from sklearn.metrics import jaccard_score
 from torch import Tensor
 
 import beyond_binary as bb
+from beyond_binary.distances import KnownDistances
+from beyond_binary.targets import estimates, innermost, reads_classes
 from beyond_binary.targets.captions import Captions
 from beyond_binary.targets.distributions import Estimated
+from beyond_binary.targets.pose import numbers_per_point
 from beyond_binary.targets.tables import PairScores, Precomputed
 from beyond_binary.targets.words import WordVectors
 
@@ -147,6 +151,30 @@ def test_blocks_of_rows_equal_the_whole(spec: str, data: st.DataObject) -> None:
     rows = [target.distance(code[i : i + 2], code, valid[i : i + 2]) for i in range(0, len(code), 2)]
     torch.testing.assert_close(torch.cat(rows), target.distance(code, code, valid), rtol=0, atol=0, equal_nan=True)
     assert torch.cat([target.encode(labels[:1]), target.encode(labels[1:])]).equal(code)
+
+
+OTHERS = [name for name, there in (("cuda", torch.cuda), ("mps", torch.backends.mps)) if there.is_available()]
+
+
+@pytest.mark.parametrize("device", OTHERS or [pytest.param("cuda", marks=pytest.mark.skip(reason="no other device"))])
+@every_target
+@settings(max_examples=5, deadline=None)
+@given(data=st.data())
+def test_other_devices_give_what_the_cpu_gives(device: str, spec: str, data: st.DataObject) -> None:
+    labels = data.draw(LABELS[spec])
+    target = copy.deepcopy(create(spec))
+    code = target.encode(labels)
+    there = code.to(device)
+    valid = ~torch.eye(len(code), dtype=torch.bool)
+    y, expected = target.distance(there, there, valid.to(device)), target.distance(code, code, valid)
+    assert (y.device.type, y.dtype) == (device, expected.dtype)
+    near = {"rtol": 1e-5, "atol": 1e-5, "equal_nan": True}
+    torch.testing.assert_close(y.cpu(), expected, **near)
+    objective = bb.create_objective("rank_n_contrast", target=target)
+    z = torch.randn(len(code), 4, generator=torch.Generator().manual_seed(0))
+    loss = objective(z, labels)
+    objective = copy.deepcopy(bb.create_objective("rank_n_contrast", target=create(spec))).to(device)
+    torch.testing.assert_close(objective(z.to(device), labels).cpu(), loss, **near)
 
 
 @every_target
@@ -343,6 +371,32 @@ def test_estimated_distributions_by_loops(weight: float, kind: str) -> None:
     assert torch.equal(target.proxies, before)
 
 
+@settings(max_examples=50)
+@given(
+    arrays(4).flatmap(lambda z: st.tuples(st.just(z), hnp.arrays(np.int64, len(z), elements=st.integers(0, 5)))),
+    st.sampled_from([0.0, 0.3, 1.0]),
+    st.sampled_from([0.02, 1.0]),
+    st.sampled_from(["hellinger", "euclidean"]),
+)
+def test_estimates_are_distributions_and_their_distance_a_metric(
+    batch: tuple[np.ndarray, np.ndarray], weight: float, temperature: float, kind: Any
+) -> None:
+    target = Estimated(weight, temperature, kind=kind, num_classes=6, dim=4)
+    z, labels = torch.from_numpy(batch[0]), batch[1]
+    code = target.encode(labels, z)
+    assert (code >= 0).all()
+    torch.testing.assert_close(code.sum(1), torch.ones(len(z)).double(), rtol=0, atol=1e-12)
+    y = target.distance(code, code)
+    assert ((y >= 0) & (y <= 1 + 1e-12)).all()
+    assert (y.diagonal() == 0).all()
+    torch.testing.assert_close(y, y.T, rtol=0, atol=0)
+    assert (y <= (y[:, :, None] + y).amin(1) + 1e-12).all()
+    assert torch.cat([target.distance(row, code) for row in code.split(2)]).equal(y)
+    target.eval()
+    parts = [target.encode(labels[i : i + 2], z[i : i + 2]) for i in range(0, len(z), 2)]
+    torch.testing.assert_close(torch.cat(parts), code, rtol=0, atol=1e-12)
+
+
 def test_an_objective_fills_in_what_an_estimated_target_needs() -> None:
     objective = bb.create_objective("log_ratio", target="estimated(weight=0.5)", num_classes=5, dim=4)
     z = torch.randn(20, 4, requires_grad=True)
@@ -359,6 +413,67 @@ def test_an_objective_fills_in_what_an_estimated_target_needs() -> None:
         Estimated(1.5, num_classes=5, dim=4)
     with pytest.raises(ValueError, match="5"):
         objective(z, labels + 1)
+
+
+@pytest.mark.parametrize(
+    ("spec", "loss"),
+    [
+        ("scaled('estimated(weight=0.5)', factor=3.0)", "log_ratio"),
+        ("within('estimated', radius=0.6)", "supcon"),
+        ("nearest(\"scaled(target='estimated', factor=2.0)\", k=3)", "supcon"),
+    ],
+)
+def test_an_estimated_target_inside_another_learns_with_the_objective(spec: str, loss: str) -> None:
+    objective = bb.create_objective(loss, target=spec, num_classes=5, dim=4)
+    inner = innermost(objective.target)
+    assert isinstance(inner, Estimated)
+    torch.manual_seed(0)
+    z, labels = torch.randn(20, 4), torch.arange(20) % 5
+    objective.eval()(z, labels)
+    assert not inner.proxies.any()  # nothing moves in evaluation mode
+    value = objective.train()(z, labels)
+    assert inner.proxies.any()
+    assert objective.double() is objective
+    assert inner.proxies.dtype == torch.float64
+    again = bb.create_objective(loss, target=spec, num_classes=5, dim=4).double()
+    again.load_state_dict(objective.state_dict())
+    assert torch.equal(innermost(again.target).proxies, inner.proxies)
+    if loss == "log_ratio":  # which reads ratios alone
+        plain = bb.create_objective(loss, target="estimated(weight=0.5)", num_classes=5, dim=4)
+        assert value.item() == pytest.approx(plain(z, labels).item(), rel=1e-5)
+
+
+def test_estimates_keep_single_precision_under_autocast() -> None:
+    def learned(half: bool) -> tuple[Tensor, Tensor, Tensor]:
+        torch.manual_seed(0)
+        objective = bb.create_objective("log_ratio", target="estimated", num_classes=5, dim=16)
+        z, labels = torch.randn(20, 16, requires_grad=True), torch.arange(20) % 5
+        with torch.autocast("cpu", torch.bfloat16, enabled=half):
+            value = objective(z, labels)
+        return value, torch.autograd.grad(value, z)[0], objective.target.proxies
+
+    for ours, expected in zip(learned(True), learned(False), strict=True):
+        torch.testing.assert_close(ours, expected, rtol=0, atol=0)
+
+
+def test_an_estimated_target_is_refused_where_its_distances_would_stay(tmp_path: Path) -> None:
+    made = Estimated(num_classes=3, dim=2)
+    for part in ("estimated", "scaled('estimated', factor=2.0)", made, bb.targets.algebra.Scaled(made, 2.0)):
+        with pytest.raises(ValueError, match="without embeddings, where 'estimated' is 'classes'"):
+            bb.targets.algebra.Sum(["circular", part])
+    for target in (made, bb.targets.algebra.Scaled(made, 2.0)):
+        with pytest.raises(ValueError, match="distances that stay"):
+            KnownDistances(target, [0, 1, 2], tmp_path)
+
+
+def test_the_estimated_target_is_found_inside_a_spec() -> None:
+    for spec, found in (
+        ("estimated", True), ("classes", False), ("scaled(target='estimated', factor=2)", True),
+        ("within(\"scaled('estimated', 2.0)\", radius=1)", True), ("captions('estimated')", False),
+        ("scaled('classes', factor=2.0)", False), ("sum(('circular', 'classes'))", False),
+    ):  # fmt: skip
+        assert estimates(spec) == found
+        assert reads_classes(spec) == (found or spec == "classes")
 
 
 # ---- tables
@@ -498,6 +613,32 @@ def test_pose_takes_out_translation_and_on_request_scale() -> None:
     np.testing.assert_allclose(distances("pose(reduce='sum')", joints), 4 * distances("pose", joints))
 
 
+@pytest.mark.parametrize("dims", [2, 3])
+def test_flat_poses_hold_a_visibility_on_request(dims: int) -> None:
+    rng = np.random.default_rng(11)
+    joints = np.concatenate([rng.normal(size=(6, 5, dims)), rng.random((6, 5, 1)) < 0.6], 2)
+    expected = distances(f"pose(dims={dims})", joints)
+    flat = f"pose(dims={dims}, visibility=True)"
+    np.testing.assert_array_equal(distances(flat, joints.reshape(6, -1)), expected)
+    np.testing.assert_array_equal(distances(flat, joints), expected)
+    np.testing.assert_array_equal(
+        distances(flat, joints[..., :dims]), distances(f"pose(dims={dims})", joints[..., :dims])
+    )
+    both = np.concatenate([rng.integers(0, 2, (6, 1)), joints.reshape(6, -1)], 1)
+    total = distances(f"sum(('classes', {flat!r}), columns=(1, {5 * dims + 5}))", both)
+    np.testing.assert_array_equal(total, expected + (both[:, :1] != both[:, 0]))
+
+
+def test_points_that_move_are_as_wide_as_the_pose_reads_them() -> None:
+    for spec, width in (
+        ("euclidean", 2), ("pose", 2), ("pose(visibility=True)", 3), ("pose(dims=3)", 3),
+        ("scaled(\"within('pose(dims=3, visibility=True)', radius=1.0)\", factor=2.0)", 4),
+    ):  # fmt: skip
+        assert numbers_per_point(bb.create_target(spec)) == width
+    with pytest.raises(ValueError, match="points alone, not those of a sum"):
+        numbers_per_point(bb.create_target("sum(('classes', 'pose'), columns=(1, 4))"))
+
+
 # ---- algebra
 
 
@@ -594,6 +735,7 @@ def test_a_sum_with_an_unknown_pair_is_unknown() -> None:
         ("euclidean", 1.0, "one label per item"),
         ("circular", [0.0, -math.inf], "finite labels, but row 1"),
         ("pose", np.zeros((3, 5)), "cannot read 5 numbers per item as joints"),
+        ("pose(visibility=True)", np.zeros((3, 8)), "reads 3 numbers a joint and cannot read 8"),
         ("pose", np.zeros(3), "needs joints \\[n j 2\\]"),
         ("pose", np.zeros((3, 4, 5)), "needs 2 numbers a joint \\(or one more for visibility\\), got 5"),
         ("pose(root=(0, 4))", np.zeros((3, 4, 2)), "root \\(0, 4\\) names joints beyond the 4"),

@@ -227,9 +227,16 @@ def test_every_loss_trains_two_steps(loss: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("loss", ["log_ratio", "soft_contrastive"])
-def test_estimated_distributions_train(loss: str, tmp_path: Path) -> None:
-    changes = ["--objective.loss", loss, "--objective.target", "estimated(weight=0.5)", "--optimizer.epochs", "1"]
+@pytest.mark.parametrize(
+    ("loss", "target"),
+    [
+        ("log_ratio", "estimated(weight=0.5)"),
+        ("soft_contrastive", "scaled('estimated', factor=2.0)"),
+        ("supcon", "within('estimated', radius=0.5)"),
+    ],
+)
+def test_estimated_distributions_train(loss: str, target: str, tmp_path: Path) -> None:
+    changes = ["--objective.loss", loss, "--objective.target", target, "--optimizer.epochs", "1"]
     result = recipe.train(tiny(tmp_path / "run", *changes))
     assert np.isfinite(result["table"]["after"]["map_at_r"])
 
@@ -271,6 +278,45 @@ def test_label_distances_of_a_run_are_computed_once(tmp_path: Path, monkeypatch:
     again = recipe.train(tiny(tmp_path / "again", *CAPTIONS, *kept))
     assert again["table"] == found["table"]
     assert files == {path: path.stat().st_mtime_ns for path in (tmp_path / "kept").iterdir()}
+
+
+def test_a_run_with_known_distances_is_judged_by_what_the_target_itself_offers(tmp_path: Path) -> None:
+    rooms = [
+        "--data.source", "embedded:rooms", "--objective.loss", "log_ratio", "--objective.target", "layout",
+        "--sampler.name", "random", "--objective.distances", str(tmp_path / "kept"), "--optimizer.epochs", "1",
+        "--evaluation.monitor", "mean_iou_at_10",
+    ]  # fmt: skip
+    result = recipe.train(tiny(tmp_path / "one", *rooms, "--evaluation.metrics", "[mean_iou_at_10]"))
+    assert 0 < result["table"]["after"]["mean_iou_at_10"] < result["table"]["oracle"]["mean_iou_at_10"] <= 1
+    every = recipe.start(tiny(tmp_path / "every", *rooms))[0].judge
+    assert "mean_iou_at_10" in every({"query": torch.randn(40, 8)})
+
+
+def test_a_table_says_which_joints_are_seen(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    joints = np.concatenate([rng.random((20, 4, 2)).round(3), rng.random((20, 4, 1)) < 0.7], 2)
+    names = ",".join(f"j{j}_{part}" for j in range(4) for part in "xyv")
+    rows = [f"{i}.png," + ",".join(f"{v:g}" for v in row) for i, row in enumerate(joints.reshape(20, -1))]
+    (tmp_path / "labels.csv").write_text("\n".join([f"file,{names}", *rows]))
+    for i in range(20):
+        Image.fromarray(np.full((32, 32, 3), 10 * i, np.uint8)).save(tmp_path / f"{i}.png")
+    changes = [
+        "--data.source", str(tmp_path), "--data.label", "['*_[xyv]']", "--data.splitting", "rows", "--data.rows", "[12, 8]",
+        "--objective.loss", "log_ratio", "--objective.target", "pose(visibility=True)", "--sampler.name", "random",
+        "--sampler.batch_size", "12", "--augment.mirror", "[1, 0, 2, 3]", "--augment.move_labels", "true",
+        "--augment.rotate", "20",
+    ]  # fmt: skip
+    setup, _, _ = recipe.start(tiny(tmp_path / "run", *changes))
+    items, target = setup.data.items, setup.objective.target
+    code = target.encode(items.labels)
+    assert code.shape == (24, 4, 3)
+    np.testing.assert_array_equal(code[:12, :, 2], joints[:12, :, 2])
+    np.testing.assert_array_equal(code[12:, :, 2], joints[:12, [1, 0, 2, 3], 2])
+    batch = next(iter(setup.loader))
+    seen = batch["labels"].reshape(12, 4, 3)
+    np.testing.assert_array_equal(seen[..., 2], code[batch["ids"]][..., 2])
+    assert not np.allclose(seen[..., :2], items.labels[batch["ids"]].reshape(12, 4, 3)[..., :2])
+    assert torch.isfinite(setup.objective(torch.randn(12, 8), batch["labels"]))
 
 
 def test_class_mean_proxies_start_at_the_means(tmp_path: Path) -> None:

@@ -31,8 +31,9 @@ class Augment:
         shift: largest shift along each axis, as a share of the side.
         zoom: the image is enlarged by a factor from [1 / (1 + zoom), 1 + zoom].
         rotate: largest turn either way, in degrees.
-        move_labels: labels are points [j 2] (or [j 3] with visibility, or flat [2j]) in shares of the image's width
-            and height, and move with the image.
+        move_labels: labels are points [j 2] (or [j 3] with visibility, or flat [j*point]) in shares of the image's
+            width and height, and move with the image.
+        point: how many numbers of a flat label make a point; only the first two of each, x and y, move.
 
     Calling it with (PIL image, label, numpy Generator) gives (float32 [3 h w], label). Every call takes the same number
     of draws.
@@ -53,6 +54,7 @@ class Augment:
         zoom: float = 0.0,
         rotate: float = 0.0,
         move_labels: bool = False,
+        point: int = 2,
     ) -> None:
         low, high = crop_scale
         if not 0 < low <= high <= 1:
@@ -67,7 +69,8 @@ class Augment:
         if flip and move_labels:
             raise ValueError("augment.flip would swap left and right joints; use augment.mirror, which renumbers them")
         self.crop_scale, self.flip, self.jitter = (low, high), flip, jitter
-        self.shift, self.zoom, self.rotate, self.move_labels = shift, zoom, rotate, move_labels
+        self.shift, self.zoom, self.rotate = shift, zoom, rotate
+        self.move_labels, self.point = move_labels, point
         self.size, self.mode = preprocess["size"], preprocess.get("resize_mode", "shortest")
         self.interpolation = preprocess.get("interpolation", "bicubic")
         mean, std = (np.array(preprocess[key], dtype=np.float64)[:, None, None] for key in ("mean", "std"))
@@ -89,7 +92,7 @@ class Augment:
         values *= self.gain
         values += self.offset
         if self.move_labels:
-            label = move_points(label, move @ crop)
+            label = move_points(label, move @ crop, self.point)
         return torch.from_numpy(values), label
 
     def _crop(self, image: Image.Image, draws: np.ndarray) -> tuple[Image.Image, np.ndarray]:
@@ -160,29 +163,31 @@ def jitter_colours(pixels: np.ndarray, brightness: float, contrast: float, satur
     return np.clip(changed, 0, 255, out=changed).reshape(pixels.shape)
 
 
-def move_points(label: Any, shares: np.ndarray) -> Any:
-    """Points of a label (tensor or array [j 2], [j 3] with visibility, or flat [2j]) under a map of shares [3 3]."""
-    points = np.array(label)
+def move_points(label: Any, shares: np.ndarray, point: int = 2) -> Any:
+    """Points of a label (tensor or array [j 2], [j 3] with visibility, or flat [j*point]) under a map of shares [3 3]."""
+    points = np.array(label.numpy() if isinstance(label, Tensor) else label)
     flat = points.ndim == 1
     if flat:
-        points = points.reshape(-1, 2)
+        points = points.reshape(-1, point)
     points[:, :2] = points[:, :2] @ shares[:2, :2].T + shares[:2, 2]
     points = points.reshape(-1) if flat else points
     return torch.from_numpy(points) if isinstance(label, Tensor) else points
 
 
-def with_mirror(items: Items, swap: Sequence[int]) -> Items:
+def with_mirror(items: Items, swap: Sequence[int], point: int = 2) -> Items:
     """The items, then their mirror images, for labels that are points in shares of the image; ids are 0..2n-1.
 
     Args:
-        items: labels [n j 2], [n j 3] with visibility, or flat [n 2j].
+        items: labels [n j 2], [n j 3] with visibility, or flat [n j*point].
         swap: number of the joint that each joint becomes in the mirror (left wrist for right wrist, ...) [j].
+        point: how many numbers of a flat label make a point, x first.
 
     Raises:
         ValueError: `swap` is not its own inverse permutation of the joints, or labels are no points.
     """
     labels = np.asarray(items.labels)
-    points = labels.reshape(len(labels), -1, 2) if labels.ndim == 2 else labels
+    flat = labels.ndim == 2 and labels.shape[1] % point == 0
+    points = labels.reshape(len(labels), -1, point) if flat else labels
     joints = points.shape[1] if points.ndim == 3 else 0
     if sorted(swap) != list(range(joints)) or [swap[s] for s in swap] != list(range(joints)):
         raise ValueError(

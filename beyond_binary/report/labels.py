@@ -29,11 +29,11 @@ def painter(target: Target, items: Items) -> Paint | None:
     The bones of a skeleton are not known: they are the tree over the joints whose lengths vary least among the items.
     """
     if isinstance(target, Pose):
-        joints = _joints(items.labels[:500], target.dims)
+        joints = _joints(items.labels[:500], target)
         bones = steady_tree(joints)
         unit = bool(np.nanmax(np.abs(joints), initial=0) <= 2)  # of the picture's sides, not of its pixels
         return lambda image, label, scale: _skeleton(
-            image, _joints(label[None], target.dims)[0] * (image.size if unit else scale), bones
+            image, _joints(label[None], target)[0] * (image.size if unit else scale), bones
         )
     if isinstance(target, Layout):
         return _edges
@@ -55,13 +55,13 @@ def _of_columns(paint: Paint, columns: slice, image: Image.Image, label: np.ndar
     return paint(image, label[columns], scale)
 
 
-def _joints(labels: np.ndarray, dims: int) -> np.ndarray:
+def _joints(labels: np.ndarray, pose: Pose) -> np.ndarray:
     """The first two coordinates [n j 2] of joint labels of any accepted form, NaN where a joint is not visible."""
     joints = np.array(labels, dtype=np.float64)
     if joints.ndim == 2:
-        joints = joints.reshape(len(joints), -1, dims)
-    if joints.shape[2] > dims:
-        joints[joints[..., dims] == 0] = np.nan
+        joints = joints.reshape(len(joints), -1, pose.per_joint)
+    if joints.shape[2] > pose.dims:
+        joints[joints[..., pose.dims] == 0] = np.nan
     return joints[..., :2]
 
 

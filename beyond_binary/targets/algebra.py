@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, ClassVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from . import TARGETS, Gives, Target, create_target
+from . import TARGETS, Gives, Target, create_target, estimates, innermost
 from .vectors import as_floating
 
 
@@ -99,6 +99,15 @@ class Scaled:
         """The inner target's mean of codes, None where it has none."""
         return getattr(self.target, "mean", None)
 
+    @property
+    def neighbours(self) -> Callable[..., tuple[Tensor, Tensor]] | None:
+        """The inner target's own search for nearest labels, its distances scaled; None where it has none."""
+        return None if getattr(self.target, "neighbours", None) is None else self._neighbours
+
+    def _neighbours(self, *search: Any) -> tuple[Tensor, Tensor]:
+        indices, distances = self.target.neighbours(*search)  # type: ignore[attr-defined]
+        return indices, distances * self.factor
+
     def encode(self, labels: Any, z: Tensor | None = None) -> Tensor:
         """The inner target's code."""
         return self.target.encode(labels, z)
@@ -125,6 +134,8 @@ class Sum:
     gives: ClassVar[Gives] = "magnitude"
 
     def __init__(self, targets: Sequence[Any], columns: Sequence[int] | None = None) -> None:
+        if any(estimates(target) or isinstance(innermost(target), nn.Module) for target in targets):
+            raise ValueError("sum reads its columns without embeddings, where 'estimated' is 'classes': take 'classes'")
         self.targets = [create_target(target) for target in targets]
         self.columns = [1] * len(self.targets) if columns is None else list(columns)
         self.relative = any(getattr(part, "relative", False) for part in self.targets)

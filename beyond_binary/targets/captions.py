@@ -112,16 +112,19 @@ class Captions:
                 y[row, keys] = transport.From(texts, row).to(others, known, mean=self.reduce == "mean")
         return torch.from_numpy(y).to(code_q.device)
 
-    def neighbours(
+    @property
+    def neighbours(self) -> Callable[..., tuple[Tensor, Tensor]] | None:
+        """A search for the nearest items under the exact distance; None for the relaxed one, which needs none of its own."""
+        return None if self.relaxed else self._neighbours
+
+    def _neighbours(
         self, code: Tensor, k: int, ids: Tensor | None = None, progress: bool = False
-    ) -> tuple[Tensor, Tensor] | None:
+    ) -> tuple[Tensor, Tensor]:
         """The `k` nearest items of each under the exact distance, as `label_neighbours` gives them.
 
         All items are ordered by their relaxed distances, and solves go on until these exceed the k-th smallest exact
-        one. None where the relaxed distance itself is wanted: it needs no search of its own.
+        one.
         """
-        if self.relaxed:
-            return None
         return search(code, self.vectors.vectors, k, ids, self.reduce, progress)[:2]
 
 

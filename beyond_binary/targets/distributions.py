@@ -136,7 +136,8 @@ class Estimated(nn.Module):
     are the running means of each class's L2-normalised embeddings over the training batches (of all processes), and
     classes not seen yet have no share. Weight 0 is `classes` (distance 0 or 1), weight 1 forgets the label. It is a
     target for training: where there are no embeddings the code is the one-hot part alone, and other classes than those
-    trained on have no proxy, so evaluate with `classes`.
+    trained on have no proxy, so evaluate with `classes`. It also stands inside `scaled`, `within` and `nearest`; a `sum`,
+    which reads no embeddings, refuses it.
 
     Labels: class numbers `0 .. num_classes - 1`, integers [n].
 

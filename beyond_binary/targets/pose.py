@@ -9,7 +9,7 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor
 
-from . import TARGETS, Gives
+from . import TARGETS, Gives, innermost
 from .vectors import as_tensor, exact_cdist
 
 
@@ -18,9 +18,10 @@ from .vectors import as_tensor, exact_cdist
 class Pose:
     """Mean (or sum) over joints of the Euclidean distance between corresponding joints.
 
-    Labels: joints [n j dims], or flat [n j*dims], or [n j dims+1] whose last column says which joints are visible
-    (non-zero). A joint with a NaN coordinate counts as invisible. Only joints visible in both skeletons are
-    compared; a pair without one is unknown (NaN). The distance has the joints' unit.
+    Labels: joints [n j dims], or [n j dims+1] whose last column says which joints are visible (non-zero); or flat, as
+    tables have them, [n j*dims], or with `visibility` [n j*(dims+1)]. A joint with a NaN coordinate counts as invisible.
+    Only joints visible in both skeletons are compared; a pair without one is unknown (NaN). The distance has the joints'
+    unit.
 
     Args:
         root: joints whose midpoint becomes the origin, for example the two hips; None: the centroid of the visible
@@ -30,6 +31,8 @@ class Pose:
         dims: coordinates per joint, 2 or 3; needed to read flat labels and to recognise the visibility column.
         mirror: for each joint the one that takes its place in a mirror image (left and right exchanged); a pose is then
             as far from another as the nearer of it and its mirror image, first coordinate negated. None: not so.
+        visibility: flat labels hold each joint's coordinates and then its visibility (x, y, v, x, y, v, ...); those of an
+            unseen joint (v = 0) may be any numbers.
     """
 
     root: Sequence[int] | None = None
@@ -37,6 +40,7 @@ class Pose:
     reduce: Literal["mean", "sum"] = "mean"
     dims: int = 2
     mirror: Sequence[int] | None = None
+    visibility: bool = False
     gives: ClassVar[Gives] = "magnitude"
 
     def __post_init__(self) -> None:
@@ -53,20 +57,27 @@ class Pose:
             if self.root is not None and {partner.get(r) for r in self.root} != set(self.root):
                 raise ValueError(f"pose: the mirror image of root {tuple(self.root)} must be the root itself")
 
+    @property
+    def per_joint(self) -> int:
+        """How many numbers of a flat label make a joint."""
+        return self.dims + self.visibility
+
     def encode(self, labels: Any, z: Tensor | None = None) -> Tensor:
         """Centred joints with visibility 0/1 in the last column, [n j dims+1]."""
         joints = as_tensor(labels)
         if joints.dtype == torch.bool or joints.ndim not in (2, 3):
             raise ValueError(
-                f"target 'pose' needs joints [n j {self.dims}] or [n j*{self.dims}], got {joints.dtype} {list(joints.shape)}"
+                f"target 'pose' needs joints [n j {self.dims}] or [n j*{self.per_joint}], got {joints.dtype} "
+                f"{list(joints.shape)}"
             )
         joints = joints if joints.is_floating_point() else joints.double()
         if joints.ndim == 2:
-            if joints.shape[1] % self.dims:
+            if joints.shape[1] % self.per_joint:
                 raise ValueError(
-                    f"target 'pose' with dims={self.dims} cannot read {joints.shape[1]} numbers per item as joints"
+                    f"target 'pose' with dims={self.dims} and visibility={self.visibility} reads {self.per_joint} numbers a "
+                    f"joint and cannot read {joints.shape[1]} numbers per item as joints"
                 )
-            joints = joints.unflatten(1, (-1, self.dims))
+            joints = joints.unflatten(1, (-1, self.per_joint))
         if joints.shape[2] not in (self.dims, self.dims + 1):
             raise ValueError(
                 f"target 'pose' with dims={self.dims} needs {self.dims} numbers a joint (or one more for visibility), "
@@ -130,3 +141,14 @@ class Pose:
         shared = seen_q @ seen_k.T
         total = torch.where(shared > 0, total, torch.nan)
         return total / shared if self.reduce == "mean" else total
+
+
+def numbers_per_point(target: Any) -> int:
+    """How many numbers of a flat label make a point that moves with the image: as `pose` reads them, else x and y.
+
+    Raises ValueError for a sum, whose columns are not all points.
+    """
+    target = innermost(target)
+    if hasattr(target, "targets"):
+        raise ValueError("augment.move_labels and augment.mirror want labels that are points alone, not those of a sum")
+    return target.per_joint if isinstance(target, Pose) else 2
