@@ -249,8 +249,8 @@ def dense_triplet_batches(
     `batches_per_epoch` is given, once before any is one again in that epoch.
 
     With a `pool`, the `k` are drawn anew from the `pool` nearest, and the others of the pool come only where nothing
-    else is left: batches of that paper's M(Binary) are `k=5`, `pool=30`, for an objective with `nearest(..., k=30)`
-    over the whole set (trainer: `objective.nearest`; else the target `Listed`).
+    else is left: batches of that paper's M(Binary) are `k=5`, `pool=30`, for an objective whose target is the 30
+    nearest of the whole set (`Listed`; in the trainer `objective.nearest`).
 
     Args:
         items_count: number of items, n.

@@ -162,7 +162,7 @@ def jitter_colours(pixels: np.ndarray, brightness: float, contrast: float, satur
 
 def move_points(label: Any, shares: np.ndarray) -> Any:
     """Points of a label (tensor or array [j 2], [j 3] with visibility, or flat [2j]) under a map of shares [3 3]."""
-    points = np.array(label)
+    points = np.asarray(label).copy()
     flat = points.ndim == 1
     if flat:
         points = points.reshape(-1, 2)
