@@ -70,6 +70,11 @@ class ObjectiveConfig:
     Args:
         loss: A registered loss, for example log_ratio, proxy_anchor, supcon.
         target: What similar means, for example classes, euclidean, "pose(root=(2, 3))"; unset: the data set's own.
+        nearest: The same are an item and its so many label-nearest of the whole training set (30: M(Binary) of the
+            log-ratio paper), for losses that read same or different. Unset: what the target says; the target `nearest`
+            looks among the batch alone.
+        anchors: How many of the first items of a batch (of all processes together) are rows of the loss, all being keys:
+            1, with the sampler dense_triplet(anchors=1), is the log-ratio paper's batch. Unset: all.
         geometry: How embeddings are compared; unset: the one of the loss's paper.
         mining: Miner, for example "multi_similarity(epsilon=0.1)"; unset: all pairs.
         memory: How many embeddings of earlier batches join the batch as keys; 0: none.
@@ -86,6 +91,8 @@ class ObjectiveConfig:
 
     loss: str = "log_ratio"
     target: str | None = None
+    nearest: int | None = None
+    anchors: int | None = None
     geometry: str | None = None
     mining: str | None = None
     memory: int = 0
@@ -104,7 +111,7 @@ class SamplerConfig:
         name: "random", "classes(samples_per_class=4)", "dense_triplet(anchors=8, k=5)" or
             "offline_hard(negatives=4, refresh=1)" (hard negatives of the whole set), with options in it.
         batch_size: Items in a batch of all processes together.
-        cache: Folder that keeps label-space neighbours (dense_triplet) from run to run; unset: computed each time.
+        cache: Folder that keeps label-space neighbours (dense_triplet, objective.nearest) from run to run; unset: computed each time.
     """
 
     name: str = "random"
@@ -299,6 +306,8 @@ def check_config(config: Config) -> None:
     least = {
         "sampler.batch_size": (config.sampler.batch_size, 1),
         "objective.num_proxies": (config.objective.num_proxies, 2),
+        "objective.nearest": (config.objective.nearest, 1),
+        "objective.anchors": (config.objective.anchors, 1),
         "optimizer.epochs": (optimizer.epochs, 0),
         "optimizer.accumulate": (optimizer.accumulate, 1),
         "optimizer.freeze_trunk": (optimizer.freeze_trunk, 0),

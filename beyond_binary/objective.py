@@ -51,6 +51,7 @@ class Objective(nn.Module):
         memory: Memory | None,
         gather: bool,
         block: int | None,
+        anchors: int | None = None,
     ) -> None:
         super().__init__()
         entry = LOSSES[loss]
@@ -59,7 +60,7 @@ class Objective(nn.Module):
             self.inner_target = inner  # so that what it learns is kept, moved and switched with the objective
         self.facts: LossFacts = entry.info["facts"]
         self.proxies, self.boundary, self.memory = proxies, boundary, memory
-        self.gather, self.block = gather, block
+        self.gather, self.block, self.anchors = gather, block, anchors
         self._function = _bind(entry.build, options)
         every = {**options_of(entry.build), **options}
         self._in_place = _bind(self.facts.in_place, every) if self.facts.in_place else None
@@ -193,7 +194,8 @@ class Objective(nn.Module):
             assert proxies is not None
             loss = self._of_proxies(proxies, keys, share)
         else:
-            loss = self._rows(queries, keys if proxies is None else proxies, share)
+            rows = queries if self.anchors is None else self._first(queries, counts)
+            loss = self._rows(rows, keys if proxies is None else proxies, share)
         if self._penalty is not None:
             if proxies is None:
                 loss = loss + self._penalty(self.geometry.prepare(everything.z), None)
@@ -210,6 +212,12 @@ class Objective(nn.Module):
             return everything
         z = torch.cat([everything.z, kept.z.to(everything.z)])
         return Points(z, torch.cat([everything.code, kept.code]), torch.cat([everything.id, kept.id]))
+
+    def _first(self, queries: Points, counts: list[int]) -> Points:
+        """Those of this process's items that are anchors: the first so many of all processes."""
+        assert self.anchors is not None
+        before = sum(counts[: distributed.rank()]) if counts else 0
+        return queries[: max(self.anchors - before, 0)]
 
     def _mining(self, z: Tensor) -> Callable[..., Tensor] | None:
         """The miner, told the embeddings' width if it reads that."""
@@ -355,6 +363,7 @@ def create_objective(
     proxy_init: str | None = None,
     proxy_codes: Tensor | None = None,
     memory: int = 0,
+    anchors: int | None = None,
     gather: bool = True,
     block: int | None = 1024,
     **options: Any,
@@ -373,6 +382,9 @@ def create_objective(
             any kind: `label_centres(target, code, c)` for continuous labels, `torch.eye(c)` for sets of c labels. None:
             one proxy per class.
         memory: how many embeddings of earlier batches join the batch as keys, without gradient (0: none).
+        anchors: rows of the loss are the first so many items of the batch (of all processes together) alone, while all are
+            keys: 1 is the batch of the log-ratio paper. None: every item is a row. For losses whose rows are items of
+            the batch.
         gather: under a process group, compare with the batches of all processes (exact gradients).
         block: most rows in a tile of the block engine; None: the plain dense form.
         **options: the loss's own options, see its documentation.
@@ -431,5 +443,24 @@ def create_objective(
         raise ValueError(f"{loss} takes no mining: it compares with proxies")
     if block is not None and block < 1:
         raise ValueError(f"block must be at least 1 row (or None for the dense form), got {block}")
+    if anchors is not None and (facts.form != "rows" or facts.rows == "proxy" or facts.keys == "proxy" or anchors < 1):
+        raise ValueError(
+            f"anchors must be at least 1, got {anchors}"
+            if anchors < 1
+            else f"{loss} is no mean over items compared with the batch and takes no anchors; leave anchors out"
+        )
     held = Memory(memory) if memory else None
-    return Objective(loss, options, made, space, mining, proxies, boundary, held, gather, block)
+    return Objective(loss, options, made, space, mining, proxies, boundary, held, gather, block, anchors)
+
+
+def try_out(objective: Objective, labels: Any, ids: Any, dim: int) -> None:
+    """Raise a ValueError if the loss cannot be computed on random embeddings [n dim] of the first items."""
+    z = torch.randn(min(len(ids), 16), dim, generator=torch.Generator().manual_seed(0))
+    try:
+        with distributed.disabled(), torch.no_grad():
+            loss = float(objective.eval()(z, labels[: len(z)], ids=ids[: len(z)]))
+    except TypeError as error:
+        raise ValueError(f"objective.options do not fit: {error}") from error
+    objective.train()
+    if not math.isfinite(loss):
+        raise ValueError(f"the loss of random embeddings is {loss}; check objective.options {objective.options}")

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate import Accelerator
-from accelerate.utils import broadcast_object_list, set_seed
+from accelerate.utils import set_seed
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
@@ -34,14 +34,15 @@ from beyond_binary.hub import check_hub_id, push_run, require_login
 from beyond_binary.judge import Judge, captions_of, class_numbers, encode, named
 from beyond_binary.losses import LOSSES, LossFacts
 from beyond_binary.metrics import higher_is_better
-from beyond_binary.neighbours import label_neighbours
-from beyond_binary.objective import Objective, create_objective
+from beyond_binary.neighbours import shared_neighbours
+from beyond_binary.objective import Objective, create_objective, try_out
 from beyond_binary.optimization import learning_rate, make_optimizer
 from beyond_binary.report import require_matplotlib, write_report
 from beyond_binary.runs import Run, claim, data_facts, versions
 from beyond_binary.sampling import BatchSampler, create_sampler
 from beyond_binary.targets import Target, create_target, reads_classes
 from beyond_binary.targets.pose import numbers_per_point
+from beyond_binary.targets.tables import Listed
 from beyond_binary.tracking import track, tracker_installed
 
 
@@ -52,13 +53,15 @@ class TrainModule(nn.Module):
         super().__init__()
         self.embedder, self.objective = embedder, objective
         self.embed = torch.compile(embedder.forward, backend=compiler) if compiler else embedder.__call__
+        self.by_id = isinstance(getattr(objective, "target", None), Listed)
 
     def forward(self, images: Tensor, labels: Any, ids: Tensor) -> Tensor:
         """The loss of a batch; with a text tower that is trained, of the images and one caption of each."""
         z = self.embed(images.contiguous(memory_format=torch.channels_last))
+        read = ids if self.by_id else labels
         if self.embedder.trains_text:
-            z, labels, ids = clip.beside(z, self.embedder.embed_texts(clip.draw_captions(labels)), labels, ids)
-        loss: Tensor = self.objective(z, labels, ids=ids)
+            z, read, ids = clip.beside(z, self.embedder.embed_texts(clip.draw_captions(labels)), read, ids)
+        loss: Tensor = self.objective(z, read, ids=ids)
         return loss
 
 
@@ -125,8 +128,17 @@ def set_up(config: Config, accelerator: Accelerator) -> Setup:
     judge = Judge(config.evaluation, splits, judged, embedder, geometry(config))
     with named(train):
         target = known(config, accelerator, create_target(spec), train.labels) if config.objective.distances else spec
-        objective, train = make_objective(config, target, train, embedder.dim)
-        code = objective.target.encode(train.labels)
+        kept: dict[str, Any] = {"cache": config.sampler.cache, "progress": bar}
+        if config.objective.nearest is None:
+            objective, train = make_objective(config, target, train, embedder.dim)
+            search = shared_neighbours(objective.target, objective.target.encode(train.labels), **kept)
+        else:
+            made = create_target(target)
+            if made.gives == "same":
+                raise ValueError(f"objective.nearest needs label distances, but {target} says only what is the same")
+            search = shared_neighbours(made, made.encode(train.labels), **kept)
+            listed = Listed(train.ids, search(config.objective.nearest))
+            objective, train = make_objective(config, listed, train, embedder.dim)
     if config.objective.proxy_init == "text" and not (embedder.has_text and class_numbers(splits, splits.train)):
         raise ValueError(
             "objective.proxy_init text needs classes with names, and a trunk 'open_clip/...' with head none"
@@ -137,13 +149,6 @@ def set_up(config: Config, accelerator: Accelerator) -> Setup:
         held_out = [items.labels for items in (splits.query, splits.gallery) if items is not None]
         judge.target = known(config, accelerator, judge.target, np.concatenate(held_out))
 
-    def search(k: int) -> np.ndarray:
-        """The table of label neighbours, found by one process for all."""
-        found = [np.empty(0)]
-        if accelerator.is_main_process:
-            found = [label_neighbours(objective.target, code, k, cache=config.sampler.cache, progress=bar)[0].numpy()]
-        return np.asarray(broadcast_object_list(found)[0])
-
     sampler = create_sampler(
         config.sampler.name,
         items_count=len(train),
@@ -151,7 +156,7 @@ def set_up(config: Config, accelerator: Accelerator) -> Setup:
         seed=config.seed,
         classes=train.labels if train.labels.ndim == 1 and train.labels.dtype.kind in "iu" else None,
         neighbours=search,
-        labels=train.labels,
+        labels=train.labels if config.objective.nearest is None else train.ids,
         target=objective.target,
         geometry=objective.geometry,
         world_size=accelerator.num_processes,
@@ -209,25 +214,13 @@ def make_objective(config: Config, target: str | Target, train: Items, dim: int)
         geometry=config.objective.geometry,
         mining=config.objective.mining,
         memory=config.objective.memory,
+        anchors=config.objective.anchors,
         proxy_init="random" if config.objective.proxy_init == "text" else config.objective.proxy_init,
         block=config.objective.block,
         **options,
     )
-    try_out(objective, train, dim)
+    try_out(objective, train.ids if isinstance(target, Listed) else train.labels, train.ids, dim)
     return objective, train
-
-
-def try_out(objective: Objective, train: Items, dim: int) -> None:
-    """Raise a ValueError if the loss cannot be computed on random embeddings of the first training items."""
-    z = torch.randn(min(len(train), 16), dim, generator=torch.Generator().manual_seed(0))
-    try:
-        with distributed.disabled(), torch.no_grad():
-            loss = float(objective.eval()(z, train.labels[: len(z)], ids=train.ids[: len(z)]))
-    except TypeError as error:
-        raise ValueError(f"objective.options do not fit: {error}") from error
-    objective.train()
-    if not math.isfinite(loss):
-        raise ValueError(f"the loss of random embeddings is {loss}; check objective.options {objective.options}")
 
 
 def train(config: Config) -> dict[str, Any]:
@@ -252,9 +245,8 @@ def start(config: Config) -> tuple[Setup, Run, Accelerator]:
     set_seed(config.seed)
     setup = set_up(config, accelerator)
     source = Path(config.data.source.replace(":", "/")).stem
-    folder = [str(claim(config, f"{source}-{config.objective.loss}").folder) if accelerator.is_main_process else ""]
-    broadcast_object_list(folder)
-    return setup, Run(Path(folder[0])), accelerator
+    folder = distributed.from_first(lambda: str(claim(config, f"{source}-{config.objective.loss}").folder))
+    return setup, Run(Path(folder)), accelerator
 
 
 def fit(config: Config, setup: Setup, run: Run, accelerator: Accelerator) -> dict[str, Any]:

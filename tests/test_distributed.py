@@ -14,7 +14,7 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
-from cases import DIM, FIRST, build, facts_of
+from cases import DIM, FIRST, build, facts_of, takes_anchors
 from oracles import CASES, Case
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -51,6 +51,12 @@ class Scenario:
     lonely: bool = False
     ids: bool = False
     alone: str = ""
+    anchors: int | None = None
+
+    @property
+    def options(self) -> dict[str, object]:
+        """Of the objective."""
+        return {} if self.anchors is None else {"anchors": self.anchors}
 
 
 SCENARIOS = {
@@ -64,6 +70,9 @@ SCENARIOS = {
     "repeated items": Scenario(([0, 1, 2, 3, 0], [4, 5, 6, 7, 0]), ids=True),
     "gather=False": Scenario(alone="gather"),
     "disabled": Scenario(alone="disabled"),
+    "anchors on both processes": Scenario(anchors=6),
+    "one anchor": Scenario(([0, 1, 2], [3, 4, 5, 6, 7]), anchors=1),
+    "one anchor, first process empty, dense": Scenario(([], [0, 1, 2, 3, 4, 5, 6, 7]), block=None, anchors=1),
 }
 
 
@@ -89,7 +98,9 @@ def together(case: Case, scenario: Scenario) -> Outcome:
     """This process's value and the gradients that DistributedDataParallel leaves."""
     case, x, labels = data(case, scenario.lonely)
     rows = scenario.parts[dist.get_rank()]
-    whole = DistributedDataParallel(Whole(case, block=scenario.block, gather=scenario.alone != "gather"))
+    whole = DistributedDataParallel(
+        Whole(case, block=scenario.block, gather=scenario.alone != "gather", **scenario.options)
+    )
     options = {"ids": torch.tensor(rows)} if scenario.ids else {}
     if scenario.alone == "disabled":
         with distributed.disabled():
@@ -105,7 +116,7 @@ def single(case: Case, scenario: Scenario) -> list[Outcome]:
     case, x, labels = data(case, scenario.lonely)
     if not scenario.alone:
         rows = scenario.parts[0] + scenario.parts[1]
-        whole = Whole(case, block=None)
+        whole = Whole(case, block=None, **scenario.options)
         loss = whole(x[rows], labels[rows], **({"ids": torch.tensor(rows)} if scenario.ids else {}))
         loss.backward()
         return [{"value": loss.detach(), **grads(whole)}] * WORLD
@@ -175,7 +186,12 @@ def parts() -> Outcome:
     }  # fmt: skip
 
 
-ALL = [(case, name) for name in SCENARIOS for case in (CASES if name == "uneven" else FIRST)]
+ALL = [
+    (case, name)
+    for name, scenario in SCENARIOS.items()
+    for case in (CASES if name == "uneven" else FIRST)
+    if scenario.anchors is None or takes_anchors(case)
+]
 
 
 def keys() -> Iterator[tuple[str, Callable[[], Outcome]]]:

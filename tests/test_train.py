@@ -18,11 +18,13 @@ from PIL import Image
 from safetensors.torch import load_file
 
 import beyond_binary as bb
+from beyond_binary import neighbours
 from beyond_binary.config import Config, OptimizerConfig, dump_config, field_names, parse_config
 from beyond_binary.embedder import Embedder
 from beyond_binary.losses import LOSSES, list_losses
 from beyond_binary.offline import Snapshot, mine_offline
 from beyond_binary.targets.captions import Captions
+from beyond_binary.targets.tables import Listed
 from recipes import ROOT, TINY, load
 
 TRAIN = ROOT / "recipes" / "train.py"
@@ -257,6 +259,44 @@ def test_neighbours_are_kept_from_run_to_run(tmp_path: Path) -> None:
     assert [list(setup.sampler) for setup in setups[:1]] == [list(setup.sampler) for setup in setups[1:]]
 
 
+FIGURES = ["--data.source", "embedded:figures", "--data.rows", "[60,20]", "--objective.loss", "triplet"]
+
+
+def test_binary_mining_of_the_paper_from_a_configuration(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One anchor, 3 of its 7 nearest of the whole set, random others; labels move with the pictures."""
+    batch = ["--sampler.name", "dense_triplet(anchors=1, k=3, pool=7, batches_per_epoch=4)", "--optimizer.epochs", "1"]
+    form = ["--objective.nearest", "7", "--objective.anchors", "1"]
+    moved = ["--augment.mirror", str([*range(14)]), "--augment.move_labels", "true", "--augment.rotate", "30"]
+    seen = []
+    whole = Listed.distance
+
+    def distance(target, code_q, code_k, valid=None):  # type: ignore[no-untyped-def]
+        different = whole(target, code_q, code_k, valid)
+        seen.append((code_q[:, 0].tolist(), different.tolist()))
+        return different
+
+    searches = []
+    found = neighbours.label_neighbours
+    monkeypatch.setattr(neighbours, "label_neighbours", lambda *a, **o: searches.append(a[2]) or found(*a, **o))
+    monkeypatch.setattr(Listed, "distance", distance)
+    config = tiny(tmp_path / "run", *FIGURES, *batch, *form, *moved)
+    setup, run, accelerator = recipe.start(config)
+    seen.clear()  # what was tried out
+    items = setup.data.items
+    batches = list(setup.sampler)
+    recipe.fit(config, setup, run, accelerator)
+    target = bb.create_target(setup.splits.target)
+    near = found(target, target.encode(items.labels), 7)[0]
+    assert searches == [7]
+    assert len(items) == 120
+    assert [rows for rows, _ in seen] == [[int(items.ids[batch[0]])] for batch in batches]
+    for batch, (_, [different]) in zip(batches, seen, strict=True):
+        same = set(near[batch[0]].tolist()) | {batch[0]}
+        assert different == [item not in same for item in batch]
+        assert different.count(False) == 4
+    assert "mean_label_distance_at_10" in json.loads((run.folder / "metrics.json").read_text())["table"]["after"]
+
+
 CAPTIONS = ["--data.source", "embedded:scenes", "--objective.loss", "log_ratio", "--sampler.name", "random"]
 
 
@@ -405,6 +445,9 @@ def test_learning_rate_rises_then_falls() -> None:
         (["--objective.loss", "log_ratio"], "take a target with distances"),
         (["--objective.options", "{temperature: 1}"], "has no option temperature"),
         (["--objective.target", "euclidean"], "set objective.num_proxies"),
+        (["--objective.nearest", "5"], "objective.nearest needs label distances"),
+        (["--objective.nearest", "0"], "objective.nearest of at least 1, got 0"),
+        (["--objective.anchors", "3"], "pd_loss is no mean over items"),
         (["--objective.distances", "kept"], "says only which labels are the same"),
         (["--sampler.name", "classes(samples_per_class=5)"], "not a multiple"),
         (["--sampler.name", "classes", "--sampler.batch_size", "400"], "classes"),

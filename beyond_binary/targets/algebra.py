@@ -44,8 +44,8 @@ class Within:
 class Nearest:
     """Same if the key is among the query's `k` label-nearest valid keys (ties at the k-th distance included).
 
-    This is the M(Binary) notion of a positive (Kim et al., CVPR 2019), taken over the keys at hand. It is not
-    symmetric.
+    This is the M(Binary) notion of a positive (Kim et al., CVPR 2019), taken over the keys at hand; over a whole training
+    set it is `Listed` (in the trainer `objective.nearest`). It is not symmetric.
 
     Args:
         target: the target (or its spec) that gives distances.
