@@ -65,7 +65,7 @@ def evaluate(
             eer and tar_at_far_0.001 judge all pairs by one threshold; nmi, ami and pairwise_f1 as many k-means clusters
             of the queries as they have classes.
         ranking: "embedding"; "random", a seeded random order; "oracle", the order of the label distance. The
-            last two show what chance and the best possible embedding would score.
+            last two show what chance and the best possible embedding would score, whatever the embeddings are.
         seed: of the random ranking, and of k-means.
 
     Returns:

@@ -98,12 +98,19 @@ def kill_after(config: Config, step: int, monkeypatch: pytest.MonkeyPatch) -> No
 
 @pytest.mark.parametrize("step", [1, 4, 5, 9])
 def test_resumed_run_ends_with_the_same_bits(
-    finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: int
+    finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], step: int
 ) -> None:
     config = tiny(tmp_path / "run", "--checkpoint_every", "4", "--resume", "auto")
     kill_after(config, step, monkeypatch)
     torch.rand(step)  # whatever happened in between
-    recipe.train(config)
+    result = recipe.train(config)
+    table = result["table"]
+    assert table == json.loads((finished / "metrics.json").read_text())["table"]
+    shown = {row: table[row]["recall_at_1"] for row in ("after", "random", "oracle")}
+    assert (
+        "epoch 2: recall_at_1 {after:.4f} (random {random:.4f}, best possible {oracle:.4f})".format(**shown)
+        in capsys.readouterr().out
+    )
     assert same(weights(tmp_path / "run"), weights(finished))
     ours, theirs = ((r / "log.jsonl").read_text() for r in (tmp_path / "run", finished))
     assert ours == theirs
