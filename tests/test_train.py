@@ -22,7 +22,7 @@ from beyond_binary.config import Config, OptimizerConfig, dump_config, field_nam
 from beyond_binary.embedder import Embedder
 from beyond_binary.losses import LOSSES, list_losses
 from beyond_binary.offline import Snapshot, mine_offline
-from beyond_binary.targets.captions import Captions
+from beyond_binary.targets.captions import Captions, embed_captions
 from recipes import ROOT, TINY, load
 
 TRAIN = ROOT / "recipes" / "train.py"
@@ -278,6 +278,38 @@ def test_label_distances_of_a_run_are_computed_once(tmp_path: Path, monkeypatch:
     again = recipe.train(tiny(tmp_path / "again", *CAPTIONS, *kept))
     assert again["table"] == found["table"]
     assert files == {path: path.stat().st_mtime_ns for path in (tmp_path / "kept").iterdir()}
+
+
+class Lengths(torch.nn.Module):
+    """A text tower whose embedding of a text is how often each of four letters is in it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = torch.nn.Parameter(torch.ones(1))
+
+    def encode_text(self, tokens: torch.Tensor) -> torch.Tensor:
+        return self.scale * tokens
+
+
+def test_embedded_captions_are_labels_in_a_file(tmp_path: Path) -> None:
+    (tmp_path / "set").mkdir()
+    rng, names, texts = np.random.default_rng(0), [], []
+    for i in range(40):
+        names.append(f"{i}.png")
+        texts.append(["".join(rng.choice(list("abcd"), 5)), "" if i % 2 else "".join(rng.choice(list("abcd"), 3))])
+        Image.fromarray(rng.integers(0, 255, (16, 16, 3), dtype=np.uint8)).save(tmp_path / "set" / names[-1])
+    (tmp_path / "set" / "labels.csv").write_text("file\n" + "\n".join(names))
+    tokenizer = lambda some: torch.tensor([[text.count(c) for c in "abcd"] for text in some])  # noqa: E731
+    z = embed_captions(texts, Lengths(), tokenizer)
+    np.savez(tmp_path / "sentences", names=names[::-1], labels=z.numpy()[::-1])
+    changes = ["--data.source", str(tmp_path / "set"), "--data.label_file", str(tmp_path / "sentences.npz")]
+    changes += ["--data.splitting", "rows", "--data.rows", "[24, 16]", "--objective.target", "sentences"]
+    changes += ["--objective.loss", "log_ratio", "--sampler.name", "dense_triplet(anchors=2, k=3)"]
+    setup, run, accelerator = recipe.start(tiny(tmp_path / "run", *changes))
+    assert setup.splits.query.labels.shape == (16, 2, 4)
+    np.testing.assert_array_equal(setup.splits.query.labels, z[24:])
+    result = recipe.fit(tiny(tmp_path / "run", *changes), setup, run, accelerator)
+    assert np.isfinite(result["table"]["after"]["mean_label_distance_at_10"])
 
 
 def test_class_mean_proxies_start_at_the_means(tmp_path: Path) -> None:
