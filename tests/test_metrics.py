@@ -305,6 +305,7 @@ def test_names_and_numbers_of_neighbours() -> None:
     ]
     assert names(None, "order") == ["kendall", "spearman"]
     usual = {"mean_label_distance_at_7", "ndcg_at_7", "spearman", "kendall", "log_slope", "log_r2"}
+    usual |= {"ndcg_at_7(label_scale='nearest')"}
     assert set(names(None, "magnitude", [7])) == usual
     for spec, more in (("euclidean", set()), ("layout", {"mean_iou_at_7"}), ("multi_label", set())):
         assert set(names(None, "magnitude", [7], create_target(spec))) == usual | more | {"knn_label_error_at_7"}
@@ -358,6 +359,33 @@ def test_metrics_that_need_more_of_a_target_say_so() -> None:
 def test_metrics_that_cannot_be_used_say_why(names: list[str], gives: str, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         create_metrics(names, gives)
+
+
+def test_ndcg_at_the_scale_of_the_nearest_has_no_unit() -> None:
+    x, y = torch.randn(6, 12), torch.rand(6, 12).double()
+    y[0, :5], y[1, 3], y[2] = 0, torch.nan, 0
+    valid = torch.ones(6, 12, dtype=torch.bool)
+    valid[3, 2:] = False
+    for k in (4, 30):
+        name = f"ndcg_at_{k}(label_scale='nearest')"
+        found = scores(x, y, [name], "magnitude", valid)[name]
+        for factor in (0.01, 1000):
+            again = scores(x, factor * y, [name], "magnitude", valid)[name]
+            torch.testing.assert_close(again, found)
+        for i in range(6):
+            known = valid[i] & ~y[i].isnan()
+            own, order = y[i, known], x[i, known].argsort(descending=True)
+            scale = own.sort().values[:k].max().item()
+            if scale > 0:
+                plain = f"ndcg_at_{k}(label_scale={scale})"
+                expected = scores(x[i : i + 1], y[i : i + 1], [plain], "magnitude", valid[i : i + 1])[plain]
+            else:  # only what is the same counts
+                gain = (own == 0)[order][:k].double() / torch.arange(2, min(k, len(own)) + 2).double().log2()
+                best = (own == 0).sort(descending=True).values[:k] / torch.arange(
+                    2, min(k, len(own)) + 2
+                ).double().log2()
+                expected = (gain.sum() / best.sum())[None]
+            torch.testing.assert_close(found[i : i + 1], expected)
 
 
 def test_ndcg_refuses_a_scale_of_zero() -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -28,23 +29,29 @@ def mean_label_distance_at_k(ranking: Ranking, k: int) -> Scores:
 
 
 @METRICS.register(reads="magnitude", ks=(10, 100))
-def ndcg_at_k(ranking: Ranking, k: int, label_scale: float = 1.0) -> Scores:
+def ndcg_at_k(ranking: Ranking, k: int, label_scale: float | Literal["nearest"] = 1.0) -> Scores:
     """Graded nDCG of the nearest k: relevance 1 / (1 + y / label_scale), discount log2(1 + position).
 
     The ideal order is that of the k label-nearest references (the modified nDCG of Kim et al., CVPR 2019,
     section 5, where label_scale is 1). The value depends on the labels' unit, and a random order is far from
-    0: read it beside `ranking="random"`, and give label_scale a typical distance between neighbours.
+    0: read it beside `ranking="random"`, and give label_scale a typical distance between neighbours. "nearest" takes
+    that of each query: the label distance of its k-th label-nearest reference, so that the unit no longer matters.
 
     Args:
         ranking: the ranked tile.
         k: how many positions count; truncated to the number of references.
-        label_scale: label distance at which relevance is one half, in the labels' unit.
+        label_scale: label distance at which relevance is one half, in the labels' unit, or "nearest".
 
     Raises:
-        ValueError: label_scale is not positive.
+        ValueError: label_scale is neither positive nor "nearest".
     """
+    if label_scale == "nearest":
+        distances = ranking.y.masked_fill(~ranking.valid, torch.inf)
+        nearest = distances.topk(min(k, distances.shape[1]), dim=1, largest=False).values
+        scale = nearest.masked_fill(nearest.isinf(), 0).amax(1, keepdim=True)
+        return ndcg_at_k(replace(ranking, y=torch.where(ranking.y > 0, ranking.y / scale, 0)), k)
     if not label_scale > 0:
-        raise ValueError(f"ndcg_at_{k} needs a positive label_scale, got {label_scale}")
+        raise ValueError(f"ndcg_at_{k} needs a positive label_scale, or 'nearest', got {label_scale}")
 
     def relevance(y: Tensor) -> Tensor:
         return 1 / (1 + y.double() / label_scale)
