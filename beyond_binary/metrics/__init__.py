@@ -96,7 +96,7 @@ def create_metrics(
         usual = [n for n in list_metrics() if METRICS[n].info["reads"] in USUAL[gives] and _over(n) == "rows"]
         specs = [n for n in usual if _offers(target, n) and n != "part_label_distance_at_k"]
         if "ndcg_at_k" in specs:
-            specs.append("ndcg_at_k(label_scale='nearest')")
+            specs.insert(specs.index("ndcg_at_k") + 1, "ndcg_at_k(label_scale='nearest')")
         if _offers(target, "part_label_distance_at_k") and "part_label_distance_at_k" in usual:
             specs += [f"part_label_distance_at_k(part={i})" for i in range(len(target.targets))]
     counts = None if ks is None else _counts(ks)
