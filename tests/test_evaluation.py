@@ -222,7 +222,9 @@ def test_tiles_bound_the_pairs_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
             return super().distance(code_q, code_k, valid)
 
     monkeypatch.setitem(evaluation.PAIRS_PER_TILE, "cpu", 1000)
-    evaluate(torch.randn(50, 3), torch.arange(50), target=Counted(torch.rand(50, 50)))
+    evaluate(
+        torch.randn(50, 3), torch.arange(50), target=Counted(torch.rand(50, 50)), metrics=["spearman", "ndcg_at_10"]
+    )
     assert max(seen) == 1000
     assert sum(seen) == 2500
 
@@ -446,7 +448,7 @@ def test_one_number_of_neighbours_needs_no_list() -> None:
         ({"labels": ["cat", "cat", "dog", "dog"]}, "map class names to numbers, for example np.unique"),
         (
             {"target": "euclidean", "metrics": ["ndcg_at_5(label_scale='x')"]},
-            "metric 'ndcg_at_k': label_scale must be a float, got 'x'",
+            "metric 'ndcg_at_k': label_scale must be a float or one of 'nearest', got 'x'",
         ),
     ],
 )
