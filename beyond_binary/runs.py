@@ -189,3 +189,12 @@ def _differences(settings: Path, config: Config) -> list[str]:
         elif a != b:
             different.append(key)
     return different
+
+
+def format_table(table: dict[str, dict[str, float]]) -> str:
+    """The rows frozen (if there), before, after, random and oracle as aligned text, one line per metric."""
+    rows = list(table)
+    width = max(len(name) for name in table["after"]) + 2
+    lines = ["".ljust(width) + "".join(r.rjust(10) for r in rows)]
+    lines += [n.ljust(width) + "".join(f"{table[r][n]:10.4f}" for r in rows) for n in table["after"]]
+    return "\n".join(lines)

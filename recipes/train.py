@@ -38,7 +38,7 @@ from beyond_binary.neighbours import shared_neighbours
 from beyond_binary.objective import Objective, create_objective, try_out
 from beyond_binary.optimization import learning_rate, make_optimizer
 from beyond_binary.report import require_matplotlib, write_report
-from beyond_binary.runs import Run, claim, data_facts, versions
+from beyond_binary.runs import Run, claim, data_facts, format_table, versions
 from beyond_binary.sampling import BatchSampler, create_sampler
 from beyond_binary.targets import Target, create_target, reads_classes
 from beyond_binary.targets.pose import numbers_per_point
@@ -67,7 +67,10 @@ class TrainModule(nn.Module):
 
 @dataclass
 class Progress:
-    """Where a run stands: all that a checkpoint keeps beside weights, optimizer and random states."""
+    """Where a run stands: all that a checkpoint keeps beside weights, optimizer and random states.
+
+    `levels` are the metrics of the random and the oracle ranking, which no embedding changes.
+    """
 
     epoch: int = 0
     batch: int = 0
@@ -75,6 +78,7 @@ class Progress:
     seconds: float = 0.0
     log_size: int = 0
     before: dict[str, float] = field(default_factory=dict)
+    levels: dict[str, dict[str, float]] = field(default_factory=dict)
     frozen: dict[str, float] | None = None
     best: float | None = None
     best_epoch: int | None = None
@@ -284,6 +288,7 @@ def begin(config: Config, setup: Setup, run: Run, accelerator: Accelerator) -> N
     before = setup.judge.encode(setup.embedder, accelerator)
     progress = setup.progress
     progress.before = setup.judge(before)
+    progress.levels = {ranking: setup.judge(before, ranking) for ranking in ("random", "oracle")}
     progress.frozen = setup.judge.frozen(setup.embedder, accelerator)
     if accelerator.is_main_process:
         (run.folder / "embeddings").mkdir(exist_ok=True)
@@ -389,7 +394,9 @@ def assess(config: Config, setup: Setup, run: Run, accelerator: Accelerator) -> 
             setup.embedder.save_pretrained(str(run.folder / "best"))
     accelerator.log(metrics, step=progress.step)
     shown = next((n for n in ("recall_at_1", name) if n in metrics), name)
-    accelerator.print(f"epoch {progress.epoch}: {shown} {metrics[shown]:.4f}")
+    random, oracle = (progress.levels[ranking][shown] for ranking in ("random", "oracle"))
+    found = f"{shown} {metrics[shown]:.4f} (random {random:.4f}, best possible {oracle:.4f})"
+    accelerator.print(f"epoch {progress.epoch}: {found}")
 
 
 def save(run: Run, accelerator: Accelerator, progress: Progress) -> None:
@@ -411,8 +418,7 @@ def finish(
     """Write the embedder, its embeddings, the metrics and the report; returns what metrics.json holds."""
     progress = setup.progress
     table = {} if progress.frozen is None else {"frozen": progress.frozen}
-    table |= {"before": progress.before, "after": setup.judge(after)}
-    table |= {ranking: setup.judge(after, ranking) for ranking in ("random", "oracle")}
+    table |= {"before": progress.before, "after": setup.judge(after), **progress.levels}
     result = {
         "table": table,
         "epochs": progress.epoch,
@@ -462,15 +468,6 @@ def publish(config: Config, run: Run) -> bool:
         print(f"the run is complete in {run.folder}; to push it: {again}", file=sys.stderr)
         return False
     return True
-
-
-def format_table(table: dict[str, dict[str, float]]) -> str:
-    """The rows frozen (if there), before, after, random and oracle as aligned text, one line per metric."""
-    rows = list(table)
-    width = max(len(name) for name in table["after"]) + 2
-    lines = ["".ljust(width) + "".join(r.rjust(10) for r in rows)]
-    lines += [n.ljust(width) + "".join(f"{table[r][n]:10.4f}" for r in rows) for n in table["after"]]
-    return "\n".join(lines)
 
 
 def main() -> None:

@@ -23,7 +23,7 @@ from beyond_binary.config import Config, OptimizerConfig, dump_config, field_nam
 from beyond_binary.embedder import Embedder
 from beyond_binary.losses import LOSSES, list_losses
 from beyond_binary.offline import Snapshot, mine_offline
-from beyond_binary.targets.captions import Captions
+from beyond_binary.targets.captions import Captions, embed_captions
 from beyond_binary.targets.tables import Listed
 from recipes import ROOT, TINY, load
 
@@ -100,12 +100,19 @@ def kill_after(config: Config, step: int, monkeypatch: pytest.MonkeyPatch) -> No
 
 @pytest.mark.parametrize("step", [1, 4, 5, 9])
 def test_resumed_run_ends_with_the_same_bits(
-    finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: int
+    finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], step: int
 ) -> None:
     config = tiny(tmp_path / "run", "--checkpoint_every", "4", "--resume", "auto")
     kill_after(config, step, monkeypatch)
     torch.rand(step)  # whatever happened in between
-    recipe.train(config)
+    result = recipe.train(config)
+    table = result["table"]
+    assert table == json.loads((finished / "metrics.json").read_text())["table"]
+    shown = {row: table[row]["recall_at_1"] for row in ("after", "random", "oracle")}
+    assert (
+        "epoch 2: recall_at_1 {after:.4f} (random {random:.4f}, best possible {oracle:.4f})".format(**shown)
+        in capsys.readouterr().out
+    )
     assert same(weights(tmp_path / "run"), weights(finished))
     ours, theirs = ((r / "log.jsonl").read_text() for r in (tmp_path / "run", finished))
     assert ours == theirs
@@ -357,6 +364,38 @@ def test_a_table_says_which_joints_are_seen(tmp_path: Path) -> None:
     np.testing.assert_array_equal(seen[..., 2], code[batch["ids"]][..., 2])
     assert not np.allclose(seen[..., :2], items.labels[batch["ids"]].reshape(12, 4, 3)[..., :2])
     assert torch.isfinite(setup.objective(torch.randn(12, 8), batch["labels"]))
+
+
+class Lengths(torch.nn.Module):
+    """A text tower whose embedding of a text is how often each of four letters is in it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = torch.nn.Parameter(torch.ones(1))
+
+    def encode_text(self, tokens: torch.Tensor) -> torch.Tensor:
+        return self.scale * tokens
+
+
+def test_embedded_captions_are_labels_in_a_file(tmp_path: Path) -> None:
+    (tmp_path / "set").mkdir()
+    rng, names, texts = np.random.default_rng(0), [], []
+    for i in range(40):
+        names.append(f"{i}.png")
+        texts.append(["".join(rng.choice(list("abcd"), 5)), "" if i % 2 else "".join(rng.choice(list("abcd"), 3))])
+        Image.fromarray(rng.integers(0, 255, (16, 16, 3), dtype=np.uint8)).save(tmp_path / "set" / names[-1])
+    (tmp_path / "set" / "labels.csv").write_text("file\n" + "\n".join(names))
+    tokenizer = lambda some: torch.tensor([[text.count(c) for c in "abcd"] for text in some])  # noqa: E731
+    z = embed_captions(texts, Lengths(), tokenizer)
+    np.savez(tmp_path / "sentences", names=names[::-1], labels=z.numpy()[::-1])
+    changes = ["--data.source", str(tmp_path / "set"), "--data.label_file", str(tmp_path / "sentences.npz")]
+    changes += ["--data.splitting", "rows", "--data.rows", "[24, 16]", "--objective.target", "sentences"]
+    changes += ["--objective.loss", "log_ratio", "--sampler.name", "dense_triplet(anchors=2, k=3)"]
+    setup, run, accelerator = recipe.start(tiny(tmp_path / "run", *changes))
+    assert setup.splits.query.labels.shape == (16, 2, 4)
+    np.testing.assert_array_equal(setup.splits.query.labels, z[24:])
+    result = recipe.fit(tiny(tmp_path / "run", *changes), setup, run, accelerator)
+    assert np.isfinite(result["table"]["after"]["mean_label_distance_at_10"])
 
 
 def test_class_mean_proxies_start_at_the_means(tmp_path: Path) -> None:

@@ -7,11 +7,12 @@ import os
 import zipfile
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from functools import lru_cache
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, BinaryIO
 
 from PIL import ExifTags, Image, ImageOps
 
@@ -262,6 +263,21 @@ def _table_name(members: list[str], images: list[str], config: DataConfig) -> st
     if len(found) > 1:
         raise ValueError(f"several tables ({', '.join(found[:5])}); say which one in data.table")
     return found[0] if found else None
+
+
+@contextmanager
+def open_file(source: str, name: str) -> Iterator[BinaryIO]:
+    """A file inside a folder, zip or beside a table, or at a path of its own; FileNotFoundError if there is none."""
+    root = Path(source).expanduser()
+    folder = root.parent if root.suffix.lower() in TABLE_ENDINGS else root
+    path = next((p for p in (folder / name, Path(name).expanduser()) if p.is_file()), None)
+    if path is not None:
+        with path.open("rb") as file:
+            yield file
+    elif root.is_file() and zipfile.is_zipfile(root) and name in _archive(str(root), os.getpid()).namelist():
+        yield io.BytesIO(_archive(str(root), os.getpid()).read(name))
+    else:
+        raise FileNotFoundError(f"no file {name!r} in {source!r} or on disk")
 
 
 def _read_table(root: Path, table: str, members: list[str], config: DataConfig) -> Any:

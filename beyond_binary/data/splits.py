@@ -21,7 +21,7 @@ def load_splits(config: DataConfig) -> Splits:
 
     Labels are int64 [n] for one column of integers, float64 [n] of floats, int64 [n] codes 0..C-1 (in sorted
     order, with `class_names`) of text or of several class columns, float64 [n m ...] of several numeric
-    columns or of lists, or the own labels of a set in its original files. Ids are row numbers.
+    columns or of lists, what `label_file` holds, or the own labels of a set in its original files. Ids are row numbers.
 
     Raises:
         FileNotFoundError, ConnectionError: the source or some of its images cannot be found.
@@ -34,7 +34,7 @@ def load_splits(config: DataConfig) -> Splits:
     rows = read_rows(config)
     parts = split_rows(rows, config)
     used = np.unique(np.concatenate(list(parts.values())))
-    own = rows.labels is not None and config.label is None
+    own = rows.labels is not None and config.label is None and config.label_file is None
     labels, class_names = (rows.labels[used], None) if own else read_labels(rows, config, used)
     names = read_names(rows, config)
     whole = Items(Picked(rows.images, used), labels, [str(names[i]) for i in used], used.astype(np.int64))
@@ -71,6 +71,8 @@ def _embedded(config: DataConfig) -> Splits:
     """An embedded set; `rows` are its numbers of train and test items."""
     from .embedded import embedded
 
+    if config.label_file is not None:
+        raise ValueError("data.label_file is for images of your own; an embedded set has its labels")
     if config.options:
         raise ValueError("data.options are for sets in their original files; an embedded set has none")
     if config.rows is not None and len(config.rows) != 2:
