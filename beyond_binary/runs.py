@@ -27,7 +27,7 @@ from .config import Config, dump_config
 from .data import Splits
 from .fingerprint import fingerprint
 
-_HUB = ("push_to_hub", "hub_id", "hub_private")
+_HUB = ("push_to_hub", "hub_id", "hub_private", "hub_license", "hub_proxies")
 _FREE = ("output", "resume", "trackers", "progress", "report", "cpu", *_HUB)  # may differ in a run's continuation
 
 

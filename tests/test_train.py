@@ -21,6 +21,7 @@ import beyond_binary as bb
 from beyond_binary.config import Config, OptimizerConfig, dump_config, field_names, parse_config
 from beyond_binary.embedder import Embedder
 from beyond_binary.losses import LOSSES, list_losses
+from beyond_binary.objective import Objective
 from beyond_binary.offline import Snapshot, mine_offline
 from beyond_binary.targets.captions import Captions
 from recipes import ROOT, TINY, load
@@ -57,6 +58,11 @@ def test_a_run_leaves_everything_it_promises(finished: Path) -> None:
     assert steps == list(range(1, 13))  # 96 items in batches of 16, two epochs
     assert [line["epoch"] for line in lines if line.get("event") == "evaluation"] == [0, 1, 2]
     assert Embedder.from_pretrained(finished / "embedder").dim == 8
+    objective = Objective.from_pretrained(finished / "embedder")
+    trained = load_file(next(finished.glob("checkpoints/*/model.safetensors")))
+    learned = objective.learned()
+    assert same(learned, {name: trained[f"objective.{name}"] for name in learned})
+    assert objective.config["target"] == Embedder.from_pretrained(finished / "embedder").target == result["target"]
     assert [p.name for p in (finished / "checkpoints").iterdir()] == ["step00000012_epoch00002.kept"]
     assert "<html" in (finished / "report.html").read_text()
     assert list((finished / "tracking").glob("events*")) or list(finished.rglob("events*"))
@@ -169,6 +175,16 @@ def test_gradient_accumulation_clipping_and_early_stopping(tmp_path: Path) -> No
     assert result["best_epoch"] == 1
     lines = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
     assert all("grad_norm" in line for line in lines if "loss" in line)
+
+
+def test_the_best_embedder_is_kept_with_its_proxies(tmp_path: Path) -> None:
+    """Only the proxies learn, so the first evaluation stays the best, and proxies move on after it."""
+    frozen = ["--optimizer.lr", "0", "--optimizer.proxy_lr", "0.1", "--embedder.freeze_batch_norm", "true"]
+    assert recipe.train(tiny(tmp_path / "run", *frozen, "--evaluation.keep", "best"))["best_epoch"] == 1
+    best, kept = (Objective.from_pretrained(tmp_path / "run" / name).learned() for name in ("best", "embedder"))
+    assert same(best, kept)
+    last = load_file(next(tmp_path.glob("run/checkpoints/*/model.safetensors")))
+    assert not torch.equal(kept["proxies.weight"], last["objective.proxies.weight"])
 
 
 def test_accumulated_gradient_is_the_mean_over_batches(tmp_path: Path) -> None:
