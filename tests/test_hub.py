@@ -9,9 +9,11 @@ import sys
 from pathlib import Path
 
 import pytest
+import timm
 import yaml
 from hub_client import ROOT, Client
-from hub_double import TOKEN, Fault, Hub
+from hub_double import TOKEN, Fault, Hub, Repo
+from safetensors.torch import save
 
 from beyond_binary import hub as publishing
 from beyond_binary.embedder import create_embedder
@@ -77,6 +79,19 @@ objective = bb.create_objective("proxy_anchor", num_classes=3, dim=8)
 again = bb.Objective.from_pretrained("tester/objective")
 assert again.config == objective.config and torch.equal(again.proxies.weight, objective.proxies.weight)
 """)  # fmt: skip
+
+
+def test_default_weights_are_told_by_their_tag(hub: Hub, client: Client) -> None:
+    repo = hub.repos["timm/test_resnet.r160_in1k"] = Repo("timm/test_resnet.r160_in1k", private=False)
+    repo.commit("main", "weights", {"model.safetensors": save(timm.create_model("test_resnet").state_dict())}, set())
+    client.run(MAKE + """
+model = make(trunk="timm/test_resnet", pretrained=True)
+assert model.config["weights"] == "r160_in1k"
+model.push_to_hub("tester/tuned")
+""")  # fmt: skip
+    card = hub.files("tester/tuned")["README.md"].decode()
+    assert yaml.safe_load(card.split("---")[1])["base_model"] == "timm/test_resnet.r160_in1k"
+    assert "pretrained weights `r160_in1k`, which have a licence of their own" in card
 
 
 def test_open_clip_loads_what_was_pushed(hub: Hub, client: Client) -> None:
