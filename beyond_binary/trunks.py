@@ -272,9 +272,10 @@ def base_model(config: Mapping[str, Any]) -> str | None:
     import timm
 
     try:
-        return timm.models.get_pretrained_cfg(f"{name.partition('.')[0]}.{weights}").hf_hub_id
+        known = timm.models.get_pretrained_cfg(f"{name.partition('.')[0]}.{weights}")
     except RuntimeError:  # weights of a file
         return None
+    return known.hf_hub_id if known else None
 
 
 def timm_config(model: nn.Module, config: dict[str, Any]) -> dict[str, Any]:

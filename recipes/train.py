@@ -248,8 +248,9 @@ def start(config: Config) -> tuple[Setup, Run, Accelerator]:
     accelerator = Accelerator(mixed_precision=config.precision, cpu=config.cpu)
     set_seed(config.seed)
     setup = set_up(config, accelerator)
-    source = Path(config.data.source.replace(":", "/")).stem
-    folder = [str(claim(config, f"{source}-{config.objective.loss}").folder) if accelerator.is_main_process else ""]
+    folder, name = [""], f"{Path(config.data.source.replace(':', '/')).stem}-{config.objective.loss}"
+    if accelerator.is_main_process:
+        folder = [str(claim(config, name).pin(setup.splits).folder)]
     broadcast_object_list(folder)
     return setup, Run(Path(folder[0])), accelerator
 
@@ -460,8 +461,9 @@ def finish(
 def publish(config: Config, run: Run) -> bool:
     """Push the finished run to the Hub; where that fails, say why and how to try again. Returns whether it is there."""
     try:
-        options = {"license": config.hub_license, "proxies": config.hub_proxies, "private": config.hub_private or None}
-        print(f"pushed to {push_run(run.folder, check_hub_id(config.hub_id), **options)}")
+        options: dict[str, Any] = {"license": config.hub_license, "proxies": config.hub_proxies}
+        private = config.hub_private or None
+        print(f"pushed to {push_run(run.folder, check_hub_id(config.hub_id), private=private, **options)}")
     except Exception as error:
         again = f"python recipes/push.py {shlex.quote(str(run.folder))} --hub-id {config.hub_id}"
         again += " --private" if config.hub_private else ""
