@@ -235,6 +235,8 @@ class Config:
             shows small copies of the held-out images). The token comes from HF_TOKEN or `hf auth login`.
         hub_id: "user/name" on the Hub.
         hub_private: Make a new repository on the Hub private.
+        hub_license: Licence for the card, for example mit or apache-2.0; unset: the card says that there is none.
+        hub_proxies: Publish what the loss learned too, such as proxies (near the mean embedding of each class).
         data: The data set.
         embedder: The model.
         objective: The loss.
@@ -257,6 +259,8 @@ class Config:
     push_to_hub: bool = False
     hub_id: str | None = None
     hub_private: bool = False
+    hub_license: str | None = None
+    hub_proxies: bool = True
     data: DataConfig = field(default_factory=DataConfig)
     embedder: EmbedderConfig = field(default_factory=EmbedderConfig)
     objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)

@@ -6,10 +6,9 @@ import functools
 import json
 import os
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any, Literal, overload
+from typing import TYPE_CHECKING, Any, Literal, overload
 
 import numpy as np
 import torch
@@ -21,7 +20,11 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from beyond_binary import storage, towers, trunks
 from beyond_binary.heads import HEADS, GeneralizedMean, make_head, positions
 from beyond_binary.preprocess import RESIZE_MODES, batches, image_to_tensor, open_image, stack
-from beyond_binary.registry import suggest
+from beyond_binary.registry import check_choice
+from beyond_binary.towers import evaluating
+
+if TYPE_CHECKING:
+    from beyond_binary.objective import Objective
 
 ImageLike = Image.Image | str | os.PathLike[str] | Tensor
 
@@ -70,6 +73,11 @@ class Embedder(nn.Module):
     def preprocess(self) -> dict[str, Any]:
         """Evaluation preprocessing: size [h, w], mean, std, interpolation, resize_mode."""
         return self.config["preprocess"]
+
+    @property
+    def target(self) -> str | None:
+        """What similar meant in training, as a spec for `create_target`; None where it was not saved."""
+        return self.config.get("objective", {}).get("target")
 
     def _measure_width(self) -> int:
         """Number of features of the trunk, by one black image (timm's `num_features` differs for some)."""
@@ -260,20 +268,30 @@ class Embedder(nn.Module):
             groups.setdefault(name, group)["params"].append(parameter)
         return list(groups.values())
 
-    def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
+    def save_pretrained(self, folder: str | os.PathLike[str], *, objective: Objective | None = None) -> None:
         """Write the embedder to `folder`; `Embedder.from_pretrained` restores it bit for bit.
 
-        The trunk is written as its own library writes it, so that timm or open_clip load the folder without
-        this package: `config.json` and `model.safetensors`, or `open_clip_config.json` and
-        `open_clip_model.safetensors`; LoRA's adapters are added to the weights. `beyond_binary_head.safetensors` holds learned pooling and head. A new
-        folder appears complete or not at all; in one that exists, an embedder's files are replaced and others
-        are kept.
+        The trunk is written as its own library writes it, so that timm or open_clip load the folder without this package:
+        `config.json` and `model.safetensors`, or `open_clip_config.json` and `open_clip_model.safetensors`; LoRA's adapters
+        are added to the weights. `beyond_binary_head.safetensors` holds learned pooling and head. A new folder appears
+        complete or not at all; in one that exists, an embedder's files are replaced and others are kept.
+
+        Args:
+            folder: where to.
+            objective: what the embedder was trained with: `config.json` tells its target and settings, and
+                `beyond_binary_objective.safetensors` holds what it learned, for `Objective.from_pretrained`.
         """
         library = self.config["trunk"].split("/")[0]
         trunk = towers.merged(self.trunk).state_dict()
         state = {k: v for k, v in self.state_dict().items() if not k.startswith("trunk.")}
         with storage.replacing(Path(folder)) as part:
-            config = {"beyond_binary": self.config}
+            own = self.config
+            if objective is not None:
+                learned = objective.learned()
+                own = {**own, "objective": {**objective.config, "has_tensors": bool(learned)}}
+                if learned:
+                    storage.write_tensors(part / storage.OBJECTIVE_FILE, learned)
+            config = {"beyond_binary": own}
             if library == "timm":
                 config = trunks.timm_config(self.trunk, self.config) | config
             else:
@@ -292,6 +310,8 @@ class Embedder(nn.Module):
         revision: str | None = None,
         commit_message: str | None = None,
         card: str | bool = True,
+        objective: Objective | None = None,
+        license: str | None = None,
     ) -> str:
         """Publish the embedder on the Hugging Face Hub in one commit and return the commit's address.
 
@@ -305,6 +325,8 @@ class Embedder(nn.Module):
             revision: branch, made if it is not there; None for main.
             commit_message: the commit's title.
             card: True writes README.md anew, False leaves the one on the Hub, a text is written as it is.
+            objective: as in `save_pretrained`.
+            license: for the card, for example "mit" or "apache-2.0".
 
         Raises:
             PermissionError: no token, a wrong one, or one without write rights.
@@ -315,9 +337,9 @@ class Embedder(nn.Module):
 
         hub.check_hub_id(hub_id)
         with tempfile.TemporaryDirectory() as folder:
-            self.save_pretrained(folder)
+            self.save_pretrained(folder, objective=objective)
             return hub.push(
-                hub.embedder_files(Path(folder), hub_id, card),
+                hub.embedder_files(Path(folder), hub_id, card, license),
                 hub_id,
                 private=private,
                 token=token,
@@ -436,9 +458,9 @@ def create_embedder(
         FileNotFoundError: `weights` is a path that does not exist.
         ImportError: `lora` without peft.
     """
-    _check_choice("pooling", pooling, trunks.POOLINGS)
-    _check_choice("head", head, HEADS)
-    _check_choice("resize_mode", resize_mode, RESIZE_MODES)
+    check_choice("pooling", pooling, trunks.POOLINGS)
+    check_choice("head", head, HEADS)
+    check_choice("resize_mode", resize_mode, RESIZE_MODES)
     if dim is not None and (not isinstance(dim, int) or isinstance(dim, bool) or dim < 1):
         raise ValueError(f"dim must be an int of at least 1, or None for the trunk's width, got {dim!r}")
     for what, value in (("mean", mean), ("std", std)):
@@ -475,21 +497,3 @@ def create_embedder(
     if lora is not None:
         towers.add_lora(embedder.trunk, lora)
     return embedder.train()
-
-
-def _check_choice(what: str, value: str | None, choices: Sequence[str]) -> None:
-    if value is not None and value not in choices:
-        raise ValueError(f"unknown {what} {value!r}{suggest(value, choices)}; choices: {', '.join(choices)}")
-
-
-@contextmanager
-def evaluating(module: nn.Module) -> Iterator[None]:
-    """Evaluation mode without gradients; every submodule gets back the mode that it had."""
-    training = [m for m in module.modules() if m.training]
-    module.eval()
-    try:
-        with torch.no_grad():
-            yield
-    finally:
-        for m in training:
-            m.training = True

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import functools
 import math
+import os
 from collections.abc import Callable
+from inspect import Parameter
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from . import distributed, softmax
+from . import distributed, softmax, storage
 from .blocks import Block, dense, tiled
 from .centres import nearest
 from .geometry import Geometry, create_geometry
@@ -35,8 +37,13 @@ class Objective(nn.Module):
     processes, the value is that of one process holding everything, and gradients averaged over processes (as
     DistributedDataParallel does) are that process's gradients; the objective must then be inside the prepared module
     if it learns proxies. Half-precision embeddings are computed with in float32.
+
+    Attributes:
+        config: the arguments of `create_objective`, JSON-able, with all options of the loss. `target` and `geometry` are
+            None where they were objects instead of specs; proxies' labels are among `learned`.
     """
 
+    config: dict[str, Any]
     step: Tensor
 
     def __init__(
@@ -115,6 +122,51 @@ class Objective(nn.Module):
         with torch.autocast(z.device.type if isinstance(z, Tensor) else "cpu", enabled=False):
             queries, keys = self._points(embeddings, labels, ref_embeddings, ref_labels, ids, ref_ids)
             return self._loss(queries, keys)
+
+    def learned(self) -> dict[str, Tensor]:
+        """The state by name, but for the memory: that holds embeddings and labels of items, and fills again by itself."""
+        return {name: tensor for name, tensor in self.state_dict().items() if not name.startswith("memory.")}
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        id_or_path: str | os.PathLike[str],
+        *,
+        target: Target | None = None,
+        geometry: Geometry | None = None,
+        revision: str | None = None,
+        token: str | bool | None = None,
+        cache_dir: str | os.PathLike[str] | None = None,
+    ) -> Objective:
+        """The objective that was saved beside an embedder (`save_pretrained(..., objective=)`, runs of the trainer).
+
+        It comes back bit for bit, with an empty memory, in training mode.
+
+        Args:
+            id_or_path: a folder; if there is none, a Hub id "user/name".
+            target: for an objective that was made with a target object instead of a spec: that target.
+            geometry: likewise.
+            revision, token, cache_dir: as `Embedder.from_pretrained`.
+
+        Raises:
+            FileNotFoundError: neither a folder nor to be had from the Hub.
+            ValueError: an embedder without its objective, or without what the objective learned, or a broken folder.
+        """
+        places = {"revision": revision, "token": token, "cache_dir": cache_dir}
+        folder = storage.find_folder(id_or_path, (storage.CONFIG_FILE, storage.OBJECTIVE_FILE), **places)
+        config, tensors = storage.read_objective(folder)
+        objects = {"target": target, "geometry": geometry}
+        config |= {name: thing for name, thing in objects.items() if thing is not None}
+        if missing := [name for name in objects if config[name] is None]:
+            again = ", ".join(f"{name}=" for name in missing)
+            raise ValueError(f"the objective in {folder} was made with objects instead of specs; pass {again} again")
+        options = config.pop("options")
+        objective = create_objective(**config, proxy_codes=tensors.get("proxies.code"), **options)
+        shapes = [{name: tensor.shape for name, tensor in some.items()} for some in (objective.learned(), tensors)]
+        if shapes[0] != shapes[1]:
+            raise ValueError(f"the tensors in {folder / storage.OBJECTIVE_FILE} do not fit {objective}; save it again")
+        objective.load_state_dict({**objective.state_dict(), **tensors}, assign=True)
+        return objective
 
     @torch.no_grad()
     def start_at_means(self, z: Tensor, labels: Any) -> None:
@@ -450,7 +502,24 @@ def create_objective(
             else f"{loss} is no mean over items compared with the batch and takes no anchors; leave anchors out"
         )
     held = Memory(memory) if memory else None
-    return Objective(loss, options, made, space, mining, proxies, boundary, held, gather, block, anchors)
+    objective = Objective(loss, options, made, space, mining, proxies, boundary, held, gather, block, anchors)
+    geometry = facts.geometry if geometry is None else geometry
+    known = {name: value for part in (*facts.parts, LOSSES[loss].build) for name, value in options_of(part).items()}
+    objective.config = {
+        "loss": loss,
+        "target": target if isinstance(target, str) else None,
+        "geometry": geometry if isinstance(geometry, str) else None,
+        "mining": mining,
+        "num_classes": num_classes,
+        "dim": dim,
+        "proxy_init": proxy_init,
+        "memory": memory,
+        "gather": gather,
+        "block": block,
+        "anchors": anchors,
+        "options": {n: v for n, v in {**known, **options}.items() if n not in fixed and v is not Parameter.empty},
+    }
+    return objective
 
 
 def try_out(objective: Objective, labels: Any, ids: Any, dim: int) -> None:

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from copy import deepcopy
 from typing import Any, Literal
 
+import torch
 from torch import nn
 
 Tower = Literal["image", "text"]
@@ -173,3 +176,16 @@ def merged(trunk: nn.Module) -> nn.Module:
         parent, _, own = name.rpartition(".")
         setattr(trunk.get_submodule(parent), own, plain)
     return trunk
+
+
+@contextmanager
+def evaluating(module: nn.Module) -> Iterator[None]:
+    """Evaluation mode without gradients; every submodule gets back the mode that it had."""
+    training = [m for m in module.modules() if m.training]
+    module.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        for m in training:
+            m.training = True

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from beyond_binary import clip, distributed
+from beyond_binary import clip, distributed, storage
 from beyond_binary.centres import proxy_codes
 from beyond_binary.config import Config, check_config, parse_config
 from beyond_binary.data import Augment, ImageSet, Items, Splits, collate, load_checked, with_mirror
@@ -135,6 +135,7 @@ def set_up(config: Config, accelerator: Accelerator) -> Setup:
         kept: dict[str, Any] = {"cache": config.sampler.cache, "progress": bar}
         if config.objective.nearest is None:
             objective, train = make_objective(config, target, train, embedder.dim)
+            objective.config["target"] = spec  # distances from a file are those of this spec
             search = shared_neighbours(objective.target, objective.target.encode(train.labels), **kept)
         else:
             made = create_target(target)
@@ -248,8 +249,8 @@ def start(config: Config) -> tuple[Setup, Run, Accelerator]:
     accelerator = Accelerator(mixed_precision=config.precision, cpu=config.cpu)
     set_seed(config.seed)
     setup = set_up(config, accelerator)
-    source = Path(config.data.source.replace(":", "/")).stem
-    folder = distributed.from_first(lambda: str(claim(config, f"{source}-{config.objective.loss}").folder))
+    name = f"{Path(config.data.source.replace(':', '/')).stem}-{config.objective.loss}"
+    folder = distributed.from_first(lambda: str(claim(config, name).pin(setup.splits).folder))
     return setup, Run(Path(folder)), accelerator
 
 
@@ -272,9 +273,10 @@ def fit(config: Config, setup: Setup, run: Run, accelerator: Accelerator) -> dic
     learn(config, setup, run, accelerator, model, optimizer)
 
     if config.evaluation.keep == "best" and (run.folder / "best").exists():
-        best = Embedder.from_pretrained(str(run.folder / "best"))
+        best = Embedder.from_pretrained(run.folder / "best")
         setup.embedder.merge_lora()
         setup.embedder.load_state_dict(best.state_dict())
+        setup.objective.load_state_dict(storage.read_objective(run.folder / "best")[1], strict=False)
     after = setup.judge.encode(setup.embedder, accelerator)
     result = finish(config, setup, run, accelerator, after) if accelerator.is_main_process else {}
     del model, optimizer
@@ -391,7 +393,7 @@ def assess(config: Config, setup: Setup, run: Run, accelerator: Accelerator) -> 
     if accelerator.is_main_process:
         run.log(event="evaluation", epoch=progress.epoch, step=progress.step, **metrics)
         if better and (config.evaluation.keep == "best" or config.evaluation.patience is not None):
-            setup.embedder.save_pretrained(str(run.folder / "best"))
+            setup.embedder.save_pretrained(run.folder / "best", objective=setup.objective)
     accelerator.log(metrics, step=progress.step)
     shown = next((n for n in ("recall_at_1", name) if n in metrics), name)
     random, oracle = (progress.levels[ranking][shown] for ranking in ("random", "oracle"))
@@ -435,7 +437,7 @@ def finish(
         "origin": setup.splits.origin,
         "versions": versions(),
     }
-    setup.embedder.save_pretrained(str(run.folder / "embedder"))
+    setup.embedder.save_pretrained(run.folder / "embedder", objective=setup.objective)
     save_file(after, str(run.folder / "embeddings" / "after.safetensors"))
     run.write_json("metrics.json", result)
     print(format_table(table))
@@ -460,7 +462,9 @@ def finish(
 def publish(config: Config, run: Run) -> bool:
     """Push the finished run to the Hub; where that fails, say why and how to try again. Returns whether it is there."""
     try:
-        print(f"pushed to {push_run(run.folder, check_hub_id(config.hub_id), private=config.hub_private or None)}")
+        options: dict[str, Any] = {"license": config.hub_license, "proxies": config.hub_proxies}
+        private = config.hub_private or None
+        print(f"pushed to {push_run(run.folder, check_hub_id(config.hub_id), private=private, **options)}")
     except Exception as error:
         again = f"python recipes/push.py {shlex.quote(str(run.folder))} --hub-id {config.hub_id}"
         again += " --private" if config.hub_private else ""

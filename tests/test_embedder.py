@@ -537,6 +537,7 @@ def test_pretrained_goes_through_timms_own_loader(trained):
     embedder = create_embedder("timm/test_resnet", pretrained=True, image_size=64, trunk_options=options)
     assert torch.equal(embedder.trunk.bn1.weight, load_file(trained)["bn1.weight"])
     assert torch.equal(embedder.trunk.conv1[0].weight, load_file(trained)["conv1.0.weight"])
+    assert embedder.config["weights"] == "trained.safetensors"
 
 
 def test_a_tag_selects_open_clips_weights_preprocessing_and_activation(tmp_path, monkeypatch):
@@ -577,6 +578,9 @@ def test_a_timm_tag_as_weights_becomes_the_trunk(monkeypatch):
     embedder = create_embedder("timm/test_vit", weights="r160_in1k", image_size=32)
     assert built == [("test_vit.r160_in1k", True)]
     assert embedder.config["trunk"] == "timm/test_vit.r160_in1k"
+    assert embedder.config["weights"] == "r160_in1k"
+    assert create_embedder("timm/test_vit", pretrained=True, image_size=32).config["weights"] == "r160_in1k"
+    assert create_embedder("timm/test_vit", image_size=32).config["weights"] is None
 
 
 # ---- CLIP

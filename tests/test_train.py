@@ -8,7 +8,9 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -22,6 +24,7 @@ from beyond_binary import neighbours
 from beyond_binary.config import Config, OptimizerConfig, dump_config, field_names, parse_config
 from beyond_binary.embedder import Embedder
 from beyond_binary.losses import LOSSES, list_losses
+from beyond_binary.objective import Objective
 from beyond_binary.offline import Snapshot, mine_offline
 from beyond_binary.targets.captions import Captions, embed_captions
 from beyond_binary.targets.tables import Listed
@@ -59,6 +62,11 @@ def test_a_run_leaves_everything_it_promises(finished: Path) -> None:
     assert steps == list(range(1, 13))  # 96 items in batches of 16, two epochs
     assert [line["epoch"] for line in lines if line.get("event") == "evaluation"] == [0, 1, 2]
     assert Embedder.from_pretrained(finished / "embedder").dim == 8
+    objective = Objective.from_pretrained(finished / "embedder")
+    trained = load_file(next(finished.glob("checkpoints/*/model.safetensors")))
+    learned = objective.learned()
+    assert same(learned, {name: trained[f"objective.{name}"] for name in learned})
+    assert objective.config["target"] == Embedder.from_pretrained(finished / "embedder").target == result["target"]
     assert [p.name for p in (finished / "checkpoints").iterdir()] == ["step00000012_epoch00002.kept"]
     assert "<html" in (finished / "report.html").read_text()
     assert list((finished / "tracking").glob("events*")) or list(finished.rglob("events*"))
@@ -178,6 +186,16 @@ def test_gradient_accumulation_clipping_and_early_stopping(tmp_path: Path) -> No
     assert result["best_epoch"] == 1
     lines = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
     assert all("grad_norm" in line for line in lines if "loss" in line)
+
+
+def test_the_best_embedder_is_kept_with_its_proxies(tmp_path: Path) -> None:
+    """Only the proxies learn, so the first evaluation stays the best, and proxies move on after it."""
+    frozen = ["--optimizer.lr", "0", "--optimizer.proxy_lr", "0.1", "--embedder.freeze_batch_norm", "true"]
+    assert recipe.train(tiny(tmp_path / "run", *frozen, "--evaluation.keep", "best"))["best_epoch"] == 1
+    best, kept = (Objective.from_pretrained(tmp_path / "run" / name).learned() for name in ("best", "embedder"))
+    assert same(best, kept)
+    last = load_file(next(tmp_path.glob("run/checkpoints/*/model.safetensors")))
+    assert not torch.equal(kept["proxies.weight"], last["objective.proxies.weight"])
 
 
 def test_accumulated_gradient_is_the_mean_over_batches(tmp_path: Path) -> None:
@@ -602,6 +620,10 @@ def test_folder_with_another_run_is_left_alone(finished: Path, tmp_path: Path) -
     before = {p: p.stat().st_mtime_ns for p in finished.rglob("*")}
     with pytest.raises(FileExistsError, match="already holds a run"):
         recipe.start(tiny(finished))
+    assert (
+        json.loads((finished / "data.json").read_text())["data"]
+        == json.loads((finished / "metrics.json").read_text())["data"]
+    )
     with pytest.raises(ValueError, match=r"other settings \(.*sampler.batch_size"):
         recipe.start(tiny(finished, "--resume", "auto", "--sampler.batch_size", "32"))
     (tmp_path / "half").mkdir()
@@ -611,6 +633,46 @@ def test_folder_with_another_run_is_left_alone(finished: Path, tmp_path: Path) -
     with pytest.raises(FileExistsError, match="other files"):
         recipe.start(tiny(tmp_path))
     assert before == {p: p.stat().st_mtime_ns for p in finished.rglob("*")}
+
+
+def test_a_run_is_continued_on_the_data_that_it_was_begun_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A set on the Hub whose branch has moved on: refused, but for the commit that the run was begun on."""
+    commits, labels, load_checked = {None: "a1", "a1": "a1", "b2": "b2"}, {"a1": 0, "b2": 1}, recipe.load_checked
+
+    def load(data: Any, **options: Any) -> Any:
+        splits, bad = load_checked(replace(data, revision=None), **options)
+        commit = commits[data.revision]
+        train = replace(splits.train, labels=(splits.train.labels + labels[commit]) % 10)
+        return replace(splits, train=train, origin={"set": "user/digits", "commit": commit}), bad
+
+    monkeypatch.setattr(recipe, "load_checked", load)
+    config = tiny(tmp_path / "run", "--checkpoint_every", "1", "--resume", "auto")
+    kill_after(config, 3, monkeypatch)
+    record = json.loads((tmp_path / "run" / "data.json").read_text())
+    assert record["origin"] == {"set": "user/digits", "commit": "a1"}
+    assert record["data"].keys() == {"train", "query"}
+    commits[None] = "b2"
+    before = {p: p.stat().st_mtime_ns for p in (tmp_path / "run").rglob("*")}
+    pattern = (
+        r"begun on other data \(commit a1 of the set then, b2 now; other ids, names or labels in train\); .*revision a1"
+    )
+    with pytest.raises(ValueError, match=pattern):
+        recipe.start(config)
+    labels["b2"] = 0
+    with pytest.raises(ValueError, match=r"\(commit a1 of the set then, b2 now\)"):
+        recipe.start(config)
+    with pytest.raises(ValueError, match=r"other settings \(data.revision\)"):
+        recipe.start(tiny(tmp_path / "run", "--resume", "auto", "--checkpoint_every", "1", "--data.revision", "b2"))
+    commits[None], labels["a1"] = "a1", 2
+    with pytest.raises(
+        ValueError, match=r"\(other ids, names or labels in train\); start a run of its own with another --o\w+$"
+    ):
+        recipe.start(config)
+    assert before == {p: p.stat().st_mtime_ns for p in (tmp_path / "run").rglob("*")}
+    commits[None], labels["a1"] = "b2", 0
+    same_data = tiny(tmp_path / "run", "--resume", "auto", "--checkpoint_every", "1", "--data.revision", "a1")
+    assert recipe.start(same_data)[1].checkpoint is not None
+    assert recipe.start(tiny(tmp_path / "fresh"))[1].checkpoint is None
 
 
 def test_unset_output_takes_a_new_name_and_resume_finds_the_unfinished_one(
