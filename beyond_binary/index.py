@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .faiss_index import faiss_index
+from .faiss_index import check_faiss, faiss_index
 from .geometry import create_geometry
 from .registry import suggest
 from .storage import replacing, write_json
@@ -24,6 +24,7 @@ Kind = Literal["exact", "flat", "ivf", "hnsw"]
 SPACES = ("cosine", "dot", "euclidean")
 VECTORS, ITEMS, CONFIG, GRAPH = "embeddings.safetensors", "items.parquet", "index.json", "index.faiss"
 FILES = (VECTORS, ITEMS, CONFIG, GRAPH)
+COLUMN = "columns."  # before the names of columns in the file of the items
 FORMAT = 1
 CHUNK = 1 << 25  # scores that are compared at once
 
@@ -50,12 +51,14 @@ class Index:
         columns: further facts of each item: a mapping of columns, or a pyarrow table, of n rows.
         geometry: "cosine", "dot" or "euclidean".
         kind: "exact" (torch, on `device`); or by faiss (extra `faiss`): "flat" (exact), "ivf" (cells, of which a tenth is
-            searched) or "hnsw" (a graph). None: "flat" where faiss is installed, else "exact".
-        device: where the search runs; a GPU needs a faiss that supports it, or kind "exact".
+            searched) or "hnsw" (a graph). None: "flat" on the CPU where faiss is installed, else "exact".
+        device: where the search runs. On a GPU "exact" needs torch alone; "flat" and "ivf" need a faiss that is built for
+            it (and find at most 2,048 items a query), and "hnsw" is for the CPU alone.
 
     Raises:
-        ValueError: embeddings that are not [n d] and finite, names or columns of another length, unknown names.
-        ImportError: a kind of faiss without faiss.
+        ValueError: embeddings that are not [n d] and finite, names or columns of another length, unknown names, a kind
+            that does not run on the device.
+        ImportError: a kind of faiss without faiss, or on a GPU with a faiss for the CPU.
     """
 
     def __init__(
@@ -81,17 +84,20 @@ class Index:
             raise ValueError(
                 f"an index takes geometry {', '.join(SPACES)}, got {geometry!r}{suggest(geometry, SPACES)}"
             )
-        kind = kind or ("flat" if find_spec("faiss") else "exact")
+        device = torch.device(device)
+        kind = kind or ("flat" if device.type == "cpu" and find_spec("faiss") else "exact")
         if kind not in get_args(Kind):
             raise ValueError(f"unknown kind of index {kind!r}{suggest(kind, get_args(Kind))}")
-        self.names = [str(i) for i in range(len(z))] if names is None else list(names)
+        if kind != "exact":
+            check_faiss(kind, device)
+        self.names = [str(name) for name in (range(len(z)) if names is None else names)]
         self.columns = (
             pa.table(dict(columns) if isinstance(columns, dict) else columns) if columns is not None else None
         )
         for what, rows in (("names", self.names), ("columns", self.columns)):
             if rows is not None and len(rows) != len(z):
                 raise ValueError(f"expected {len(z)} {what}, one for each embedding, got {len(rows)}")
-        self.geometry, self.kind, self.device = geometry, kind, torch.device(device)
+        self.geometry, self.kind, self.device = geometry, kind, device
         self.embeddings: Tensor = create_geometry(geometry).prepare(z)
 
     def __len__(self) -> int:
@@ -130,7 +136,7 @@ class Index:
         return Hits(places, scores.masked_fill(places < 0, torch.nan))
 
     def _exact(self, q: Tensor, k: int) -> Hits:
-        keys, found = self.embeddings.to(self.device), []
+        keys, found = self._keys, []
         for part in q.to(self.device).split(max(1, CHUNK // len(keys))):
             if self.geometry == "euclidean":
                 found.append(create_geometry("euclidean").block(part, keys).topk(k, largest=False))
@@ -140,22 +146,24 @@ class Index:
         return Hits(places, scores)
 
     @cached_property
-    def _faiss(self) -> Any:
-        """The index of faiss, built on first use; results do not depend on threads."""
-        index = self._built()
-        if self.device.type == "cuda":
-            import faiss
+    def _keys(self) -> Tensor:
+        """The embeddings where the search runs: sent there once."""
+        return self.embeddings.to(self.device)
 
-            index = faiss.index_cpu_to_gpu(faiss.StandardGpuResources(), self.device.index or 0, index)
-        return index
-
+    @cached_property
     def _built(self) -> Any:
+        """The index of faiss on the CPU, built on first use; results do not depend on threads."""
         vectors = np.ascontiguousarray(self.embeddings.numpy())
-        try:
-            return faiss_index(vectors, self.kind, similarity=self.geometry != "euclidean")  # type: ignore[arg-type]
-        except ImportError as error:
-            way_out = "pip install beyond_binary[faiss]; or take 'exact'"
-            raise ImportError(f"kind {self.kind!r} needs faiss: {way_out}") from error
+        return faiss_index(vectors, self.kind, similarity=self.geometry != "euclidean")  # type: ignore[arg-type]
+
+    @cached_property
+    def _faiss(self) -> Any:
+        """The index of faiss where the search runs."""
+        if self.device.type == "cpu":
+            return self._built
+        import faiss
+
+        return faiss.index_cpu_to_gpu(faiss.StandardGpuResources(), self.device.index or 0, self._built)
 
     def recall(self, k: int = 10, sample: int = 256) -> float:
         """Share of the true `k` nearest items that `search` finds, for a sample of the items, evenly spaced, as queries.
@@ -171,9 +179,10 @@ class Index:
         return float(near.double().mean())
 
     def items(self, places: Any) -> list[dict[str, Any]]:
-        """Name and columns of the items at `places` [k]."""
+        """Name and columns of the items at `places` [k]; a column that is itself called "name" is "columns.name"."""
         places = [int(p) for p in torch.as_tensor(places).flatten() if p >= 0]
         rows = [{}] * len(places) if self.columns is None else self.columns.take(places).to_pylist()
+        rows = [{f"{COLUMN}{key}" if key == "name" else key: value for key, value in row.items()} for row in rows]
         return [{"name": self.names[place], **row} for place, row in zip(places, rows, strict=True)]
 
     def save(self, folder: str | os.PathLike[str]) -> None:
@@ -192,7 +201,7 @@ class Index:
         table = pa.table({"name": pa.array(self.names, pa.string())})
         columns: Any = self.columns
         for name in () if columns is None else columns.column_names:
-            table = table.append_column(f"columns.{name}", columns[name])
+            table = table.append_column(f"{COLUMN}{name}", columns[name])
         config = {"format_version": FORMAT, "geometry": self.geometry, "kind": self.kind}
         with replacing(folder, FILES) as part:
             save_file({"embeddings": self.embeddings.contiguous()}, part / VECTORS)
@@ -200,17 +209,20 @@ class Index:
             if self.kind in ("ivf", "hnsw"):
                 import faiss
 
-                faiss.write_index(self._built() if self.device.type == "cuda" else self._faiss, str(part / GRAPH))
+                faiss.write_index(self._built, str(part / GRAPH))
             write_json(part / CONFIG, config | {"items": len(self), "dim": self.dim})
 
     @staticmethod
     def load(folder: str | os.PathLike[str], *, device: str | torch.device = "cpu") -> Index:
         """Read an index from the folder that `save` wrote.
 
+        Kind "flat", which finds what "exact" finds, becomes "exact" where faiss is missing or does not run on `device`.
+
         Raises:
             FileNotFoundError: no index there.
-            ValueError: an index of a newer format, or one whose files do not belong together.
-            ImportError: it was built by faiss, which is not installed.
+            ValueError: an index of a newer format, one whose files do not belong together, or of a kind that does not run
+                on the device.
+            ImportError: it was built by faiss, which is not installed, or not for a GPU.
         """
         import pyarrow.parquet as pq
         from safetensors.torch import load_file
@@ -229,10 +241,16 @@ class Index:
                 f"{folder}: {len(z)} embeddings and {len(table)} items, expected {config['items']}; build it again"
             )
         names = table["name"].to_pylist()
-        columns = {name.removeprefix("columns."): table[name] for name in table.column_names if name != "name"}
-        index = Index(z, names, columns or None, geometry=config["geometry"], kind=config["kind"], device=device)
+        columns = {name.removeprefix(COLUMN): table[name] for name in table.column_names if name != "name"}
+        kind = config["kind"]
+        if kind == "flat":
+            try:
+                check_faiss(kind, torch.device(device))
+            except (ImportError, ValueError):
+                kind = "exact"
+        index = Index(z, names, columns or None, geometry=config["geometry"], kind=kind, device=device)
         index.embeddings = z  # prepared already: not a bit is changed
-        if (folder / GRAPH).is_file() and config["kind"] in ("ivf", "hnsw"):
+        if (folder / GRAPH).is_file() and kind in ("ivf", "hnsw"):
             import faiss
 
             read = faiss.read_index(str(folder / GRAPH))
@@ -240,6 +258,5 @@ class Index:
                 raise ValueError(
                     f"{folder / GRAPH} holds {read.ntotal} vectors, expected {len(z)}; build the index again"
                 )
-            if index.device.type == "cpu":
-                index.__dict__["_faiss"] = read
+            index.__dict__["_built"] = read
         return index

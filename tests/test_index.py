@@ -79,7 +79,10 @@ def test_what_is_loaded_is_what_was_saved(kind: str, geometry: str, tmp_path: Pa
     before, after = (one.search(draw(4, seed=2), 6) for one in (index, again))
     assert torch.equal(before.places, after.places)
     assert torch.equal(before.scores, after.scores)
-    assert again.items([3, -1, 0]) == [{"name": 3, "age": 1.5, "who": "p3"}, {"name": 0, "age": 0.0, "who": "p0"}]
+    assert again.items([3, -1, 0]) == [
+        {"name": "3.png", "age": 1.5, "who": "p3", "columns.name": 3},
+        {"name": "0.png", "age": 0.0, "who": "p0", "columns.name": 0},
+    ]
     assert (again.names, again.kind, again.geometry) == (index.names, kind, geometry)
     index.save(tmp_path / "a" / "index")
     assert [p.name for p in (tmp_path / "a").iterdir()] == ["index"]
@@ -143,6 +146,77 @@ def test_what_cannot_be_searched_or_loaded(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setitem(sys.modules, "faiss", None)
     with pytest.raises(ImportError, match=r"pip install beyond_binary\[faiss\]; or take 'exact'"):
         Index(draw(4), kind="hnsw").search(draw(1))
+
+
+# ---- on a GPU: played, for there is none
+
+
+class Transfers:
+    """Functions that a faiss for GPUs has; indices stay where they are, and are counted."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        faiss = pytest.importorskip("faiss")
+        self.sent: list[Any] = []
+        self.trained = 0
+        monkeypatch.setattr(faiss, "index_cpu_to_gpu", self.to_gpu, raising=False)
+        monkeypatch.setattr(faiss, "StandardGpuResources", lambda: None, raising=False)
+        built = module.faiss_index
+
+        def counted(*given: Any, **options: Any) -> Any:
+            self.trained += 1
+            return built(*given, **options)
+
+        monkeypatch.setattr(module, "faiss_index", counted)
+
+    def to_gpu(self, resources: Any, device: int, index: Any) -> Any:
+        self.sent.append(device)
+        return index
+
+
+def test_without_a_faiss_for_gpus_the_search_there_is_by_torch(tmp_path: Path) -> None:
+    faiss = pytest.importorskip("faiss")
+    assert not hasattr(faiss, "index_cpu_to_gpu")
+    z = draw(30)
+    index = Index(z, device="cuda")
+    assert index.kind == "exact"
+    with pytest.raises(ImportError, match=r"needs a faiss that is built for GPUs .*take 'exact', or device 'cpu'"):
+        Index(z, kind="flat", device="cuda:1")
+    Index(z, kind="flat").save(tmp_path / "flat")
+    Index(z, kind="ivf").save(tmp_path / "ivf")
+    assert Index.load(tmp_path / "flat", device="cuda").kind == "exact"
+    with pytest.raises(ImportError, match="kind 'ivf' on device 'cuda' needs a faiss that is built for GPUs"):
+        Index.load(tmp_path / "ivf", device="cuda")
+
+
+@pytest.mark.parametrize(("kind", "device"), [("hnsw", "cuda"), ("flat", "mps")])
+def test_kinds_that_faiss_has_for_no_such_device(kind: str, device: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    Transfers(monkeypatch)
+    with pytest.raises(ValueError, match=f"no index of kind '{kind}' for device '{device}'; take 'exact'"):
+        Index(draw(30), kind=kind, device=device)
+
+
+@pytest.mark.parametrize("kind", ["flat", "ivf"])
+def test_on_a_gpu_an_index_is_built_once(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    transfers = Transfers(monkeypatch)
+    index = Index(draw(200), kind=kind, device="cuda:2")
+    found = index.search(draw(3, seed=1), 5)
+    index.save(tmp_path / "index")
+    index.search(draw(3, seed=1), 5)
+    assert (transfers.trained, transfers.sent) == (1, [2])
+    again = Index.load(tmp_path / "index", device="cuda")
+    assert torch.equal(again.search(draw(3, seed=1), 5).places, found.places)
+    again.save(tmp_path / "index")
+    assert transfers.trained == (1 if kind == "ivf" else 2)  # "flat" keeps no file: it is the vectors
+    assert transfers.sent == [2, 0]
+
+
+def test_vectors_are_sent_to_a_device_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    index, sent = Index(draw(30), kind="exact"), []
+    to = torch.Tensor.to
+    monkeypatch.setattr(torch.Tensor, "to", lambda z, *given: (z is index.embeddings and sent.append(1)) or to(z, *given))
+    for _ in range(3):
+        index.search(draw(2))
+    assert sent == [1]
 
 
 def test_the_recipe_builds_and_asks(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
