@@ -58,7 +58,9 @@ def check_faiss(kind: str, device: torch.device) -> None:
     if device.type == "cpu":
         return
     if device.type != "cuda" or kind == "hnsw":
-        raise ValueError(f"faiss has no index of kind {kind!r} for device {str(device)!r}; take 'exact', or device 'cpu'")
+        raise ValueError(
+            f"faiss has no index of kind {kind!r} for device {str(device)!r}; take 'exact', or device 'cpu'"
+        )
     import faiss
 
     if not hasattr(faiss, "index_cpu_to_gpu"):

@@ -84,7 +84,7 @@ def page(asked: str, index: Index, hits: Hits) -> str:
         )
         shown = picture(item[THUMBNAIL]) if item.get(THUMBNAIL) else ""
         cards.append(
-            f"<figure>{shown}<figcaption><b>{score:.3f}</b> {html.escape(str(item["name"]))}{words}</figcaption></figure>"
+            f"<figure>{shown}<figcaption><b>{score:.3f}</b> {html.escape(item['name'])}{words}</figcaption></figure>"
         )
     head = f'<!doctype html><html lang="en"><meta charset="utf-8"><title>Search</title>{STYLE}'
     return f'{head}<h1>Search</h1><p>{asked}</p><div class="hits">{"".join(cards)}</div></html>\n'

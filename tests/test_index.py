@@ -213,7 +213,9 @@ def test_on_a_gpu_an_index_is_built_once(kind: str, tmp_path: Path, monkeypatch:
 def test_vectors_are_sent_to_a_device_once(monkeypatch: pytest.MonkeyPatch) -> None:
     index, sent = Index(draw(30), kind="exact"), []
     to = torch.Tensor.to
-    monkeypatch.setattr(torch.Tensor, "to", lambda z, *given: (z is index.embeddings and sent.append(1)) or to(z, *given))
+    monkeypatch.setattr(
+        torch.Tensor, "to", lambda z, *given: (z is index.embeddings and sent.append(1)) or to(z, *given)
+    )
     for _ in range(3):
         index.search(draw(2))
     assert sent == [1]
