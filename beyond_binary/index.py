@@ -2,28 +2,37 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 
 from .faiss_index import check_faiss, faiss_index
 from .geometry import create_geometry
+from .preprocess import to_rgb
 from .registry import suggest
 from .storage import replacing, write_json
+
+if TYPE_CHECKING:
+    from .data import DataConfig
+    from .data.readers import Rows
+    from .embedder import Embedder
 
 Kind = Literal["exact", "flat", "ivf", "hnsw"]
 SPACES = ("cosine", "dot", "euclidean")
 VECTORS, ITEMS, CONFIG, GRAPH = "embeddings.safetensors", "items.parquet", "index.json", "index.faiss"
 FILES = (VECTORS, ITEMS, CONFIG, GRAPH)
+THUMBNAIL = "thumbnail"  # the column of small pictures
 COLUMN = "columns."  # before the names of columns in the file of the items
 FORMAT = 1
 CHUNK = 1 << 25  # scores that are compared at once
@@ -99,6 +108,74 @@ class Index:
                 raise ValueError(f"expected {len(z)} {what}, one for each embedding, got {len(rows)}")
         self.geometry, self.kind, self.device = geometry, kind, device
         self.embeddings: Tensor = create_geometry(geometry).prepare(z)
+
+    @staticmethod
+    def build(
+        embedder: Embedder,
+        source: str | DataConfig,
+        *,
+        split: str | None = None,
+        geometry: str | None = None,
+        kind: Kind | None = None,
+        device: str | torch.device = "cpu",
+        batch_size: int = 64,
+        thumbnails: int = 0,
+        progress: bool = False,
+    ) -> Index:
+        """Embed all images of a folder or data set, and index them with their names and plain columns.
+
+        Columns of numbers, texts and dates are kept (classes by their names where they have some), lists and nested ones
+        left out; a label of its own that a set has becomes the column "label" if it is one value.
+
+        Args:
+            embedder: encodes the images, on the device where it is.
+            source: a folder, zip or table, "hub:USER/NAME", "embedded:NAME", a set in the files of its authors; or a
+                `DataConfig`, which says more. With its `bad_images` "skip", images that cannot be read are left out.
+            split: only the images with this value in the split column.
+            geometry: unset: "cosine" for embeddings of length 1, else "euclidean".
+            kind: as for `Index`.
+            device: where the search runs.
+            batch_size: images per forward pass.
+            thumbnails: keep a JPEG of at most so many pixels on a side in the column "thumbnail"; 0: none.
+            progress: show a progress bar.
+
+        Raises:
+            ValueError, OSError: what cannot be read, as for training, or an image that cannot be decoded (named).
+        """
+        from .data import DataConfig
+        from .data.splits import all_rows
+
+        config = DataConfig(source=source) if isinstance(source, str) else source
+        rows = all_rows(config, split)
+        kept: list[int] = []
+        pictures: list[bytes] = []
+
+        def images() -> Iterator[Image.Image]:
+            from tqdm import tqdm
+
+            for place, name in enumerate(tqdm(rows.names, unit="image", disable=not progress)):
+                try:
+                    image: Image.Image = rows.images[place]
+                    image.load()
+                except Exception as error:  # a decoder may raise anything
+                    if config.bad_images == "skip":
+                        continue
+                    way_out = "repair or remove it, or leave such images out with data.bad_images=skip"
+                    raise ValueError(f"image {name!r} cannot be read ({error}); {way_out}") from error
+                kept.append(place)
+                if thumbnails:
+                    pictures.append(thumbnail(image, thumbnails))
+                yield image
+
+        z = embedder.encode(images(), batch_size=batch_size)
+        columns = plain_columns(rows).take(kept)
+        if thumbnails:
+            taken = columns.column_names.index(THUMBNAIL) if THUMBNAIL in columns.column_names else None
+            columns = columns if taken is None else columns.remove_column(taken)
+            columns = columns.append_column(THUMBNAIL, [pictures])
+        geometry = geometry or ("cosine" if embedder.normalize else "euclidean")
+        names = [rows.names[place] for place in kept]
+        return Index(z, names, columns if columns.column_names else None, geometry=geometry, kind=kind, device=device)
 
     def __len__(self) -> int:
         return len(self.embeddings)
@@ -260,3 +337,28 @@ class Index:
                 )
             index.__dict__["_built"] = read
         return index
+
+
+def thumbnail(image: Image.Image, side: int = 160) -> bytes:
+    """A JPEG of the image, at most `side` pixels high and wide."""
+    small, file = to_rgb(image).copy(), io.BytesIO()
+    small.thumbnail((side, side))
+    small.save(file, "JPEG", quality=80)
+    return file.getvalue()
+
+
+def plain_columns(rows: Rows) -> Any:
+    """The columns of rows that hold one number, text or date each, and "label" for labels of the set's own, as a table."""
+    import pyarrow as pa
+    from pyarrow import types
+
+    table = rows.columns
+    nested = [f.name for f in table.schema if types.is_nested(f.type) or types.is_binary(f.type)]
+    table = table.drop_columns(nested)
+    if rows.labels is not None and rows.labels.ndim == 1 and "label" not in rows.columns.column_names:
+        table = table.append_column("label", [pa.array(rows.labels.tolist())])
+    for name, classes in rows.class_names.items():
+        if name in table.column_names and types.is_integer(table[name].type):
+            named = [classes[c] if c is not None and 0 <= c < len(classes) else None for c in table[name].to_pylist()]
+            table = table.set_column(table.column_names.index(name), name, [pa.array(named, pa.string())])
+    return table
