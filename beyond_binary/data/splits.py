@@ -70,11 +70,27 @@ def all_rows(config: DataConfig, split: str | None = None) -> Rows:
     index = np.flatnonzero(values == _spelling(values, split))
     if not len(index):
         raise ValueError(f"no rows of split {split!r}; {_what_exists(rows, config)}")
+    return _select(rows, index)
+
+
+def readable(rows: Rows) -> Rows:
+    """The rows whose images can be decoded."""
+
+    def decodes(place: int) -> bool:
+        try:
+            rows.images[place].load()
+        except Exception:  # a decoder may raise anything
+            return False
+        return True
+
+    return _select(rows, np.flatnonzero([decodes(place) for place in range(len(rows.names))]))
+
+
+def _select(rows: Rows, index: np.ndarray) -> Rows:
     names = [rows.names[i] for i in index.tolist()]
     labels = None if rows.labels is None else rows.labels[index]
-    return replace(
-        rows, images=Picked(rows.images, index), names=names, columns=rows.columns.take(index), labels=labels
-    )
+    images = Picked(rows.images, index)
+    return replace(rows, images=images, names=names, columns=rows.columns.take(index), labels=labels)
 
 
 def _embedded_rows(config: DataConfig) -> Rows:
