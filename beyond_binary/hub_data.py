@@ -128,7 +128,8 @@ class AsStored(Sequence[Any]):
         from .data.items import Picked
         from .data.readers import EncodedImages, StoredImages
 
-        images, place = self.images, int(index)
+        images: Any = self.images
+        place = int(index)
         while isinstance(images, Picked):
             images, place = images.images, int(images.positions[place])
         whole = isinstance(images, StoredImages | EncodedImages) and images.size is None and not self.pixels_only
