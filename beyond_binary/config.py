@@ -304,6 +304,22 @@ def parse_config(argv: Sequence[str] | None = None, default: Path | None = None)
     return Config(**{f.name: made[f.name] for f in fields(Config)})
 
 
+def parse_data(argv: Sequence[str]) -> DataConfig:
+    """Read `--data.FIELD VALUE` and `--config FILE.yaml`, of which the section data counts, for recipes that only read data.
+
+    Raises:
+        SystemExit: as `parse_config`.
+        ValueError: other arguments, or neither `--data.source` nor `--config`.
+    """
+    options = [word for word in argv if word.startswith("--")]
+    if odd := [word for word in options if not re.match(r"--(data\.|config\b)", word)]:
+        raise ValueError(f"unknown argument {odd[0]}; see --help")
+    data = parse_config(argv).data
+    if not any(re.match(r"--(data\.source|config)\b", word) for word in options):
+        raise ValueError("expected --data.source: a folder, zip, table, hub:USER/NAME or embedded:NAME")
+    return data
+
+
 def check_config(config: Config) -> None:
     """Raise a ValueError for numbers out of range and for settings that contradict each other."""
     optimizer, evaluation = config.optimizer, config.evaluation

@@ -70,6 +70,49 @@ def _matched(names: list[str], matcher: Any) -> dict[str, int]:
     return found
 
 
+def param_groups(
+    embedder: nn.Module,
+    library: str,
+    lr: float,
+    *,
+    head_lr: float | None = None,
+    weight_decay: float = 0.0,
+    layer_decay: float = 1.0,
+) -> list[dict[str, Any]]:
+    """Trainable parameters of an embedder as optimizer groups; none is empty.
+
+    They are called trunk, text (the text tower), head, and each of them with _no_decay; with a layer decay
+    trunk_layer0, trunk_layer0_no_decay and so on.
+
+    Args:
+        embedder: with the trunk as its child `trunk`.
+        library: "timm" or "open_clip", the trunk's.
+        lr: learning rate of the last layer of trunk and text tower.
+        head_lr: learning rate of the head, to which learned pooling belongs; default: `lr`.
+        weight_decay: of matrices; one-dimensional parameters (biases, norms) and scalars are not decayed.
+        layer_decay: factor on the learning rate from each layer to the one below (see `layers`).
+    """
+    groups: dict[str, dict[str, Any]] = {}
+    places = layers(embedder.get_submodule("trunk"), library) if layer_decay != 1 else {}
+    tops = {tower: max(n for t, n in places.values() if t == tower) for tower in {t for t, _ in places.values()}}
+    for parameter_name, parameter in embedder.named_parameters():
+        if not parameter.requires_grad:
+            continue
+        inner = parameter_name.removeprefix("trunk.")
+        of_text = library == "open_clip" and not inner.startswith("visual.")
+        part = "head" if inner == parameter_name else "text" if of_text else "trunk"
+        rate = head_lr if part == "head" and head_lr is not None else lr
+        name = part
+        if inner in places and part != "head":
+            tower, layer = places[inner]
+            name, rate = f"{part}_layer{layer}", lr * layer_decay ** (tops[tower] - layer)
+        decayed = parameter.ndim > 1
+        name = name if decayed else f"{name}_no_decay"
+        group = {"name": name, "params": [], "lr": rate, "weight_decay": weight_decay if decayed else 0.0}
+        groups.setdefault(name, group)["params"].append(parameter)
+    return list(groups.values())
+
+
 def lock(trunk: nn.Module, library: str, unlocked: int) -> None:
     """Let only the last `unlocked` layers of the image tower be trained; raises ValueError if it has fewer."""
     own = {name: layer for name, (tower, layer) in layers(trunk, library).items() if tower == "image"}

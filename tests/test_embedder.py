@@ -317,6 +317,34 @@ def test_encode_names_what_it_cannot_read(tmp_path):
     assert embedder.training
 
 
+def test_encode_has_the_habits_of_sentence_transformers(capfd):
+    long, clip = make(normalize=False), make("clip_none", normalize=False)
+    images, texts = [picture(64, 64, seed=i) for i in range(3)], ["a cat", "two red dogs", "a house"]
+    for embedder, encode, given in ((long, long.encode, images), (clip, clip.encode_text, texts)):
+        z = encode(given)
+        assert (z.norm(dim=1) - 1).abs().min() > 1e-3
+        torch.testing.assert_close(encode(given, normalize_embeddings=True), torch.nn.functional.normalize(z))
+        for options, kind in (
+            ({"convert_to_numpy": True}, np.ndarray), ({"convert_to_tensor": False}, np.ndarray),
+            ({"convert_to_tensor": True, "convert_to_numpy": True}, torch.Tensor), ({"convert_to_tensor": True}, torch.Tensor),
+        ):  # fmt: skip
+            found = encode(given, **options)
+            assert isinstance(found, kind)
+            np.testing.assert_array_equal(np.asarray(found), z.numpy())
+        assert "it/s" not in capfd.readouterr().err
+        encode(given, show_progress_bar=True)
+        assert ("text/s" if embedder is clip else "image/s") in capfd.readouterr().err
+        with pytest.raises(ValueError, match="batch_size"):
+            encode(given, batch_size=0)
+        moved = []
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(type(embedder), "to", lambda module, device, moved=moved: moved.append(device))
+            assert torch.equal(encode(given, device="cuda:1"), z)
+        assert moved == ["cuda:1"]
+    unit = make()
+    assert torch.equal(unit.encode(images, normalize_embeddings=True), unit.encode(images))
+
+
 # ---- saving and loading
 
 

@@ -336,12 +336,12 @@ def test_the_recipe_scores_the_pairs_of_all_folds_or_of_one(
     with pytest.raises(SystemExit):
         told("--embedder", "x", "--fold", "4")
     assert "--fold 4: expected 1 to 3" in capsys.readouterr().err
-    assert {embedder.device for embedder in made} == {"cpu"}
+    assert {embedder.device for embedder in made} == {recipe.usable_device()}
     told("--embedder", "x", "--device", "meta")
     assert made[-1].device == "meta"
     with pytest.raises(SystemExit):
         told("--embedder", "x", "--device", "abacus")
-    assert "error: --device abacus: " in capsys.readouterr().err
+    assert "error: device 'abacus' cannot be used: " in capsys.readouterr().err
     (root / "pairs.txt").unlink()
     with pytest.raises(SystemExit):
         told("--embedder", "x")

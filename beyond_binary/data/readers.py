@@ -134,9 +134,14 @@ class StoredImages(Sequence):
         return len(self.files)
 
     def __getitem__(self, index: Any) -> Any:
+        stored = self.stored(index)
+        return decode(io.BytesIO(stored) if isinstance(stored, bytes) else stored, self.size)
+
+    def stored(self, index: int) -> str | bytes:
+        """The path of an image, or its bytes in the archive."""
         if self.archive is None:
-            return decode(self.files[index], self.size)
-        return decode(io.BytesIO(_archive(self.archive, os.getpid()).read(self.files[index])), self.size)
+            return self.files[index]
+        return _archive(self.archive, os.getpid()).read(self.files[index])
 
 
 @dataclass(frozen=True)
@@ -150,13 +155,19 @@ class EncodedImages(Sequence):
         return len(self.column)
 
     def __getitem__(self, index: Any) -> Any:
+        stored = self.stored(index)
+        return decode(io.BytesIO(stored) if isinstance(stored, bytes) else stored, self.size)
+
+    def stored(self, index: int) -> str | bytes:
+        """The bytes of an image, or its path; ValueError where there is neither."""
         cell = self.column[int(index)]
         cell = cell.as_py() if hasattr(cell, "as_py") else cell
         if isinstance(cell, dict):
             cell = cell.get("bytes") or cell.get("path")
         if cell is None:
             raise ValueError("the cell is empty")
-        return decode(io.BytesIO(cell) if isinstance(cell, bytes) else cell, self.size)
+        found: str | bytes = cell
+        return found
 
 
 # ---------------------------------------------------------------- folders and zips

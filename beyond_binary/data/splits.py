@@ -44,6 +44,69 @@ def load_splits(config: DataConfig) -> Splits:
     return _limited(splits, config)
 
 
+def all_rows(config: DataConfig, split: str | None = None) -> Rows:
+    """The rows of a source as it stands, embedded sets too: all of them, however training would divide them, or one split.
+
+    A set that is streamed by numbers of rows ends with the last of them; `limit` is not looked at.
+
+    Args:
+        config: which source, and how it is read.
+        split: only rows with this value in the split column (`config.split`, or "split").
+
+    Raises:
+        What `read_rows` raises; ValueError where there is no such column or value.
+    """
+    _check_ranges(config)
+    if config.source.startswith("embedded:"):
+        rows = _embedded_rows(config)
+    elif split is not None and config.split in (None, "split"):  # a Hub set is asked for this split alone
+        asked = {"splitting": "given", "train_split": split, "query_split": split}
+        rows = read_rows(replace(config, **asked, gallery_split=None, role=None))  # type: ignore[arg-type]
+    else:  # of a Hub set, "given" would leave splits out
+        rows = read_rows(config if config.splitting == "rows" else replace(config, splitting="class_disjoint"))
+    if split is None:
+        return rows
+    values = _text(rows, config.split or "split", "split")
+    index = np.flatnonzero(values == _spelling(values, split))
+    if not len(index):
+        raise ValueError(f"no rows of split {split!r}; {_what_exists(rows, config)}")
+    return _select(rows, index)
+
+
+def readable(rows: Rows) -> Rows:
+    """The rows whose images can be decoded."""
+
+    def decodes(place: int) -> bool:
+        try:
+            rows.images[place].load()
+        except Exception:  # a decoder may raise anything
+            return False
+        return True
+
+    return _select(rows, np.flatnonzero([decodes(place) for place in range(len(rows.names))]))
+
+
+def _select(rows: Rows, index: np.ndarray) -> Rows:
+    names = [rows.names[i] for i in index.tolist()]
+    labels = None if rows.labels is None else rows.labels[index]
+    images = Picked(rows.images, index)
+    return replace(rows, images=images, names=names, columns=rows.columns.take(index), labels=labels)
+
+
+def _embedded_rows(config: DataConfig) -> Rows:
+    """An embedded set with its labels and a column "split" (train or test)."""
+    import pyarrow as pa
+
+    made = _embedded(config)
+    parts = {"train": made.train, "test": made.query}
+    columns = pa.table({"split": [name for name, items in parts.items() for _ in range(len(items))]})
+    images = [image for items in parts.values() for image in items.images]
+    names = [name for items in parts.values() for name in items.names]
+    classes = {} if made.class_names is None else {"label": made.class_names}
+    labels = np.concatenate([items.labels for items in parts.values()])
+    return Rows(images, names, columns, classes, labels, made.target)
+
+
 def _check_ranges(config: DataConfig) -> None:
     """A ValueError that names the first number of the config that cannot be."""
     for name, least in (("size", 1), ("limit", 1), ("workers", 0), ("folds", 2), ("fold", 0)):
