@@ -203,7 +203,7 @@ def test_accumulated_gradient_is_the_mean_over_batches(tmp_path: Path) -> None:
     changes = [
         "--optimizer.name", "sgd", "--optimizer.options", "{momentum: 0.0, nesterov: false}", "--optimizer.epochs", "1", "--optimizer.warmup", "0", "--optimizer.weight_decay", "0",
         "--optimizer.schedule", "constant", "--embedder.freeze_batch_norm", "true", "--data.rows", "[32, 40]",
-        "--evaluation.every", "0", "--optimizer.lr", "0.01", "--optimizer.proxy_lr", "0",
+        "--evaluation.every", "0", "--optimizer.lr", "0.01", "--optimizer.proxy_lr", "0", "--objective.proxy_init", "random",
     ]  # fmt: skip
     config = tiny(tmp_path / "run", *changes, "--optimizer.accumulate", "2")
     setup, run, accelerator = recipe.start(config)
