@@ -319,6 +319,28 @@ def test_a_table_says_which_joints_are_seen(tmp_path: Path) -> None:
     assert torch.isfinite(setup.objective(torch.randn(12, 8), batch["labels"]))
 
 
+def test_pairs_of_images_are_scored_by_file_name(tmp_path: Path) -> None:
+    names = [f"{i}.png" for i in range(12)]
+    for i, name in enumerate(names):
+        Image.fromarray(np.full((16, 16, 3), 20 * i, np.uint8)).save(tmp_path / name)
+    (tmp_path / "labels.csv").write_text(
+        "file,split\n" + "\n".join(f"{n},{'train' if i < 8 else 'test'}" for i, n in enumerate(names))
+    )
+    pairs = [f"{names[i]},{names[j]},{abs(i - j)}" for i in range(12) for j in range(i) if i - j < 4]
+    (tmp_path / "pairs").mkdir()
+    (tmp_path / "pairs" / "scores.csv").write_text("\n".join(pairs))
+    changes = [
+        "--data.source", str(tmp_path), "--data.splitting", "given", "--data.label", "[file]", "--sampler.name", "random",
+        "--sampler.batch_size", "8", "--objective.loss", "log_ratio", "--optimizer.epochs", "1",
+        "--objective.target", f"pair_scores({str(tmp_path / 'pairs' / 'scores.csv')!r})", "--evaluation.ks", "[1]",
+    ]  # fmt: skip
+    config = tiny(tmp_path / "run", *changes)
+    config.data.rows = None
+    result = recipe.train(config)
+    assert np.isfinite(result["table"]["after"]["mean_label_distance_at_1"])
+    assert result["table"]["oracle"]["mean_label_distance_at_1"] == 1  # the next number's image
+
+
 def test_class_mean_proxies_start_at_the_means(tmp_path: Path) -> None:
     config = tiny(tmp_path / "run", "--objective.proxy_init", "class_mean", "--optimizer.epochs", "0")
     setup, run, accelerator = recipe.start(config)
