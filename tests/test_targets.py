@@ -582,6 +582,41 @@ def test_tables_of_scores_that_do_not_fit(rows: Any, highest: float | None, mess
         PairScores(np.array(rows), highest)
 
 
+@given(PATHS)
+def test_trees_of_names_are_those_of_numbers(paths: np.ndarray) -> None:
+    """Text says the same as numbers, as whole paths and in parts."""
+    parts = [[("ant", "bee", "cat")[node] for node in itertools.takewhile(lambda node: node >= 0, p)] for p in paths]
+    whole = ["/".join(part) for part in parts]
+    split = [[" / ".join(part[:1]), "/".join(part[1:])] for part in parts]
+    for spec in ("tree", "tree(lengths=(4.0, 2.0, 0.5))"):
+        expected = distances(spec, paths)
+        for labels in (whole, np.array(whole), split, np.array(whole)[:, None]):
+            np.testing.assert_array_equal(distances(spec, labels), expected)
+    assert bb.create_target("tree").encode(whole[:1]).shape == (1, 16)  # whatever else is in the batch
+
+
+@given(BITS)
+def test_sets_of_names_are_those_of_bits(bits: np.ndarray) -> None:
+    names = ("red", "round", "old car", "ä")
+    sets = [[name for name, there in zip(names, row, strict=True) if there] for row in bits]
+    target = bb.create_target(f"multi_label(names={names!r})")
+    for labels in (["; ".join(s) for s in sets], [[";".join(s[::-1]), s[0] if s else ""] for s in sets]):
+        assert target.encode(np.array(labels)).equal(torch.from_numpy(bits).to(torch.uint8))
+    np.testing.assert_array_equal(distances(target, ["; ".join(s) for s in sets]), distances("multi_label", bits))
+
+
+def test_names_that_are_none_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "tags.txt").write_text("red\nround\n")
+    target = bb.create_target(f"multi_label(names={str(tmp_path / 'tags.txt')!r})")
+    with pytest.raises(LabelError, match="'rond' of item 1 is none of its 2 names; did you mean 'round'") as found:
+        target.encode(["red", "red;rond"])
+    assert found.value.row == 1
+    with pytest.raises(ValueError, match=r"with names needs text .*data\.label '\[tags\]'"):
+        target.encode([[0, 1]])
+    with pytest.raises(LabelError, match="item 1 has 3 levels, more than 2"):
+        bb.create_target("tree(lengths=(1.0, 1.0))").encode(["a/b", "a/b/c"])
+
+
 # ---- pose
 
 

@@ -341,6 +341,35 @@ def test_pairs_of_images_are_scored_by_file_name(tmp_path: Path) -> None:
     assert result["table"]["oracle"]["mean_label_distance_at_1"] == 1  # the next number's image
 
 
+@pytest.mark.parametrize(
+    ("target", "loss"),
+    [
+        ("tree", "log_ratio"),
+        ("multi_label(names=('red', 'round', 'old'))", "log_ratio"),
+        ("within(\"multi_label(names=('red', 'round', 'old'))\", radius=0.999)", "mean_field_contrastive"),
+    ],
+)
+def test_a_table_may_hold_paths_and_sets_by_name(target: str, loss: str, tmp_path: Path) -> None:
+    cells = (
+        ["red;round", "red", "old", "round;old"]
+        if "multi" in target
+        else ["pet/cat/siamese", "pet/cat", "pet/dog", "wild"]
+    )
+    lines = ["file,what", *(f"{i}.png,{cells[i % 4]}" for i in range(20))]
+    (tmp_path / "labels.csv").write_text("\n".join(lines))
+    for i in range(20):
+        Image.fromarray(np.full((16, 16, 3), 10 * i, np.uint8)).save(tmp_path / f"{i}.png")
+    changes = [
+        "--data.source", str(tmp_path), "--data.splitting", "rows", "--data.rows", "[12, 8]", "--data.label", "[what]",
+        "--objective.loss", loss, "--objective.target", target, "--sampler.name", "random", "--sampler.batch_size", "12",
+    ]  # fmt: skip
+    setup, _, _ = recipe.start(tiny(tmp_path / "run", *changes))
+    batch = next(iter(setup.loader))
+    assert batch["labels"].shape == (12, 1)
+    assert torch.isfinite(setup.objective(torch.randn(12, 8), batch["labels"], ids=batch["ids"]))
+    assert all(np.isfinite(v) for v in setup.judge({"query": torch.randn(8, 8)}, "oracle").values())
+
+
 def test_class_mean_proxies_start_at_the_means(tmp_path: Path) -> None:
     config = tiny(tmp_path / "run", "--objective.proxy_init", "class_mean", "--optimizer.epochs", "0")
     setup, run, accelerator = recipe.start(config)
