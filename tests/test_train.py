@@ -456,6 +456,11 @@ def test_learning_rate_rises_then_falls() -> None:
         (["--objective.options", "{temperature: 1}"], "has no option temperature"),
         (["--objective.target", "euclidean"], "set objective.num_proxies"),
         (["--objective.distances", "kept"], "says only which labels are the same"),
+        (
+            ["--objective.distances", "kept", "--objective.target", "within('estimated', radius=0.5)"],
+            "change as the embedder",
+        ),
+        (["--augment.move_labels", "true", "--objective.target", "sum(('circular', 'classes'))"], "those of a sum"),
         (["--sampler.name", "classes(samples_per_class=5)"], "not a multiple"),
         (["--sampler.name", "classes", "--sampler.batch_size", "400"], "classes"),
         (["--sampler.name", "clases"], "did you mean 'classes'"),
