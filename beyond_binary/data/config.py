@@ -31,8 +31,8 @@ class DataConfig:
             image, file_name, file, filename, path, img.
         label: Column with the label, or several numeric columns (or patterns such as "*_[xy]", in table
             order) that are stacked to one float64 vector. Text is captions, or names for the targets that read
-            names, where it comes as a list: several columns, [one column], or a column of lists. Integers and text in one column are classes, floats
-            stay floats.
+            names, where it comes as a list: several columns, [one column], or a column of lists. Integers and
+            text in one column are classes, floats stay floats.
             Unset: class_columns, else label or class.
         class_columns: Column or columns that together make the class: the label if `label` is unset, and what
             the class_disjoint and class_folds splits go by (unset: the label).
