@@ -9,6 +9,7 @@ from pathlib import PurePath
 from typing import Any
 
 from .metrics import COUNTS, MAIN
+from .trunks import base_model
 
 COLUMNS = {
     "after": "trained", "before": "untrained", "frozen": "frozen trunk", "random": "random", "oracle": "best possible",
@@ -54,7 +55,7 @@ def write_card(
     parts = [_metadata(embedder, hub_id, run, license), f"# {hub_id.split('/')[1]}", _summary(embedder, run)]
     parts += ["## Use", _snippets(embedder, hub_id)]
     if run is not None:
-        parts += ["## Results", _results(run), "## Data", _data(run), "## Training", _training(run)]
+        parts += ["## Results", _results(embedder, run), "## Data", _data(run), "## Training", _training(run)]
     parts += ["## Intended use and limits", _limits(embedder, run)]
     if run is not None and run.metrics.get("versions"):
         told = ", ".join(f"{name} {version}" for name, version in run.metrics["versions"].items())
@@ -67,7 +68,7 @@ def _metadata(embedder: Mapping[str, Any], hub_id: str, run: Record | None, lice
     """The YAML block that the Hub reads, with the metrics as model-index."""
     from huggingface_hub import EvalResult, ModelCardData
 
-    library, weights = embedder["trunk"].split("/")[0], embedder.get("weights")
+    library = embedder["trunk"].split("/")[0]
     searches_text = library == "open_clip" and embedder["head"] == "none"
     known: dict[str, Any] = {
         "library_name": "beyond_binary",
@@ -75,8 +76,8 @@ def _metadata(embedder: Mapping[str, Any], hub_id: str, run: Record | None, lice
         "tags": ["beyond_binary", "metric-learning", "image-retrieval", library],
         "pipeline_tag": "zero-shot-image-classification" if searches_text else "image-feature-extraction",
     }
-    if library == "timm" and weights and not weights.endswith(".safetensors"):  # else a file of somebody's machine
-        known["base_model"] = f"{embedder['trunk'].split('.')[0]}.{weights}"
+    if base := base_model(embedder):
+        known["base_model"] = base
     if run is not None:
         source, origin = run.config["data"]["source"], run.metrics.get("origin") or {}
         if source.startswith("hub:"):
@@ -157,7 +158,7 @@ trunk, preprocess = open_clip.create_model_from_pretrained("hf-hub:{hub_id}")
     return f"{ours}\n\n{theirs[library]}"
 
 
-def _results(run: Record) -> str:
+def _results(embedder: Mapping[str, Any], run: Record) -> str:
     """The metrics beside the untrained embedder and the random and the best possible ranking."""
     table = run.metrics["table"]
     shown = {row: word for row, word in COLUMNS.items() if row in table}
@@ -169,7 +170,7 @@ def _results(run: Record) -> str:
     queries, gallery = run.metrics.get("query_items"), run.metrics.get("gallery_items")
     where = "searched among themselves" if gallery is None else f"searched in a gallery of {gallery}"
     told = f"Measured on {queries} held-out queries, {where}. Untrained is the same embedder before training, frozen trunk "
-    told += f"are the features below its head ({run.config['embedder']['weights'] or 'random'} weights), by cosine."
+    told += f"are the features below its head ({embedder.get('weights') or 'random'} weights), by cosine."
     pictures = [f"![Training curves]({run.curves})"] if run.curves else []
     if run.gallery:
         told_below = "Queries from the best to the worst found, left, each with its nearest neighbours after training. "

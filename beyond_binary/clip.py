@@ -13,7 +13,6 @@ from . import distributed
 from .embedder import Embedder
 from .evaluation import evaluate
 from .geometry import Geometry
-from .keys import Proxies
 from .objective import Objective
 from .targets.captions import as_texts
 
@@ -192,7 +191,7 @@ def embed_classes(embedder: Embedder, names: Sequence[str], prompts: Sequence[st
     return torch.nn.functional.normalize(z, dim=1) if embedder.normalize else z
 
 
-def start_at_names(embedder: Embedder, proxies: Proxies, names: Sequence[str], prompts: Sequence[str]) -> None:
+def start_at_names(embedder: Embedder, objective: Objective, names: Sequence[str], prompts: Sequence[str]) -> None:
     """Start each class's proxy at the text tower's embedding of its name [c]; raises as `embed_classes`."""
     z = embed_classes(embedder, names, prompts)
-    proxies.start_at_means(z, torch.arange(len(z)))
+    objective.start_at_means(z, torch.arange(len(z)))

@@ -71,11 +71,16 @@ class ObjectiveConfig:
     Args:
         loss: A registered loss, for example log_ratio, proxy_anchor, supcon.
         target: What similar means, for example classes, euclidean, "pose(root=(2, 3))"; unset: the data set's own.
+        nearest: The same are an item and its so many label-nearest of the whole training set (30: M(Binary) of the
+            log-ratio paper), for losses that read same or different. Unset: what the target says; the target `nearest`
+            looks among the batch alone.
+        anchors: How many of the first items of a batch (of all processes together) are rows of the loss, all being keys:
+            1, with the sampler dense_triplet(anchors=1), is the log-ratio paper's batch. Unset: all.
         geometry: How embeddings are compared; unset: the one of the loss's paper.
         mining: Miner, for example "multi_similarity(epsilon=0.1)"; unset: all pairs.
         memory: How many embeddings of earlier batches join the batch as keys; 0: none.
         proxy_init: "random", "class_mean" (one pass over the training set before the first step), or "text" (the text
-            tower's embeddings of the class names).
+            tower's embeddings of the class names); unset: the loss's default, class_mean for pd_loss, random for others.
         num_proxies: On labels that are not classes, for losses such as pd_loss: proxies sit at that many k-means centres
             of the training labels. Unset: one for each label of a set (target within('multi_label', radius=0.999)).
         distances: Folder for files of all label distances, among the training and among the held-out items: computed once
@@ -87,10 +92,12 @@ class ObjectiveConfig:
 
     loss: str = "log_ratio"
     target: str | None = None
+    nearest: int | None = None
+    anchors: int | None = None
     geometry: str | None = None
     mining: str | None = None
     memory: int = 0
-    proxy_init: Literal["random", "class_mean", "text"] = "random"
+    proxy_init: Literal["random", "class_mean", "text"] | None = None
     num_proxies: int | None = None
     distances: str | None = None
     block: int | None = 1024
@@ -105,7 +112,7 @@ class SamplerConfig:
         name: "random", "classes(samples_per_class=4)", "dense_triplet(anchors=8, k=5)" or
             "offline_hard(negatives=4, refresh=1)" (hard negatives of the whole set), with options in it.
         batch_size: Items in a batch of all processes together.
-        cache: Folder that keeps label-space neighbours (dense_triplet) from run to run; unset: computed each time.
+        cache: Folder that keeps label-space neighbours (dense_triplet, objective.nearest) from run to run; unset: computed each time.
     """
 
     name: str = "random"
@@ -229,6 +236,8 @@ class Config:
             shows small copies of the held-out images). The token comes from HF_TOKEN or `hf auth login`.
         hub_id: "user/name" on the Hub.
         hub_private: Make a new repository on the Hub private.
+        hub_license: Licence for the card, for example mit or apache-2.0; unset: the card says that there is none.
+        hub_proxies: Publish what the loss learned too, such as proxies (near the mean embedding of each class).
         data: The data set.
         embedder: The model.
         objective: The loss.
@@ -251,6 +260,8 @@ class Config:
     push_to_hub: bool = False
     hub_id: str | None = None
     hub_private: bool = False
+    hub_license: str | None = None
+    hub_proxies: bool = True
     data: DataConfig = field(default_factory=DataConfig)
     embedder: EmbedderConfig = field(default_factory=EmbedderConfig)
     objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
@@ -294,12 +305,30 @@ def parse_config(argv: Sequence[str] | None = None, default: Path | None = None)
     return Config(**{f.name: made[f.name] for f in fields(Config)})
 
 
+def parse_data(argv: Sequence[str]) -> DataConfig:
+    """Read `--data.FIELD VALUE` and `--config FILE.yaml`, of which the section data counts, for recipes that only read data.
+
+    Raises:
+        SystemExit: as `parse_config`.
+        ValueError: other arguments, or neither `--data.source` nor `--config`.
+    """
+    options = [word for word in argv if word.startswith("--")]
+    if odd := [word for word in options if not re.match(r"--(data\.|config\b)", word)]:
+        raise ValueError(f"unknown argument {odd[0]}; see --help")
+    data = parse_config(argv).data
+    if not any(re.match(r"--(data\.source|config)\b", word) for word in options):
+        raise ValueError("expected --data.source: a folder, zip, table, hub:USER/NAME or embedded:NAME")
+    return data
+
+
 def check_config(config: Config) -> None:
     """Raise a ValueError for numbers out of range and for settings that contradict each other."""
     optimizer, evaluation = config.optimizer, config.evaluation
     least = {
         "sampler.batch_size": (config.sampler.batch_size, 1),
         "objective.num_proxies": (config.objective.num_proxies, 2),
+        "objective.nearest": (config.objective.nearest, 1),
+        "objective.anchors": (config.objective.anchors, 1),
         "optimizer.epochs": (optimizer.epochs, 0),
         "optimizer.accumulate": (optimizer.accumulate, 1),
         "optimizer.freeze_trunk": (optimizer.freeze_trunk, 0),

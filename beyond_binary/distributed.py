@@ -6,9 +6,9 @@ loss value, and what it adds to the gradients is scaled so that their average is
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from .points import Points
 
+T = TypeVar("T")
 _disabled = 0
 
 
@@ -95,6 +96,15 @@ def share(n: int) -> slice:
     """The rows of `n` replicated rows that this process should walk, so that all are walked once."""
     per = -(-n // world_size())
     return slice(min(rank() * per, n), min((rank() + 1) * per, n))
+
+
+def from_first(make: Callable[[], T]) -> T:
+    """What the first process makes, on all processes; the others wait."""
+    made: list[Any] = [make() if rank() == 0 else None]
+    if world_size() > 1:
+        dist.broadcast_object_list(made)
+    found: T = made[0]
+    return found
 
 
 @torch.no_grad()

@@ -6,10 +6,9 @@ import functools
 import json
 import os
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any, Literal, overload
+from typing import TYPE_CHECKING, Any, Literal, overload
 
 import numpy as np
 import torch
@@ -19,9 +18,14 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from beyond_binary import storage, towers, trunks
+from beyond_binary.encoding import encoded
 from beyond_binary.heads import HEADS, GeneralizedMean, make_head, positions
-from beyond_binary.preprocess import RESIZE_MODES, batches, image_to_tensor, open_image, stack
-from beyond_binary.registry import suggest
+from beyond_binary.preprocess import RESIZE_MODES, image_to_tensor, open_image, stack
+from beyond_binary.registry import check_choice
+from beyond_binary.towers import evaluating
+
+if TYPE_CHECKING:
+    from beyond_binary.objective import Objective
 
 ImageLike = Image.Image | str | os.PathLike[str] | Tensor
 
@@ -70,6 +74,11 @@ class Embedder(nn.Module):
     def preprocess(self) -> dict[str, Any]:
         """Evaluation preprocessing: size [h, w], mean, std, interpolation, resize_mode."""
         return self.config["preprocess"]
+
+    @property
+    def target(self) -> str | None:
+        """What similar meant in training, as a spec for `create_target`; None where it was not saved."""
+        return self.config.get("objective", {}).get("target")
 
     def _measure_width(self) -> int:
         """Number of features of the trunk, by one black image (timm's `num_features` differs for some)."""
@@ -121,6 +130,9 @@ class Embedder(nn.Module):
         *,
         show_progress_bar: bool | None = None,
         convert_to_numpy: Literal[False] = False,
+        convert_to_tensor: Literal[True] | None = None,
+        normalize_embeddings: bool = False,
+        device: str | torch.device | None = None,
     ) -> Tensor: ...
 
     @overload
@@ -132,6 +144,9 @@ class Embedder(nn.Module):
         *,
         show_progress_bar: bool | None = None,
         convert_to_numpy: Literal[True],
+        convert_to_tensor: Literal[False] | None = None,
+        normalize_embeddings: bool = False,
+        device: str | torch.device | None = None,
     ) -> np.ndarray[Any, Any]: ...
 
     def encode(
@@ -142,6 +157,9 @@ class Embedder(nn.Module):
         *,
         show_progress_bar: bool | None = None,
         convert_to_numpy: bool = False,
+        convert_to_tensor: bool | None = None,
+        normalize_embeddings: bool = False,
+        device: str | torch.device | None = None,
     ) -> Tensor | np.ndarray[Any, Any]:
         """Embed images in evaluation mode without gradients -> float32 [n dim] on the CPU, in their order.
 
@@ -152,27 +170,29 @@ class Embedder(nn.Module):
             progress: show a progress bar.
             show_progress_bar: `progress` under the name that sentence-transformers gives it.
             convert_to_numpy: return a numpy array instead of a tensor.
+            convert_to_tensor: unset: as `convert_to_numpy` says; else this says it.
+            normalize_embeddings: L2-normalise them, also those of an embedder that does not.
+            device: move the embedder there first (it stays there); unset: where it is.
 
         Raises:
             ValueError: an image file cannot be read (named), or tensors are not [n 3 h w] or of unlike sizes.
             FileNotFoundError: a path does not exist.
             TypeError: an item is neither image, path nor tensor.
         """
-        if batch_size < 1:
-            raise ValueError(f"batch_size must be at least 1, got {batch_size}")
         if isinstance(images, Tensor):
             images = images[None] if images.ndim == 3 else images
             if images.ndim != 4 or images.shape[1] != 3:
                 raise ValueError(f"expected preprocessed images [n 3 h w], got {list(images.shape)}")
         elif isinstance(images, Image.Image | str | os.PathLike):
             images = [images]
-        weight, rows = next(self.parameters()), []
-        with evaluating(self):
-            for batch in batches(images, batch_size, progress if show_progress_bar is None else show_progress_bar):
-                pixels = stack([self._pixels(image) for image in batch])
-                rows.append(self(pixels.to(weight.device, weight.dtype)).float().cpu())
-        z = torch.cat(rows) if rows else torch.zeros(0, self.dim)
-        return z.numpy() if convert_to_numpy else z
+
+        def embed(batch: list[ImageLike]) -> Tensor:
+            weight = next(self.parameters())
+            return self(stack([self._pixels(image) for image in batch]).to(weight.device, weight.dtype))
+
+        bar = progress if show_progress_bar is None else show_progress_bar
+        z = encoded(self, embed, images, batch_size, bar, normalize_embeddings, device)
+        return z.numpy() if (convert_to_numpy if convert_to_tensor is None else not convert_to_tensor) else z
 
     def _pixels(self, image: ImageLike) -> Tensor:
         if isinstance(image, Tensor):
@@ -183,8 +203,19 @@ class Embedder(nn.Module):
             raise TypeError(f"encode takes PIL images, paths or tensors, got {type(image).__name__}")
         return self.transform(image)
 
-    def encode_text(self, texts: str | Iterable[str], batch_size: int = 256) -> Tensor:
-        """Embed texts with the text tower of an open_clip trunk -> float32 [n dim] on the CPU.
+    def encode_text(
+        self,
+        texts: str | Iterable[str],
+        batch_size: int = 256,
+        progress: bool = False,
+        *,
+        show_progress_bar: bool | None = None,
+        convert_to_numpy: bool = False,
+        convert_to_tensor: bool | None = None,
+        normalize_embeddings: bool = False,
+        device: str | torch.device | None = None,
+    ) -> Any:
+        """Embed texts with the text tower of an open_clip trunk -> float32 [n dim] on the CPU; arguments as for `encode`.
 
         Texts and images share the space that CLIP made, not that of a head, so the head must be "none".
 
@@ -192,11 +223,10 @@ class Embedder(nn.Module):
             ValueError: the trunk is not from open_clip, or a head lies on top of it.
         """
         self._check_text()
-        rows = []
-        with evaluating(self):
-            for batch in batches([texts] if isinstance(texts, str) else texts, batch_size):
-                rows.append(self.embed_texts(batch).float().cpu())
-        return torch.cat(rows) if rows else torch.zeros(0, self.dim)
+        texts = [texts] if isinstance(texts, str) else texts
+        bar = progress if show_progress_bar is None else show_progress_bar
+        z = encoded(self, self.embed_texts, texts, batch_size, bar, normalize_embeddings, device, "text")
+        return z.numpy() if (convert_to_numpy if convert_to_tensor is None else not convert_to_tensor) else z
 
     def embed_texts(self, texts: Sequence[str]) -> Tensor:
         """Texts -> embeddings [n dim] with gradient, on the module's device; `encode_text` is the one for inference.
@@ -228,52 +258,36 @@ class Embedder(nn.Module):
     def param_groups(
         self, lr: float, *, head_lr: float | None = None, weight_decay: float = 0.0, layer_decay: float = 1.0
     ) -> list[dict[str, Any]]:
-        """Trainable parameters as optimizer groups; none is empty.
-
-        They are called trunk, text (the text tower), head, and each of them with _no_decay; with a layer decay
-        trunk_layer0, trunk_layer0_no_decay and so on.
-
-        Args:
-            lr: learning rate of the last layer of trunk and text tower.
-            head_lr: learning rate of the head, to which learned pooling belongs; default: `lr`.
-            weight_decay: of matrices; one-dimensional parameters (biases, norms) and scalars are not decayed.
-            layer_decay: factor on the learning rate from each layer to the one below (see `towers.layers`).
-        """
-        groups: dict[str, dict[str, Any]] = {}
+        """Trainable parameters as optimizer groups, see `towers.param_groups`."""
         library = self.config["trunk"].split("/")[0]
-        layers = towers.layers(self.trunk, library) if layer_decay != 1 else {}
-        tops = {tower: max(n for t, n in layers.values() if t == tower) for tower in {t for t, _ in layers.values()}}
-        for parameter_name, parameter in self.named_parameters():
-            if not parameter.requires_grad:
-                continue
-            inner = parameter_name.removeprefix("trunk.")
-            of_text = library == "open_clip" and not inner.startswith("visual.")
-            part = "head" if inner == parameter_name else "text" if of_text else "trunk"
-            rate = head_lr if part == "head" and head_lr is not None else lr
-            name = part
-            if inner in layers and part != "head":
-                tower, layer = layers[inner]
-                name, rate = f"{part}_layer{layer}", lr * layer_decay ** (tops[tower] - layer)
-            decayed = parameter.ndim > 1
-            name = name if decayed else f"{name}_no_decay"
-            group = {"name": name, "params": [], "lr": rate, "weight_decay": weight_decay if decayed else 0.0}
-            groups.setdefault(name, group)["params"].append(parameter)
-        return list(groups.values())
+        return towers.param_groups(
+            self, library, lr, head_lr=head_lr, weight_decay=weight_decay, layer_decay=layer_decay
+        )
 
-    def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
+    def save_pretrained(self, folder: str | os.PathLike[str], *, objective: Objective | None = None) -> None:
         """Write the embedder to `folder`; `Embedder.from_pretrained` restores it bit for bit.
 
-        The trunk is written as its own library writes it, so that timm or open_clip load the folder without
-        this package: `config.json` and `model.safetensors`, or `open_clip_config.json` and
-        `open_clip_model.safetensors`; LoRA's adapters are added to the weights. `beyond_binary_head.safetensors` holds learned pooling and head. A new
-        folder appears complete or not at all; in one that exists, an embedder's files are replaced and others
-        are kept.
+        The trunk is written as its own library writes it, so that timm or open_clip load the folder without this package:
+        `config.json` and `model.safetensors`, or `open_clip_config.json` and `open_clip_model.safetensors`; LoRA's adapters
+        are added to the weights. `beyond_binary_head.safetensors` holds learned pooling and head. A new folder appears
+        complete or not at all; in one that exists, an embedder's files are replaced and others are kept.
+
+        Args:
+            folder: where to.
+            objective: what the embedder was trained with: `config.json` tells its target and settings, and
+                `beyond_binary_objective.safetensors` holds what it learned, for `Objective.from_pretrained`.
         """
         library = self.config["trunk"].split("/")[0]
         trunk = towers.merged(self.trunk).state_dict()
         state = {k: v for k, v in self.state_dict().items() if not k.startswith("trunk.")}
         with storage.replacing(Path(folder)) as part:
-            config = {"beyond_binary": self.config}
+            own = self.config
+            if objective is not None:
+                learned = objective.learned()
+                own = {**own, "objective": {**objective.config, "has_tensors": bool(learned)}}
+                if learned:
+                    storage.write_tensors(part / storage.OBJECTIVE_FILE, learned)
+            config = {"beyond_binary": own}
             if library == "timm":
                 config = trunks.timm_config(self.trunk, self.config) | config
             else:
@@ -292,6 +306,8 @@ class Embedder(nn.Module):
         revision: str | None = None,
         commit_message: str | None = None,
         card: str | bool = True,
+        objective: Objective | None = None,
+        license: str | None = None,
     ) -> str:
         """Publish the embedder on the Hugging Face Hub in one commit and return the commit's address.
 
@@ -305,6 +321,8 @@ class Embedder(nn.Module):
             revision: branch, made if it is not there; None for main.
             commit_message: the commit's title.
             card: True writes README.md anew, False leaves the one on the Hub, a text is written as it is.
+            objective: as in `save_pretrained`.
+            license: for the card, for example "mit" or "apache-2.0".
 
         Raises:
             PermissionError: no token, a wrong one, or one without write rights.
@@ -315,9 +333,9 @@ class Embedder(nn.Module):
 
         hub.check_hub_id(hub_id)
         with tempfile.TemporaryDirectory() as folder:
-            self.save_pretrained(folder)
+            self.save_pretrained(folder, objective=objective)
             return hub.push(
-                hub.embedder_files(Path(folder), hub_id, card),
+                hub.embedder_files(Path(folder), hub_id, card, license),
                 hub_id,
                 private=private,
                 token=token,
@@ -436,9 +454,9 @@ def create_embedder(
         FileNotFoundError: `weights` is a path that does not exist.
         ImportError: `lora` without peft.
     """
-    _check_choice("pooling", pooling, trunks.POOLINGS)
-    _check_choice("head", head, HEADS)
-    _check_choice("resize_mode", resize_mode, RESIZE_MODES)
+    check_choice("pooling", pooling, trunks.POOLINGS)
+    check_choice("head", head, HEADS)
+    check_choice("resize_mode", resize_mode, RESIZE_MODES)
     if dim is not None and (not isinstance(dim, int) or isinstance(dim, bool) or dim < 1):
         raise ValueError(f"dim must be an int of at least 1, or None for the trunk's width, got {dim!r}")
     for what, value in (("mean", mean), ("std", std)):
@@ -475,21 +493,3 @@ def create_embedder(
     if lora is not None:
         towers.add_lora(embedder.trunk, lora)
     return embedder.train()
-
-
-def _check_choice(what: str, value: str | None, choices: Sequence[str]) -> None:
-    if value is not None and value not in choices:
-        raise ValueError(f"unknown {what} {value!r}{suggest(value, choices)}; choices: {', '.join(choices)}")
-
-
-@contextmanager
-def evaluating(module: nn.Module) -> Iterator[None]:
-    """Evaluation mode without gradients; every submodule gets back the mode that it had."""
-    training = [m for m in module.modules() if m.training]
-    module.eval()
-    try:
-        with torch.no_grad():
-            yield
-    finally:
-        for m in training:
-            m.training = True

@@ -19,6 +19,7 @@ from .metrics.verification import Collector
 from .points import Points
 from .registry import suggest
 from .targets import Target, create_target
+from .targets.algebra import Sum
 from .targets.vectors import Classes, as_tensor
 
 PAIRS_PER_TILE = {"cpu": 1 << 21, "cuda": 1 << 25}
@@ -54,7 +55,8 @@ def evaluate(
         labels: their labels [q ...], as the target wants them.
         target: what similar means, such as "classes", "euclidean" or "within('euclidean', radius=0.1)".
         ks: numbers of neighbours (or one number) of the `_at_k` metrics; None: 1, 2, 4, 8 for recall, 1, 10 for
-            mean_label_distance and knn_label_error, 10, 100 for ndcg. Larger than the number of references means all of them.
+            mean_label_distance, part_label_distance and knn_label_error, 10, 100 for ndcg. Larger than the number of
+            references means all of them.
         ref_embeddings: references [k d]; None: the queries among themselves, each without itself.
         ref_labels: labels of the references [k ...].
         ids: identity of each query [q], integers. A reference with the query's id is never ranked for it.
@@ -65,7 +67,7 @@ def evaluate(
             eer and tar_at_far_0.001 judge all pairs by one threshold; nmi, ami and pairwise_f1 as many k-means clusters
             of the queries as they have classes.
         ranking: "embedding"; "random", a seeded random order; "oracle", the order of the label distance. The
-            last two show what chance and the best possible embedding would score.
+            last two show what chance and the best possible embedding would score, whatever the embeddings are.
         seed: of the random ranking, and of k-means.
 
     Returns:
@@ -121,8 +123,14 @@ def _tiles(
         part = slice(start, start + tile)
         valid = query.id[part, None] != refs.id
         y = target.distance(query.code[part], refs.code, valid)
-        error = partial(_mean_error, target, query.code[part], refs.code) if getattr(target, "mean", None) else None
-        yield part, Ranking.of(order(part, y), y, valid, target.gives, depth, gap=gap, mean_error=error)
+        sides = query.code[part], refs.code
+        more = {
+            "gap": gap,
+            "mean_error": partial(_mean_error, target, *sides) if getattr(target, "mean", None) else None,
+            "between": partial(_between, target, refs.code),
+            "part": partial(target.part, *sides) if isinstance(target, Sum) else None,
+        }
+        yield part, Ranking.of(order(part, y), y, valid, target.gives, depth, **more)
 
 
 def _once(ranked: Ranking, rows: slice, among: bool) -> tuple[Tensor, Tensor, Tensor]:
@@ -214,6 +222,11 @@ def _mean_error(target: Any, code_q: Tensor, code_k: Tensor, weight: Tensor) -> 
     """Label distance [q] between each query's label and the references' weighted mean."""
     pairs = zip(code_q.split(256), target.mean(weight, code_k).split(256), strict=True)
     return torch.cat([target.distance(own, mean).diagonal() for own, mean in pairs])
+
+
+def _between(target: Target, code: Tensor, rows: Tensor) -> Tensor:
+    """Label distances of some references from each other."""
+    return target.distance(code[rows], code[rows])
 
 
 def _order(ranking: str, query: Points, refs: Points, geometry: Geometry, seed: int) -> Order:

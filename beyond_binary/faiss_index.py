@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
 from typing import Any, Literal
 
 import numpy as np
+import torch
 
 Kind = Literal["flat", "ivf", "hnsw"]
 
@@ -42,3 +44,27 @@ def faiss_index(vectors: np.ndarray, kind: Kind, *, similarity: bool = False, be
     finally:
         faiss.omp_set_num_threads(threads)
     return index
+
+
+def check_faiss(kind: str, device: torch.device) -> None:
+    """Raise what says why faiss cannot search with an index of this kind on this device, and what can be done.
+
+    Raises:
+        ImportError: faiss is not installed, or its build is for the CPU and `device` is not.
+        ValueError: faiss has no such index for this device.
+    """
+    if find_spec("faiss") is None:
+        raise ImportError(f"kind {kind!r} needs faiss: pip install beyond_binary[faiss]; or take 'exact'")
+    if device.type == "cpu":
+        return
+    if device.type != "cuda" or kind == "hnsw":
+        raise ValueError(
+            f"faiss has no index of kind {kind!r} for device {str(device)!r}; take 'exact', or device 'cpu'"
+        )
+    import faiss
+
+    if not hasattr(faiss, "index_cpu_to_gpu"):
+        raise ImportError(
+            f"kind {kind!r} on device {str(device)!r} needs a faiss that is built for GPUs (such as faiss-gpu-cu12), and the "
+            "one installed is for the CPU; take 'exact', or device 'cpu'"
+        )

@@ -186,24 +186,36 @@ def require_login() -> None:
         raise PermissionError("push_to_hub needs an account: log in with `hf auth login`, or set HF_TOKEN")
 
 
-def embedder_files(folder: Path, hub_id: str, card: str | bool = True) -> Files:
+def embedder_files(folder: Path, hub_id: str, card: str | bool = True, license: str | None = None) -> Files:
     """What is sent of a folder that `save_pretrained` wrote: its files and a card (made, given, or none)."""
     files: Files = {p.name: p for p in sorted(folder.iterdir()) if p.name in storage.FILES}
+    content = json.loads((folder / storage.CONFIG_FILE).read_text(encoding="utf-8"))
+    if objective := content["beyond_binary"].get("objective"):
+        content["beyond_binary"]["objective"] = public_settings(objective)
+        files[storage.CONFIG_FILE] = (json.dumps(content, indent=2) + "\n").encode()
     if isinstance(card, str):
         return files | {CARD: card.encode()}
     try:
-        made = write_card(storage.read_config(folder), hub_id) if card else None
+        made = write_card(storage.read_config(folder), hub_id, license=license) if card else None
     except Exception as error:
         warnings.warn(f"no model card is written: {type(error).__name__}: {error}", stacklevel=2)
         made = None
     return files | ({} if made is None else {CARD: made.encode()})
 
 
-def run_files(run: str | os.PathLike[str], hub_id: str, *, report: bool = True, license: str | None = None) -> Files:
-    """What is sent of a finished run: embedder, settings, metrics, card with curves, report.html and gallery.png.
+def run_files(
+    run: str | os.PathLike[str],
+    hub_id: str,
+    *,
+    report: bool = True,
+    proxies: bool = True,
+    license: str | None = None,
+) -> Files:
+    """What is sent of a finished run: embedder, objective, settings, metrics, card with curves, report.html, gallery.png.
 
     Settings are sent without the output folder and with the last part of local paths only. The report and the gallery
-    show small copies of the data's images; `report=False` leaves both out.
+    show small copies of the data's images; `report=False` leaves both out. `proxies=False` leaves out what the objective
+    learned (proxies are near the mean embedding of each training class); its settings are sent.
 
     Raises:
         FileNotFoundError: not the folder of a finished run.
@@ -216,14 +228,19 @@ def run_files(run: str | os.PathLike[str], hub_id: str, *, report: bool = True, 
     private = yaml.safe_load((run / SETTINGS).read_text())
     settings = public_settings(private)
     files = embedder_files(run / "embedder", hub_id, card=False)
+    if not proxies:
+        files.pop(storage.OBJECTIVE_FILE, None)
     files[SETTINGS] = yaml.safe_dump(settings, sort_keys=False).encode()
     files[METRICS] = run / METRICS
+    metrics = json.loads((run / METRICS).read_text())
+    if (target := metrics.get("target")) and _short(target) != target:
+        metrics["target"] = _short(target)
+        files[METRICS] = (json.dumps(metrics, indent=2) + "\n").encode()
     if report and (run / REPORT).exists():
         files[REPORT] = public_text((run / REPORT).read_text(encoding="utf-8"), private).encode()
     if report and (run / GALLERY).exists():
         files[GALLERY] = run / GALLERY
     try:
-        metrics = json.loads((run / METRICS).read_text())
         if curves := training_curves(Run(run).history(), metrics["table"]):
             files[CURVES] = curves
         pictures = (name if name in files else None for name in (CURVES, GALLERY, REPORT))
@@ -259,9 +276,11 @@ def public_text(page: str, settings: Any) -> str:
 
 
 def _short(value: str) -> str:
-    """The last part of a local path, with the "kind:" before it; other texts as they are."""
+    """The last part of a local path, with the "kind:" before it, and of paths within a spec; other texts as they are."""
     found = re.fullmatch(r"((?:\w+:)?)((?:/|~|\.\.?/).+)", value)
-    return found[1] + Path(found[2]).name if found else value
+    if found:
+        return found[1] + Path(found[2]).name
+    return re.sub(r"(['\"])((?:/|~|\.\.?/)[^'\"]+)\1", lambda part: part[1] + Path(part[2]).name + part[1], value)
 
 
 def push_run(
@@ -273,8 +292,9 @@ def push_run(
     revision: str | None = None,
     commit_message: str | None = None,
     report: bool = True,
+    proxies: bool = True,
     license: str | None = None,
 ) -> str:
     """Send a finished run in one commit and return the commit's address; see `run_files` and `push`."""
-    files = run_files(run, check_hub_id(hub_id), report=report, license=license)
+    files = run_files(run, check_hub_id(hub_id), report=report, proxies=proxies, license=license)
     return push(files, hub_id, private=private, token=token, revision=revision, commit_message=commit_message)

@@ -7,8 +7,9 @@ import os
 import re
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import yaml
@@ -16,6 +17,10 @@ from PIL import Image, ImageOps
 
 from .hub import CARD, Files, check_hub_id, check_token, push
 from .preprocess import to_rgb
+
+if TYPE_CHECKING:
+    from .data import DataConfig
+    from .data.readers import Rows
 
 SHARD_BYTES = 500_000_000
 ROWS_AT_ONCE = 64
@@ -107,6 +112,99 @@ def dataset_files(
     counts = {part: splits.count(part) for part in dict.fromkeys(splits)}
     files[CARD] = dataset_card(hub_id, counts, columns, license).encode()
     return files
+
+
+@dataclass(frozen=True)
+class AsStored(Sequence[Any]):
+    """Images of rows as paths or bytes where they are stored as such; else, and with `pixels_only`, as PIL images."""
+
+    images: Sequence[Any]
+    pixels_only: bool = False
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: Any) -> Any:
+        from .data.items import Picked
+        from .data.readers import EncodedImages, StoredImages
+
+        images: Any = self.images
+        place = int(index)
+        while isinstance(images, Picked):
+            images, place = images.images, int(images.positions[place])
+        whole = isinstance(images, StoredImages | EncodedImages) and images.size is None and not self.pixels_only
+        return images.stored(place) if whole else images[place]
+
+
+@dataclass(frozen=True)
+class FromRows:
+    """What `dataset_files` takes, made of the rows of a source.
+
+    Attributes:
+        images: [n] paths, bytes or PIL images, each read when it is asked for.
+        columns: by name, that of the labels first.
+        split: of each row; None where no column says it.
+        class_names: of the column "label".
+        left_out: columns that are no labels, and why.
+    """
+
+    images: Sequence[Any]
+    columns: dict[str, Any]
+    split: list[str] | None = None
+    class_names: list[str] | None = None
+    left_out: dict[str, str] = field(default_factory=dict)
+
+
+def from_rows(rows: Rows, config: DataConfig, *, label_name: str | None = None, pixels_only: bool = False) -> FromRows:
+    """The images, labels and other columns of a source, as a set to push.
+
+    The labels are those that training would read: the set's own, the column `config.label` (several are stacked), or "label" or
+    "class". Integers with class names are called "label".
+
+    Args:
+        rows: from `all_rows`.
+        config: that they were read with.
+        label_name: what the column of the labels is called; unset: its own name, or "label".
+        pixels_only: give images decoded, not as their files are.
+
+    Raises:
+        ValueError: a label column that is not there, or labels that are missing or unlike each other.
+    """
+    from .data.columns import class_columns, column_values, read_labels
+    from .data.readers import IMAGE_COLUMNS, known_columns
+    from .data.splits import readable
+
+    if config.bad_images == "skip":
+        rows = readable(rows)
+    names = rows.columns.column_names
+    everything = np.arange(len(rows.names))
+    own, source = rows.labels is not None and config.label is None, "label"
+    if own:
+        labels = rows.labels
+    elif config.label is None:
+        source = next(iter(class_columns(rows, config)))
+        labels = column_values(rows, source)
+    else:
+        chosen = known_columns(config.label, names, "label")
+        labels = read_labels(rows, config, everything)[0] if len(chosen) > 1 else column_values(rows, chosen[0])
+        source = chosen[0] if len(chosen) == 1 else "label"
+    if isinstance(labels, np.ndarray) and labels.dtype.kind == "U" and labels.ndim == 2:  # "" follows shorter lists
+        labels = [[text for text in row if text.strip()] for row in labels.tolist()]
+    class_names = rows.class_names.get(source)
+    label_name = label_name or ("label" if class_names else source)
+    columns, left_out = {label_name: labels}, {}
+    split = config.split or "split"
+    for name in names:
+        if name in (split, config.image, *IMAGE_COLUMNS, *([] if own else [source]), label_name):
+            continue
+        try:
+            columns[name] = tidy(name, rows.columns[name].to_pylist())
+        except ValueError as error:
+            left_out[name] = str(error).removeprefix(f"column {name!r}: ")
+
+    splits = [str(value) for value in rows.columns[split].to_pylist()] if split in names else None
+    images = AsStored(rows.images, pixels_only)
+    return FromRows(images, columns, splits, class_names if label_name == "label" else None, left_out)
 
 
 def tidy(name: str, column: Any) -> Column:

@@ -2,28 +2,38 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 
-from .faiss_index import faiss_index
+from .faiss_index import check_faiss, faiss_index
 from .geometry import create_geometry
+from .preprocess import to_rgb
 from .registry import suggest
 from .storage import replacing, write_json
+
+if TYPE_CHECKING:
+    from .data import DataConfig
+    from .data.readers import Rows
+    from .embedder import Embedder
 
 Kind = Literal["exact", "flat", "ivf", "hnsw"]
 SPACES = ("cosine", "dot", "euclidean")
 VECTORS, ITEMS, CONFIG, GRAPH = "embeddings.safetensors", "items.parquet", "index.json", "index.faiss"
 FILES = (VECTORS, ITEMS, CONFIG, GRAPH)
+THUMBNAIL = "thumbnail"  # the column of small pictures
+COLUMN = "columns."  # before the names of columns in the file of the items
 FORMAT = 1
 CHUNK = 1 << 25  # scores that are compared at once
 
@@ -50,12 +60,14 @@ class Index:
         columns: further facts of each item: a mapping of columns, or a pyarrow table, of n rows.
         geometry: "cosine", "dot" or "euclidean".
         kind: "exact" (torch, on `device`); or by faiss (extra `faiss`): "flat" (exact), "ivf" (cells, of which a tenth is
-            searched) or "hnsw" (a graph). None: "flat" where faiss is installed, else "exact".
-        device: where the search runs; a GPU needs a faiss that supports it, or kind "exact".
+            searched) or "hnsw" (a graph). None: "flat" on the CPU where faiss is installed, else "exact".
+        device: where the search runs. On a GPU "exact" needs torch alone; "flat" and "ivf" need a faiss that is built for
+            it (and find at most 2,048 items a query), and "hnsw" is for the CPU alone.
 
     Raises:
-        ValueError: embeddings that are not [n d] and finite, names or columns of another length, unknown names.
-        ImportError: a kind of faiss without faiss.
+        ValueError: embeddings that are not [n d] and finite, names or columns of another length, unknown names, a kind
+            that does not run on the device.
+        ImportError: a kind of faiss without faiss, or on a GPU with a faiss for the CPU.
     """
 
     def __init__(
@@ -81,18 +93,89 @@ class Index:
             raise ValueError(
                 f"an index takes geometry {', '.join(SPACES)}, got {geometry!r}{suggest(geometry, SPACES)}"
             )
-        kind = kind or ("flat" if find_spec("faiss") else "exact")
+        device = torch.device(device)
+        kind = kind or ("flat" if device.type == "cpu" and find_spec("faiss") else "exact")
         if kind not in get_args(Kind):
             raise ValueError(f"unknown kind of index {kind!r}{suggest(kind, get_args(Kind))}")
-        self.names = [str(i) for i in range(len(z))] if names is None else list(names)
+        if kind != "exact":
+            check_faiss(kind, device)
+        self.names = [str(name) for name in (range(len(z)) if names is None else names)]
         self.columns = (
             pa.table(dict(columns) if isinstance(columns, dict) else columns) if columns is not None else None
         )
         for what, rows in (("names", self.names), ("columns", self.columns)):
             if rows is not None and len(rows) != len(z):
                 raise ValueError(f"expected {len(z)} {what}, one for each embedding, got {len(rows)}")
-        self.geometry, self.kind, self.device = geometry, kind, torch.device(device)
+        self.geometry, self.kind, self.device = geometry, kind, device
         self.embeddings: Tensor = create_geometry(geometry).prepare(z)
+
+    @staticmethod
+    def build(
+        embedder: Embedder,
+        source: str | DataConfig,
+        *,
+        split: str | None = None,
+        geometry: str | None = None,
+        kind: Kind | None = None,
+        device: str | torch.device = "cpu",
+        batch_size: int = 64,
+        thumbnails: int = 0,
+        progress: bool = False,
+    ) -> Index:
+        """Embed all images of a folder or data set, and index them with their names and plain columns.
+
+        Columns of numbers, texts and dates are kept (classes by their names where they have some), lists and nested ones
+        left out; a label of its own that a set has becomes the column "label" if it is one value.
+
+        Args:
+            embedder: encodes the images, on the device where it is.
+            source: a folder, zip or table, "hub:USER/NAME", "embedded:NAME", a set in the files of its authors; or a
+                `DataConfig`, which says more. With its `bad_images` "skip", images that cannot be read are left out.
+            split: only the images with this value in the split column.
+            geometry: unset: "cosine" for embeddings of length 1, else "euclidean".
+            kind: as for `Index`.
+            device: where the search runs.
+            batch_size: images per forward pass.
+            thumbnails: keep a JPEG of at most so many pixels on a side in the column "thumbnail"; 0: none.
+            progress: show a progress bar.
+
+        Raises:
+            ValueError, OSError: what cannot be read, as for training, or an image that cannot be decoded (named).
+        """
+        from .data import DataConfig
+        from .data.splits import all_rows
+
+        config = DataConfig(source=source) if isinstance(source, str) else source
+        rows = all_rows(config, split)
+        kept: list[int] = []
+        pictures: list[bytes] = []
+
+        def images() -> Iterator[Image.Image]:
+            from tqdm import tqdm
+
+            for place, name in enumerate(tqdm(rows.names, unit="image", disable=not progress)):
+                try:
+                    image: Image.Image = rows.images[place]
+                    image.load()
+                except Exception as error:  # a decoder may raise anything
+                    if config.bad_images == "skip":
+                        continue
+                    way_out = "repair or remove it, or leave such images out with data.bad_images=skip"
+                    raise ValueError(f"image {name!r} cannot be read ({error}); {way_out}") from error
+                kept.append(place)
+                if thumbnails:
+                    pictures.append(thumbnail(image, thumbnails))
+                yield image
+
+        z = embedder.encode(images(), batch_size=batch_size)
+        columns = plain_columns(rows).take(kept)
+        if thumbnails:
+            taken = columns.column_names.index(THUMBNAIL) if THUMBNAIL in columns.column_names else None
+            columns = columns if taken is None else columns.remove_column(taken)
+            columns = columns.append_column(THUMBNAIL, [pictures])
+        geometry = geometry or ("cosine" if embedder.normalize else "euclidean")
+        names = [rows.names[place] for place in kept]
+        return Index(z, names, columns if columns.column_names else None, geometry=geometry, kind=kind, device=device)
 
     def __len__(self) -> int:
         return len(self.embeddings)
@@ -130,7 +213,7 @@ class Index:
         return Hits(places, scores.masked_fill(places < 0, torch.nan))
 
     def _exact(self, q: Tensor, k: int) -> Hits:
-        keys, found = self.embeddings.to(self.device), []
+        keys, found = self._keys, []
         for part in q.to(self.device).split(max(1, CHUNK // len(keys))):
             if self.geometry == "euclidean":
                 found.append(create_geometry("euclidean").block(part, keys).topk(k, largest=False))
@@ -140,22 +223,24 @@ class Index:
         return Hits(places, scores)
 
     @cached_property
-    def _faiss(self) -> Any:
-        """The index of faiss, built on first use; results do not depend on threads."""
-        index = self._built()
-        if self.device.type == "cuda":
-            import faiss
+    def _keys(self) -> Tensor:
+        """The embeddings where the search runs: sent there once."""
+        return self.embeddings.to(self.device)
 
-            index = faiss.index_cpu_to_gpu(faiss.StandardGpuResources(), self.device.index or 0, index)
-        return index
-
+    @cached_property
     def _built(self) -> Any:
+        """The index of faiss on the CPU, built on first use; results do not depend on threads."""
         vectors = np.ascontiguousarray(self.embeddings.numpy())
-        try:
-            return faiss_index(vectors, self.kind, similarity=self.geometry != "euclidean")  # type: ignore[arg-type]
-        except ImportError as error:
-            way_out = "pip install beyond_binary[faiss]; or take 'exact'"
-            raise ImportError(f"kind {self.kind!r} needs faiss: {way_out}") from error
+        return faiss_index(vectors, self.kind, similarity=self.geometry != "euclidean")  # type: ignore[arg-type]
+
+    @cached_property
+    def _faiss(self) -> Any:
+        """The index of faiss where the search runs."""
+        if self.device.type == "cpu":
+            return self._built
+        import faiss
+
+        return faiss.index_cpu_to_gpu(faiss.StandardGpuResources(), self.device.index or 0, self._built)
 
     def recall(self, k: int = 10, sample: int = 256) -> float:
         """Share of the true `k` nearest items that `search` finds, for a sample of the items, evenly spaced, as queries.
@@ -171,9 +256,10 @@ class Index:
         return float(near.double().mean())
 
     def items(self, places: Any) -> list[dict[str, Any]]:
-        """Name and columns of the items at `places` [k]."""
+        """Name and columns of the items at `places` [k]; a column that is itself called "name" is "columns.name"."""
         places = [int(p) for p in torch.as_tensor(places).flatten() if p >= 0]
         rows = [{}] * len(places) if self.columns is None else self.columns.take(places).to_pylist()
+        rows = [{f"{COLUMN}{key}" if key == "name" else key: value for key, value in row.items()} for row in rows]
         return [{"name": self.names[place], **row} for place, row in zip(places, rows, strict=True)]
 
     def save(self, folder: str | os.PathLike[str]) -> None:
@@ -192,7 +278,7 @@ class Index:
         table = pa.table({"name": pa.array(self.names, pa.string())})
         columns: Any = self.columns
         for name in () if columns is None else columns.column_names:
-            table = table.append_column(f"columns.{name}", columns[name])
+            table = table.append_column(f"{COLUMN}{name}", columns[name])
         config = {"format_version": FORMAT, "geometry": self.geometry, "kind": self.kind}
         with replacing(folder, FILES) as part:
             save_file({"embeddings": self.embeddings.contiguous()}, part / VECTORS)
@@ -200,17 +286,20 @@ class Index:
             if self.kind in ("ivf", "hnsw"):
                 import faiss
 
-                faiss.write_index(self._built() if self.device.type == "cuda" else self._faiss, str(part / GRAPH))
+                faiss.write_index(self._built, str(part / GRAPH))
             write_json(part / CONFIG, config | {"items": len(self), "dim": self.dim})
 
     @staticmethod
     def load(folder: str | os.PathLike[str], *, device: str | torch.device = "cpu") -> Index:
         """Read an index from the folder that `save` wrote.
 
+        Kind "flat", which finds what "exact" finds, becomes "exact" where faiss is missing or does not run on `device`.
+
         Raises:
             FileNotFoundError: no index there.
-            ValueError: an index of a newer format, or one whose files do not belong together.
-            ImportError: it was built by faiss, which is not installed.
+            ValueError: an index of a newer format, one whose files do not belong together, or of a kind that does not run
+                on the device.
+            ImportError: it was built by faiss, which is not installed, or not for a GPU.
         """
         import pyarrow.parquet as pq
         from safetensors.torch import load_file
@@ -229,10 +318,16 @@ class Index:
                 f"{folder}: {len(z)} embeddings and {len(table)} items, expected {config['items']}; build it again"
             )
         names = table["name"].to_pylist()
-        columns = {name.removeprefix("columns."): table[name] for name in table.column_names if name != "name"}
-        index = Index(z, names, columns or None, geometry=config["geometry"], kind=config["kind"], device=device)
+        columns = {name.removeprefix(COLUMN): table[name] for name in table.column_names if name != "name"}
+        kind = config["kind"]
+        if kind == "flat":
+            try:
+                check_faiss(kind, torch.device(device))
+            except (ImportError, ValueError):
+                kind = "exact"
+        index = Index(z, names, columns or None, geometry=config["geometry"], kind=kind, device=device)
         index.embeddings = z  # prepared already: not a bit is changed
-        if (folder / GRAPH).is_file() and config["kind"] in ("ivf", "hnsw"):
+        if (folder / GRAPH).is_file() and kind in ("ivf", "hnsw"):
             import faiss
 
             read = faiss.read_index(str(folder / GRAPH))
@@ -240,6 +335,30 @@ class Index:
                 raise ValueError(
                     f"{folder / GRAPH} holds {read.ntotal} vectors, expected {len(z)}; build the index again"
                 )
-            if index.device.type == "cpu":
-                index.__dict__["_faiss"] = read
+            index.__dict__["_built"] = read
         return index
+
+
+def thumbnail(image: Image.Image, side: int = 160) -> bytes:
+    """A JPEG of the image, at most `side` pixels high and wide."""
+    small, file = to_rgb(image).copy(), io.BytesIO()
+    small.thumbnail((side, side))
+    small.save(file, "JPEG", quality=80)
+    return file.getvalue()
+
+
+def plain_columns(rows: Rows) -> Any:
+    """The columns of rows that hold one number, text or date each, and "label" for labels of the set's own, as a table."""
+    import pyarrow as pa
+    from pyarrow import types
+
+    table = rows.columns
+    nested = [f.name for f in table.schema if types.is_nested(f.type) or types.is_binary(f.type)]
+    table = table.drop_columns(nested)
+    if rows.labels is not None and rows.labels.ndim == 1 and "label" not in rows.columns.column_names:
+        table = table.append_column("label", [pa.array(rows.labels.tolist())])
+    for name, classes in rows.class_names.items():
+        if name in table.column_names and types.is_integer(table[name].type):
+            named = [classes[c] if c is not None and 0 <= c < len(classes) else None for c in table[name].to_pylist()]
+            table = table.set_column(table.column_names.index(name), name, [pa.array(named, pa.string())])
+    return table

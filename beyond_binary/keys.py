@@ -16,8 +16,8 @@ class Proxies(nn.Module):
     Args:
         num_classes: number of classes (labels are `0 .. num_classes - 1`), or of proxies with labels of their own.
         dim: width of the embeddings.
-        init: `random` (standard normal; only the direction counts for cosine losses) or `class_mean`, which also
-            starts random until `start_at_means` is called with embeddings of the training set.
+        init: `random` (standard normal, so of length sqrt(dim); only the direction counts for cosine losses) or
+            `class_mean`, which also starts random until `start_at_means` is called with embeddings of the training set.
         centers: embeddings of each class; those of one class are neighbours in `weight` [num_classes * centers, dim].
         code: labels of the proxies as the target encodes them [num_classes ...], None: class numbers.
     """
@@ -49,7 +49,7 @@ class Proxies(nn.Module):
         return Points(self.weight, number // self.centers if self.code is None else self.code, -1 - number)
 
     @torch.no_grad()
-    def start_at_means(self, z: Tensor, classes: Tensor) -> None:
+    def start_at_means(self, z: Tensor, classes: Tensor, length: float | None = None) -> None:
         """Set each proxy to the mean of its class's L2-normalised embeddings (classes without any stay random).
 
         Several centres of a class start there with a random step of length 0.1 each, or they would stay together.
@@ -57,6 +57,8 @@ class Proxies(nn.Module):
         Args:
             z: embeddings [n d].
             classes: class of each [n].
+            length: what the means are scaled to, for losses that read directions alone. Optimizers such as Adam move a
+                proxy by the learning rate whatever its length, so a short one turns faster. None: as they are.
         """
         z = nn.functional.normalize(z.to(self.weight), dim=1)
         classes = classes.to(self.weight.device)
@@ -66,6 +68,8 @@ class Proxies(nn.Module):
         start = (total.repeat_interleave(self.centers, 0) / count.clamp_min(1)).to(self.weight)
         if self.centers > 1:
             start += 0.1 * nn.functional.normalize(self.weight, dim=1)
+        if length is not None:
+            start = length * nn.functional.normalize(start, dim=1)
         self.weight.copy_(torch.where(count > 0, start, self.weight))
 
     def check(self, points: Points) -> None:

@@ -136,7 +136,8 @@ def binary(x: Tensor, y: Tensor, valid: Tensor, *, positives: int = 5) -> Tensor
     """Keep a few random positives of each row and all negatives (binary mining of Kim et al., CVPR 2019).
 
     Their baseline calls the 30 nearest labels of the whole training set positive and draws 5 of them for each anchor:
-    take the target `nearest(..., k=30)`, which makes positives within the batch, and this miner. Cost O(k log k) a row.
+    take the target `Listed`, or `nearest(..., k=30)`, which looks within the batch, and this miner; or the sampler
+    `dense_triplet(k=5, pool=30)`, which draws them into the batch, and no miner. Cost O(k log k) a row.
     """
     positive, negative = split(y, valid)
     wanted = x.new_full((len(x), 1), positives)

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import os
 import tempfile
+from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
+import numpy as np
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from . import distributed
 from .fingerprint import fingerprint
 from .neighbour_search import (
     Lists,
@@ -111,6 +115,22 @@ def label_neighbours(
     if file is not None:
         _write(file, found)
     return found
+
+
+def shared_neighbours(target: Target, code: Tensor, **options: Any) -> Callable[[int], np.ndarray]:
+    """A function k -> the indices [n k] of `label_neighbours`, found once for each k, by one process for all.
+
+    Args:
+        target: the target that encoded `code`.
+        code: [n ...] what the target encodes per item.
+        **options: of `label_neighbours`.
+    """
+
+    @functools.cache
+    def search(k: int) -> np.ndarray:
+        return distributed.from_first(lambda: label_neighbours(target, code, k, **options)[0].numpy())
+
+    return search
 
 
 @torch.no_grad()

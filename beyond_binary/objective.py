@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import functools
+import math
+import os
 from collections.abc import Callable
+from inspect import Parameter
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from . import distributed, softmax
+from . import distributed, softmax, storage
 from .blocks import Block, dense, tiled
 from .centres import nearest
 from .geometry import Geometry, create_geometry
@@ -34,8 +37,13 @@ class Objective(nn.Module):
     processes, the value is that of one process holding everything, and gradients averaged over processes (as
     DistributedDataParallel does) are that process's gradients; the objective must then be inside the prepared module
     if it learns proxies. Half-precision embeddings are computed with in float32.
+
+    Attributes:
+        config: the arguments of `create_objective`, JSON-able, with all options of the loss. `target` and `geometry` are
+            None where they were objects instead of specs; proxies' labels are among `learned`.
     """
 
+    config: dict[str, Any]
     step: Tensor
 
     def __init__(
@@ -50,6 +58,7 @@ class Objective(nn.Module):
         memory: Memory | None,
         gather: bool,
         block: int | None,
+        anchors: int | None = None,
     ) -> None:
         super().__init__()
         entry = LOSSES[loss]
@@ -58,7 +67,7 @@ class Objective(nn.Module):
             self.inner_target = inner  # so that what it learns is kept, moved and switched with the objective
         self.facts: LossFacts = entry.info["facts"]
         self.proxies, self.boundary, self.memory = proxies, boundary, memory
-        self.gather, self.block = gather, block
+        self.gather, self.block, self.anchors = gather, block, anchors
         self._function = _bind(entry.build, options)
         every = {**options_of(entry.build), **options}
         self._in_place = _bind(self.facts.in_place, every) if self.facts.in_place else None
@@ -114,10 +123,58 @@ class Objective(nn.Module):
             queries, keys = self._points(embeddings, labels, ref_embeddings, ref_labels, ids, ref_ids)
             return self._loss(queries, keys)
 
+    def learned(self) -> dict[str, Tensor]:
+        """The state by name, but for the memory: that holds embeddings and labels of items, and fills again by itself."""
+        return {name: tensor for name, tensor in self.state_dict().items() if not name.startswith("memory.")}
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        id_or_path: str | os.PathLike[str],
+        *,
+        target: Target | None = None,
+        geometry: Geometry | None = None,
+        revision: str | None = None,
+        token: str | bool | None = None,
+        cache_dir: str | os.PathLike[str] | None = None,
+    ) -> Objective:
+        """The objective that was saved beside an embedder (`save_pretrained(..., objective=)`, runs of the trainer).
+
+        It comes back bit for bit, with an empty memory, in training mode.
+
+        Args:
+            id_or_path: a folder; if there is none, a Hub id "user/name".
+            target: for an objective that was made with a target object instead of a spec: that target.
+            geometry: likewise.
+            revision, token, cache_dir: as `Embedder.from_pretrained`.
+
+        Raises:
+            FileNotFoundError: neither a folder nor to be had from the Hub.
+            ValueError: an embedder without its objective, or without what the objective learned, or a broken folder.
+        """
+        places = {"revision": revision, "token": token, "cache_dir": cache_dir}
+        folder = storage.find_folder(id_or_path, (storage.CONFIG_FILE, storage.OBJECTIVE_FILE), **places)
+        config, tensors = storage.read_objective(folder)
+        objects = {"target": target, "geometry": geometry}
+        config |= {name: thing for name, thing in objects.items() if thing is not None}
+        if missing := [name for name in objects if config[name] is None]:
+            again = ", ".join(f"{name}=" for name in missing)
+            raise ValueError(f"the objective in {folder} was made with objects instead of specs; pass {again} again")
+        options = config.pop("options")
+        objective = create_objective(**config, proxy_codes=tensors.get("proxies.code"), **options)
+        shapes = [{name: tensor.shape for name, tensor in some.items()} for some in (objective.learned(), tensors)]
+        if shapes[0] != shapes[1]:
+            raise ValueError(f"the tensors in {folder / storage.OBJECTIVE_FILE} do not fit {objective}; save it again")
+        objective.load_state_dict({**objective.state_dict(), **tensors}, assign=True)
+        return objective
+
     @torch.no_grad()
     def start_at_means(self, z: Tensor, labels: Any) -> None:
         """Set each proxy to the mean of the L2-normalised embeddings of its class, or of the items whose labels are
         nearest to its own; proxies without any stay as they are.
+
+        Where only directions count (cosine), the means get the length of random proxies, sqrt(dim), so that a learning
+        rate turns both alike.
 
         Args:
             z: embeddings of the training set [n d].
@@ -128,7 +185,8 @@ class Objective(nn.Module):
         code, own = self.target.encode(labels, z), self.proxies.code
         if own is not None:
             code = nearest(self.target, code, own.to(code.device))
-        self.proxies.start_at_means(z, code)
+        turned = getattr(self.geometry, "normalize", False)
+        self.proxies.start_at_means(z, code, math.sqrt(z.shape[1]) if turned else None)
 
     def _points(
         self, embeddings: Any, labels: Any, ref_embeddings: Any, ref_labels: Any, ids: Any, ref_ids: Any
@@ -188,7 +246,8 @@ class Objective(nn.Module):
             assert proxies is not None
             loss = self._of_proxies(proxies, keys, share)
         else:
-            loss = self._rows(queries, keys if proxies is None else proxies, share)
+            rows = queries if self.anchors is None else self._first(queries, counts)
+            loss = self._rows(rows, keys if proxies is None else proxies, share)
         if self._penalty is not None:
             if proxies is None:
                 loss = loss + self._penalty(self.geometry.prepare(everything.z), None)
@@ -205,6 +264,12 @@ class Objective(nn.Module):
             return everything
         z = torch.cat([everything.z, kept.z.to(everything.z)])
         return Points(z, torch.cat([everything.code, kept.code]), torch.cat([everything.id, kept.id]))
+
+    def _first(self, queries: Points, counts: list[int]) -> Points:
+        """Those of this process's items that are anchors: the first so many of all processes."""
+        assert self.anchors is not None
+        before = sum(counts[: distributed.rank()]) if counts else 0
+        return queries[: max(self.anchors - before, 0)]
 
     def _mining(self, z: Tensor) -> Callable[..., Tensor] | None:
         """The miner, told the embeddings' width if it reads that."""
@@ -347,9 +412,10 @@ def create_objective(
     mining: str | None = None,
     num_classes: int | None = None,
     dim: int | None = None,
-    proxy_init: str = "random",
+    proxy_init: str | None = None,
     proxy_codes: Tensor | None = None,
     memory: int = 0,
+    anchors: int | None = None,
     gather: bool = True,
     block: int | None = 1024,
     **options: Any,
@@ -363,11 +429,14 @@ def create_objective(
         mining: spec of a miner such as `multi_similarity(epsilon=0.1)`; default: all valid pairs.
         num_classes: number of classes, for losses with proxies.
         dim: width of the embeddings, for losses with proxies.
-        proxy_init: `random` or `class_mean` (see `Proxies`).
+        proxy_init: `random` or `class_mean` (see `Proxies`); default: that of the loss, `random` for most.
         proxy_codes: labels of the proxies [c ...] as the target encodes them, for losses that take proxies with labels of
             any kind: `label_centres(target, code, c)` for continuous labels, `torch.eye(c)` for sets of c labels. None:
             one proxy per class.
         memory: how many embeddings of earlier batches join the batch as keys, without gradient (0: none).
+        anchors: rows of the loss are the first so many items of the batch (of all processes together) alone, while all are
+            keys: 1 is the batch of the log-ratio paper. None: every item is a row. For losses whose rows are items of
+            the batch.
         gather: under a process group, compare with the batches of all processes (exact gradients).
         block: most rows in a tile of the block engine; None: the plain dense form.
         **options: the loss's own options, see its documentation.
@@ -411,7 +480,7 @@ def create_objective(
         if count is None or dim is None:
             raise ValueError(f"{loss} learns one proxy per class: give num_classes= and dim= (the embedder's width)")
         centers = options_of(facts.merge).get("centers", 1) if facts.merge else 1
-        proxies = Proxies(count, dim, proxy_init, options.get("centers", centers), proxy_codes)  # type: ignore[arg-type]
+        proxies = Proxies(count, dim, proxy_init or facts.proxy_init, options.get("centers", centers), proxy_codes)  # type: ignore[arg-type]
     elif proxy_codes is not None:
         raise ValueError(f"{loss} has no proxies and takes no proxy_codes")
     boundary = None
@@ -426,5 +495,41 @@ def create_objective(
         raise ValueError(f"{loss} takes no mining: it compares with proxies")
     if block is not None and block < 1:
         raise ValueError(f"block must be at least 1 row (or None for the dense form), got {block}")
+    if anchors is not None and (facts.form != "rows" or facts.rows == "proxy" or facts.keys == "proxy" or anchors < 1):
+        raise ValueError(
+            f"anchors must be at least 1, got {anchors}"
+            if anchors < 1
+            else f"{loss} is no mean over items compared with the batch and takes no anchors; leave anchors out"
+        )
     held = Memory(memory) if memory else None
-    return Objective(loss, options, made, space, mining, proxies, boundary, held, gather, block)
+    objective = Objective(loss, options, made, space, mining, proxies, boundary, held, gather, block, anchors)
+    geometry = facts.geometry if geometry is None else geometry
+    known = {name: value for part in (*facts.parts, LOSSES[loss].build) for name, value in options_of(part).items()}
+    objective.config = {
+        "loss": loss,
+        "target": target if isinstance(target, str) else None,
+        "geometry": geometry if isinstance(geometry, str) else None,
+        "mining": mining,
+        "num_classes": num_classes,
+        "dim": dim,
+        "proxy_init": proxy_init,
+        "memory": memory,
+        "gather": gather,
+        "block": block,
+        "anchors": anchors,
+        "options": {n: v for n, v in {**known, **options}.items() if n not in fixed and v is not Parameter.empty},
+    }
+    return objective
+
+
+def try_out(objective: Objective, labels: Any, ids: Any, dim: int) -> None:
+    """Raise a ValueError if the loss cannot be computed on random embeddings [n dim] of the first items."""
+    z = torch.randn(min(len(ids), 16), dim, generator=torch.Generator().manual_seed(0))
+    try:
+        with distributed.disabled(), torch.no_grad():
+            loss = float(objective.eval()(z, labels[: len(z)], ids=ids[: len(z)]))
+    except TypeError as error:
+        raise ValueError(f"objective.options do not fit: {error}") from error
+    objective.train()
+    if not math.isfinite(loss):
+        raise ValueError(f"the loss of random embeddings is {loss}; check objective.options {objective.options}")

@@ -96,13 +96,13 @@ def stack(images: list[Tensor]) -> Tensor:
     return torch.stack(images)
 
 
-def batches(items: Iterable[Any], size: int, progress: bool = False) -> Iterator[list[Any]]:
+def batches(items: Iterable[Any], size: int, progress: bool = False, unit: str = "image") -> Iterator[list[Any]]:
     """Lists of `size` items in their order, the last one shorter, none of them empty."""
     from tqdm import tqdm
 
     total = len(items) if isinstance(items, Sized) else None
     stream = iter(items)
-    with tqdm(total=total, unit="image", disable=not progress) as bar:
+    with tqdm(total=total, unit=unit, disable=not progress) as bar:
         while batch := list(islice(stream, size)):
             yield batch
             bar.update(len(batch))

@@ -23,6 +23,12 @@ def suggest(name: str, known: Iterable[str]) -> str:
     return "; known: " + ", ".join(known) if known else ""
 
 
+def check_choice(what: str, value: str | None, choices: Sequence[str]) -> None:
+    """Raise a ValueError if `value` is none of the choices (None passes)."""
+    if value is not None and value not in choices:
+        raise ValueError(f"unknown {what} {value!r}{suggest(value, choices)}; choices: {', '.join(choices)}")
+
+
 def parse_spec(spec: str) -> tuple[str, tuple[Any, ...], dict[str, Any]]:
     """Split `name` or `name(literal, key=literal, ...)` into name, positional and keyword arguments.
 

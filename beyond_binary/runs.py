@@ -1,6 +1,7 @@
 """Run folders: claimed once, logged line by line, and checkpointed so that a kill at any moment loses little.
 
 config.yaml      the resolved configuration
+data.json        the data it was begun on: commit of a Hub set, hashes of the splits
 log.jsonl        a line per step, and one per evaluation ("event": "evaluation")
 checkpoints/     step_00000120/ ..., complete or absent
 best/            the embedder of the best evaluation
@@ -27,7 +28,8 @@ from .config import Config, dump_config
 from .data import Splits
 from .fingerprint import fingerprint
 
-_HUB = ("push_to_hub", "hub_id", "hub_private")
+DATA = "data.json"
+_HUB = ("push_to_hub", "hub_id", "hub_private", "hub_license", "hub_proxies")
 _FREE = ("output", "resume", "trackers", "progress", "report", "cpu", *_HUB)  # may differ in a run's continuation
 
 
@@ -96,6 +98,28 @@ class Run:
         for dropped in kept.parent.glob("*.dropped"):
             shutil.rmtree(dropped)
         self.checkpoint = kept
+
+    def pin(self, splits: Splits) -> Run:
+        """Write down what data the run begins on, or see that its continuation has the same; returns the run.
+
+        Raises:
+            ValueError: the run has a checkpoint that was trained on other data.
+        """
+        path, now = self.folder / DATA, {"origin": splits.origin or {}, "data": data_facts(splits)}
+        if self.checkpoint is None or not path.exists():
+            self.write_json(DATA, now)
+            return self
+        began = json.loads(path.read_text())
+        commits = [facts["origin"].get("commit") for facts in (began, now)]
+        different = [name for name in began["data"] | now["data"] if began["data"].get(name) != now["data"].get(name)]
+        told = [f"commit {commits[0]} of the set then, {commits[1]} now"] if commits[0] != commits[1] else []
+        told += [f"other ids, names or labels in {', '.join(different)}"] if different else []
+        if told:
+            back = f", or continue it on that commit with --data.revision {commits[0]}" if len(set(commits)) > 1 else ""
+            raise ValueError(
+                f"{self.folder} was begun on other data ({'; '.join(told)}); start a run of its own with another --output{back}"
+            )
+        return self
 
     def write_json(self, name: str, content: Mapping[str, Any]) -> None:
         """Write a JSON file of the folder, complete or not at all."""
@@ -179,13 +203,29 @@ def _free_or_own(config: Config, name: str) -> Path:
 
 
 def _differences(settings: Path, config: Config) -> list[str]:
-    """Dotted names of the fields in which a run's settings differ from a configuration."""
+    """Dotted names of the fields in which a run's settings differ from a configuration.
+
+    The commit that the run began on is no other data.revision than the one that led there.
+    """
+    data = settings.with_name(DATA)
+    commit = json.loads(data.read_text())["origin"].get("commit") if data.exists() else None
     old, new = yaml.safe_load(settings.read_text()), yaml.safe_load(dump_config(config))
     different = []
     for key in [k for k in {**new, **old} if k not in _FREE]:
         a, b = old.get(key), new.get(key)
         if isinstance(a, dict) and isinstance(b, dict):
+            if key == "data" and commit is not None and b.get("revision") == commit:
+                a["revision"] = commit
             different += [f"{key}.{k}" for k in {**a, **b} if a.get(k) != b.get(k)]
         elif a != b:
             different.append(key)
     return different
+
+
+def format_table(table: dict[str, dict[str, float]]) -> str:
+    """The rows frozen (if there), before, after, random and oracle as aligned text, one line per metric."""
+    rows = list(table)
+    width = max(len(name) for name in table["after"]) + 2
+    lines = ["".ljust(width) + "".join(r.rjust(10) for r in rows)]
+    lines += [n.ljust(width) + "".join(f"{table[r][n]:10.4f}" for r in rows) for n in table["after"]]
+    return "\n".join(lines)

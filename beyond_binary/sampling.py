@@ -237,6 +237,7 @@ def dense_triplet_batches(
     batch_size: int,
     anchors: int = 1,
     k: int = 5,
+    pool: int | None = None,
     batches_per_epoch: int | None = None,
 ) -> Plan:
     """Anchors, the `k` label-nearest items of each, and random others: dense triplet batches.
@@ -247,18 +248,27 @@ def dense_triplet_batches(
     Each item is an anchor once per epoch (the last batch may have fewer anchors), or, if
     `batches_per_epoch` is given, once before any is one again in that epoch.
 
+    With a `pool`, the `k` are drawn anew from the `pool` nearest, and the others of the pool come only where nothing
+    else is left: batches of that paper's M(Binary) are `k=5`, `pool=30`, for an objective whose target is the 30
+    nearest of the whole set (`Listed`; in the trainer `objective.nearest`).
+
     Args:
         items_count: number of items, n.
         neighbours: [n >=k] table, or a function k -> table, see `create_sampler`.
         batch_size: items per batch, all distinct.
         anchors: anchors per batch.
         k: neighbours per anchor.
+        pool: how many of the nearest these are drawn from; None: they are the nearest.
         batches_per_epoch: default ceil(n / anchors).
 
     Raises:
-        ValueError: the table does not fit, or the batch cannot hold the anchors and neighbours, or exceeds n.
+        ValueError: the table does not fit, `pool` is below `k`, or the batch cannot hold the anchors and neighbours, or
+            exceeds n.
     """
     _check_positive(anchors=anchors, k=k)
+    width = k if pool is None else pool
+    if width < k:
+        raise ValueError(f"cannot draw k={k} neighbours from the pool={pool} nearest; raise pool or lower k")
     if batch_size > items_count:
         raise ValueError(
             f"batch_size={batch_size} exceeds the {items_count} training items; lower it to at most {items_count}"
@@ -268,11 +278,11 @@ def dense_triplet_batches(
             f"anchors={anchors} with k={k} neighbours each need {anchors * (1 + k)} places, more than "
             f"batch_size={batch_size}; raise batch_size, or lower anchors or k"
         )
-    table = np.asarray(neighbours(k) if callable(neighbours) else neighbours)
-    if table.ndim != 2 or len(table) != items_count or table.shape[1] < k or table.dtype.kind not in "iu":
+    table = np.asarray(neighbours(width) if callable(neighbours) else neighbours)
+    if table.ndim != 2 or len(table) != items_count or table.shape[1] < width or table.dtype.kind not in "iu":
         raise ValueError(
-            f"expected a neighbour table of integers [{items_count}, {k} or more], got {table.dtype} "
-            f"{list(table.shape)}; make it with label_neighbours(target, code, k={k})"
+            f"expected a neighbour table of integers [{items_count}, {width} or more], got {table.dtype} "
+            f"{list(table.shape)}; make it with label_neighbours(target, code, k={width})"
         )
     places = items_count if batches_per_epoch is None else batches_per_epoch * anchors
     length = _length(batches_per_epoch, default=-(-items_count // anchors))
@@ -281,9 +291,15 @@ def dense_triplet_batches(
         deck = _Deck(np.arange(items_count), rng)
         for done in range(0, places, anchors):
             chosen = deck.draw(min(anchors, places - done))
-            near = table[chosen, :k].ravel()
-            anyone = rng.choice(items_count, batch_size, replace=False)  # enough, whoever is in the batch
-            distinct = dict.fromkeys(np.concatenate([chosen, near[near >= 0], anyone]).tolist())
+            near, others = table[chosen, :k], table[:0]
+            if pool is not None:
+                near, others = _drawn(table[chosen, :pool], k, rng)
+            near, others = near[near >= 0], others[others >= 0]
+            anyone = rng.choice(
+                items_count, min(batch_size + len(others), items_count), replace=False
+            )  # enough for all
+            anyone = anyone[~np.isin(anyone, others)]
+            distinct = dict.fromkeys(np.concatenate([chosen, near, anyone, others]).tolist())
             yield np.array(list(distinct)[:batch_size])
 
     return Plan(epoch, length)
@@ -370,6 +386,13 @@ def offline_hard_batches(
             yield np.array(list(distinct)[:batch_size])
 
     return Plan(epoch, length, snapshot=snapshot)
+
+
+def _drawn(near: np.ndarray, k: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    """`k` random neighbours of each row [n pool], those that are -1 last, and the others [n pool-k]."""
+    order = np.where(near < 0, 1, rng.random(near.shape)).argsort(1)
+    shuffled = np.take_along_axis(near, order, 1)
+    return shuffled[:, :k], shuffled[:, k:]
 
 
 def _same(

@@ -18,10 +18,12 @@ from torch import Tensor, nn
 FORMAT_VERSION = 1
 CONFIG_FILE = "config.json"
 HEAD_FILE = "beyond_binary_head.safetensors"
+OBJECTIVE_FILE = "beyond_binary_objective.safetensors"
 OPEN_CLIP_CONFIG_FILE = "open_clip_config.json"
 TRUNK_FILES = {"timm": "model.safetensors", "open_clip": "open_clip_model.safetensors"}
 CONFIG_KEYS = {"dim", "freeze_batch_norm", "head", "model_args", "normalize", "pooling", "preprocess", "trunk"}
-FILES = (CONFIG_FILE, HEAD_FILE, OPEN_CLIP_CONFIG_FILE, *TRUNK_FILES.values())
+EMBEDDER_FILES = (CONFIG_FILE, HEAD_FILE, OPEN_CLIP_CONFIG_FILE, *TRUNK_FILES.values())
+FILES = (*EMBEDDER_FILES, OBJECTIVE_FILE)
 
 
 @contextmanager
@@ -66,8 +68,8 @@ def _remove_stale_parts(folder: Path, age: float = 3600.0) -> None:
                 shutil.rmtree(part, ignore_errors=True)
 
 
-def find_folder(id_or_path: str | os.PathLike[str], **hub_options: Any) -> Path:
-    """The folder `id_or_path`, or else the local copy of the Hub repository of that name ("user/name").
+def find_folder(id_or_path: str | os.PathLike[str], files: Iterable[str] = EMBEDDER_FILES, **hub_options: Any) -> Path:
+    """The folder `id_or_path`, or else the local copy of these files of the Hub repository of that name ("user/name").
 
     Raises:
         FileNotFoundError: it is neither.
@@ -84,7 +86,7 @@ def find_folder(id_or_path: str | os.PathLike[str], **hub_options: Any) -> Path:
 
     check_token(hub_options.get("token"))
     try:
-        return Path(patiently(lambda: snapshot_download(name, allow_patterns=list(FILES), **hub_options)))
+        return Path(patiently(lambda: snapshot_download(name, allow_patterns=list(files), **hub_options)))
     except Exception as error:
         if not isinstance(error, OSError) and http_status(error) is None:
             raise
@@ -117,6 +119,27 @@ def read_config(folder: Path) -> dict[str, Any]:
     if missing := sorted(CONFIG_KEYS - config.keys()):
         raise ValueError(f"{path} lacks {', '.join(missing)} under 'beyond_binary'; save or download it again")
     return config
+
+
+def read_objective(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """The config and the tensors of the objective saved in `folder`.
+
+    Raises:
+        ValueError: no embedder's folder, one without an objective, or one whose objective's tensors are not there.
+    """
+    from safetensors.torch import load_file
+
+    found = read_config(folder).get("objective")
+    if found is None:
+        raise ValueError(f"{folder} holds an embedder alone; save it with save_pretrained(..., objective=objective)")
+    config, path = dict(found), folder / OBJECTIVE_FILE
+    if config.pop("has_tensors") and not path.is_file():
+        raise ValueError(
+            f"{folder} has no {OBJECTIVE_FILE}: what the objective learned was left out; make a new one with "
+            f"create_objective({config['loss']!r}, target={config['target']!r}, ...)"
+        )
+    with _readable(path):
+        return config, load_file(path) if path.is_file() else {}
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from copy import deepcopy
 from typing import Any, Literal
 
+import torch
 from torch import nn
 
 Tower = Literal["image", "text"]
@@ -65,6 +68,49 @@ def _matched(names: list[str], matcher: Any) -> dict[str, int]:
 
     found: dict[str, int] = group_with_matcher(((name, name) for name in names), matcher, reverse=True)
     return found
+
+
+def param_groups(
+    embedder: nn.Module,
+    library: str,
+    lr: float,
+    *,
+    head_lr: float | None = None,
+    weight_decay: float = 0.0,
+    layer_decay: float = 1.0,
+) -> list[dict[str, Any]]:
+    """Trainable parameters of an embedder as optimizer groups; none is empty.
+
+    They are called trunk, text (the text tower), head, and each of them with _no_decay; with a layer decay
+    trunk_layer0, trunk_layer0_no_decay and so on.
+
+    Args:
+        embedder: with the trunk as its child `trunk`.
+        library: "timm" or "open_clip", the trunk's.
+        lr: learning rate of the last layer of trunk and text tower.
+        head_lr: learning rate of the head, to which learned pooling belongs; default: `lr`.
+        weight_decay: of matrices; one-dimensional parameters (biases, norms) and scalars are not decayed.
+        layer_decay: factor on the learning rate from each layer to the one below (see `layers`).
+    """
+    groups: dict[str, dict[str, Any]] = {}
+    places = layers(embedder.get_submodule("trunk"), library) if layer_decay != 1 else {}
+    tops = {tower: max(n for t, n in places.values() if t == tower) for tower in {t for t, _ in places.values()}}
+    for parameter_name, parameter in embedder.named_parameters():
+        if not parameter.requires_grad:
+            continue
+        inner = parameter_name.removeprefix("trunk.")
+        of_text = library == "open_clip" and not inner.startswith("visual.")
+        part = "head" if inner == parameter_name else "text" if of_text else "trunk"
+        rate = head_lr if part == "head" and head_lr is not None else lr
+        name = part
+        if inner in places and part != "head":
+            tower, layer = places[inner]
+            name, rate = f"{part}_layer{layer}", lr * layer_decay ** (tops[tower] - layer)
+        decayed = parameter.ndim > 1
+        name = name if decayed else f"{name}_no_decay"
+        group = {"name": name, "params": [], "lr": rate, "weight_decay": weight_decay if decayed else 0.0}
+        groups.setdefault(name, group)["params"].append(parameter)
+    return list(groups.values())
 
 
 def lock(trunk: nn.Module, library: str, unlocked: int) -> None:
@@ -173,3 +219,16 @@ def merged(trunk: nn.Module) -> nn.Module:
         parent, _, own = name.rpartition(".")
         setattr(trunk.get_submodule(parent), own, plain)
     return trunk
+
+
+@contextmanager
+def evaluating(module: nn.Module) -> Iterator[None]:
+    """Evaluation mode without gradients; every submodule gets back the mode that it had."""
+    training = [m for m in module.modules() if m.training]
+    module.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        for m in training:
+            m.training = True

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
@@ -123,6 +123,9 @@ def _create_timm(
     if image_size is not None and fixed:
         arguments["img_size"] = _two(image_size)
     model = build_trunk(f"timm/{name}", arguments, pretrained)
+    if pretrained:
+        loaded: dict[str, Any] = model.pretrained_cfg  # type: ignore[assignment]
+        tag = Path(loaded["file"]).name if loaded.get("file") else loaded["tag"]
     data = timm.data.resolve_model_data_config(model)
     mode = "squash" if data["crop_mode"] == "squash" else "shortest"
     preprocess = _preprocess(data, image_size or data["input_size"][1:], mode)
@@ -254,6 +257,25 @@ def _classifier_names(model: nn.Module) -> tuple[str, ...]:
     """Module names of a timm model's classifier, whose weights a trunk does not need."""
     names = model.pretrained_cfg.get("classifier") or ()  # type: ignore[union-attr, operator]
     return (names,) if isinstance(names, str) else tuple(names)
+
+
+def base_model(config: Mapping[str, Any]) -> str | None:
+    """The Hub repository of the pretrained weights that an embedder with this config started from, if one is known."""
+    library, name = config["trunk"].split("/", 1)
+    if not (weights := config.get("weights")):
+        return None
+    if library == "open_clip":
+        import open_clip
+
+        found = open_clip.get_pretrained_cfg(name, weights).get("hf_hub") or ""
+        return "/".join(found.split("/")[:2]) or None  # a file's name may follow
+    import timm
+
+    try:
+        known = timm.models.get_pretrained_cfg(f"{name.partition('.')[0]}.{weights}")
+    except RuntimeError:  # weights of a file
+        return None
+    return known.hf_hub_id if known else None
 
 
 def timm_config(model: nn.Module, config: dict[str, Any]) -> dict[str, Any]:

@@ -5,6 +5,7 @@ For all pairs of a set of embeddings see `evaluate(..., metrics=["d_prime", "eer
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -69,7 +70,7 @@ def verify(
         for _ in range(bootstrap):
             drawn = torch.from_numpy(np.bincount(rng.integers(count, size=count), minlength=count))
             draw = Separation.of(x, kind, torch.where(kind, drawn[people[:, 0]], drawn[people].prod(1)))
-            draws.append([float(metric.function(draw)) for metric in chosen])
+            draws.append([math.nan if math.isnan(found[m.name]) else float(m.function(draw)) for m in chosen])
         table, tail = np.array(draws), (1 - level) / 2
         for name, column in zip([metric.name for metric in chosen], table.T, strict=True):
             low, high = (np.nan, np.nan) if np.isnan(column).any() else np.quantile(column, [tail, 1 - tail])

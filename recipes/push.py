@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import sys
 from pathlib import Path
+from typing import Any
 
 import yaml
 
@@ -26,7 +27,7 @@ def show(files: Files, hub_id: str) -> None:
         print(f"\n{CARD}:\n\n{card.decode()}")
 
 
-def settings_of(run: Path) -> dict[str, object]:
+def settings_of(run: Path) -> dict[str, Any]:
     """The settings that the run was made with; empty if there are none."""
     path = run / "config.yaml"
     return yaml.safe_load(path.read_text()) if path.is_file() else {}
@@ -40,19 +41,27 @@ def main() -> None:
     parser.add_argument("--private", action="store_true", help="make a new repository private")
     parser.add_argument("--revision", help="branch; made if it is not there")
     parser.add_argument("--message", help="title of the commit")
-    parser.add_argument("--license", help="for the card, for example mit or apache-2.0")
+    parser.add_argument("--license", help="for the card, for example mit; unset: hub_license of the run's settings")
     parser.add_argument(
         "--no-report",
         dest="report",
         action="store_false",
         help="leave out report.html and gallery.png, which show images of the data",
     )
+    parser.add_argument(
+        "--no-proxies",
+        dest="proxies",
+        action="store_false",
+        help="leave out what the objective learned, such as a proxy for each training class",
+    )
     parser.add_argument("--dry-run", action="store_true", help="send nothing, show the files and the card")
     given = parser.parse_args()
     settings = settings_of(given.run)
     try:
         hub_id = check_hub_id(given.hub_id or str(settings.get("hub_id") or ""))
-        files = run_files(given.run, hub_id, report=given.report, license=given.license)
+        license = given.license or settings.get("hub_license")
+        proxies = given.proxies and bool(settings.get("hub_proxies", True))
+        files = run_files(given.run, hub_id, report=given.report, proxies=proxies, license=license)
         if given.dry_run:
             return show(files, hub_id)
         private = given.private or bool(settings.get("hub_private")) or None

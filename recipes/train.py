@@ -18,13 +18,13 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate import Accelerator
-from accelerate.utils import broadcast_object_list, set_seed
+from accelerate.utils import set_seed
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from beyond_binary import clip, distributed
+from beyond_binary import clip, distributed, storage
 from beyond_binary.centres import proxy_codes
 from beyond_binary.config import Config, check_config, parse_config
 from beyond_binary.data import Augment, ImageSet, Items, Splits, collate, load_checked, with_mirror
@@ -34,14 +34,15 @@ from beyond_binary.hub import check_hub_id, push_run, require_login
 from beyond_binary.judge import Judge, captions_of, class_numbers, encode, named
 from beyond_binary.losses import LOSSES, LossFacts
 from beyond_binary.metrics import higher_is_better
-from beyond_binary.neighbours import label_neighbours
-from beyond_binary.objective import Objective, create_objective
+from beyond_binary.neighbours import shared_neighbours
+from beyond_binary.objective import Objective, create_objective, try_out
 from beyond_binary.optimization import learning_rate, make_optimizer
 from beyond_binary.report import require_matplotlib, write_report
-from beyond_binary.runs import Run, claim, data_facts, versions
+from beyond_binary.runs import Run, claim, data_facts, format_table, versions
 from beyond_binary.sampling import BatchSampler, create_sampler
 from beyond_binary.targets import Target, create_target, reads_classes
 from beyond_binary.targets.pose import numbers_per_point
+from beyond_binary.targets.tables import Listed
 from beyond_binary.tracking import track, tracker_installed
 
 
@@ -52,19 +53,24 @@ class TrainModule(nn.Module):
         super().__init__()
         self.embedder, self.objective = embedder, objective
         self.embed = torch.compile(embedder.forward, backend=compiler) if compiler else embedder.__call__
+        self.by_id = isinstance(getattr(objective, "target", None), Listed)
 
     def forward(self, images: Tensor, labels: Any, ids: Tensor) -> Tensor:
         """The loss of a batch; with a text tower that is trained, of the images and one caption of each."""
         z = self.embed(images.contiguous(memory_format=torch.channels_last))
+        read = ids if self.by_id else labels
         if self.embedder.trains_text:
-            z, labels, ids = clip.beside(z, self.embedder.embed_texts(clip.draw_captions(labels)), labels, ids)
-        loss: Tensor = self.objective(z, labels, ids=ids)
+            z, read, ids = clip.beside(z, self.embedder.embed_texts(clip.draw_captions(labels)), read, ids)
+        loss: Tensor = self.objective(z, read, ids=ids)
         return loss
 
 
 @dataclass
 class Progress:
-    """Where a run stands: all that a checkpoint keeps beside weights, optimizer and random states."""
+    """Where a run stands: all that a checkpoint keeps beside weights, optimizer and random states.
+
+    `levels` are the metrics of the random and the oracle ranking, which no embedding changes.
+    """
 
     epoch: int = 0
     batch: int = 0
@@ -72,6 +78,7 @@ class Progress:
     seconds: float = 0.0
     log_size: int = 0
     before: dict[str, float] = field(default_factory=dict)
+    levels: dict[str, dict[str, float]] = field(default_factory=dict)
     frozen: dict[str, float] | None = None
     best: float | None = None
     best_epoch: int | None = None
@@ -125,8 +132,18 @@ def set_up(config: Config, accelerator: Accelerator) -> Setup:
     judge = Judge(config.evaluation, splits, judged, embedder, geometry(config))
     with named(train):
         target = known(config, accelerator, create_target(spec), train.labels) if config.objective.distances else spec
-        objective, train = make_objective(config, target, train, embedder.dim)
-        code = objective.target.encode(train.labels)
+        kept: dict[str, Any] = {"cache": config.sampler.cache, "progress": bar}
+        if config.objective.nearest is None:
+            objective, train = make_objective(config, target, train, embedder.dim)
+            objective.config["target"] = spec  # distances from a file are those of this spec
+            search = shared_neighbours(objective.target, objective.target.encode(train.labels), **kept)
+        else:
+            made = create_target(target)
+            if made.gives == "same":
+                raise ValueError(f"objective.nearest needs label distances, but {target} says only what is the same")
+            search = shared_neighbours(made, made.encode(train.labels), **kept)
+            listed = Listed(train.ids, search(config.objective.nearest))
+            objective, train = make_objective(config, listed, train, embedder.dim)
     if config.objective.proxy_init == "text" and not (embedder.has_text and class_numbers(splits, splits.train)):
         raise ValueError(
             "objective.proxy_init text needs classes with names, and a trunk 'open_clip/...' with head none"
@@ -137,13 +154,6 @@ def set_up(config: Config, accelerator: Accelerator) -> Setup:
         held_out = [items.labels for items in (splits.query, splits.gallery) if items is not None]
         judge.target = known(config, accelerator, judge.target, np.concatenate(held_out))
 
-    def search(k: int) -> np.ndarray:
-        """The table of label neighbours, found by one process for all."""
-        found = [np.empty(0)]
-        if accelerator.is_main_process:
-            found = [label_neighbours(objective.target, code, k, cache=config.sampler.cache, progress=bar)[0].numpy()]
-        return np.asarray(broadcast_object_list(found)[0])
-
     sampler = create_sampler(
         config.sampler.name,
         items_count=len(train),
@@ -151,7 +161,7 @@ def set_up(config: Config, accelerator: Accelerator) -> Setup:
         seed=config.seed,
         classes=train.labels if train.labels.ndim == 1 and train.labels.dtype.kind in "iu" else None,
         neighbours=search,
-        labels=train.labels,
+        labels=train.labels if config.objective.nearest is None else train.ids,
         target=objective.target,
         geometry=objective.geometry,
         world_size=accelerator.num_processes,
@@ -209,25 +219,13 @@ def make_objective(config: Config, target: str | Target, train: Items, dim: int)
         geometry=config.objective.geometry,
         mining=config.objective.mining,
         memory=config.objective.memory,
+        anchors=config.objective.anchors,
         proxy_init="random" if config.objective.proxy_init == "text" else config.objective.proxy_init,
         block=config.objective.block,
         **options,
     )
-    try_out(objective, train, dim)
+    try_out(objective, train.ids if isinstance(target, Listed) else train.labels, train.ids, dim)
     return objective, train
-
-
-def try_out(objective: Objective, train: Items, dim: int) -> None:
-    """Raise a ValueError if the loss cannot be computed on random embeddings of the first training items."""
-    z = torch.randn(min(len(train), 16), dim, generator=torch.Generator().manual_seed(0))
-    try:
-        with distributed.disabled(), torch.no_grad():
-            loss = float(objective.eval()(z, train.labels[: len(z)], ids=train.ids[: len(z)]))
-    except TypeError as error:
-        raise ValueError(f"objective.options do not fit: {error}") from error
-    objective.train()
-    if not math.isfinite(loss):
-        raise ValueError(f"the loss of random embeddings is {loss}; check objective.options {objective.options}")
 
 
 def train(config: Config) -> dict[str, Any]:
@@ -251,10 +249,9 @@ def start(config: Config) -> tuple[Setup, Run, Accelerator]:
     accelerator = Accelerator(mixed_precision=config.precision, cpu=config.cpu)
     set_seed(config.seed)
     setup = set_up(config, accelerator)
-    source = Path(config.data.source.replace(":", "/")).stem
-    folder = [str(claim(config, f"{source}-{config.objective.loss}").folder) if accelerator.is_main_process else ""]
-    broadcast_object_list(folder)
-    return setup, Run(Path(folder[0])), accelerator
+    name = f"{Path(config.data.source.replace(':', '/')).stem}-{config.objective.loss}"
+    folder = distributed.from_first(lambda: str(claim(config, name).pin(setup.splits).folder))
+    return setup, Run(Path(folder)), accelerator
 
 
 def fit(config: Config, setup: Setup, run: Run, accelerator: Accelerator) -> dict[str, Any]:
@@ -276,9 +273,10 @@ def fit(config: Config, setup: Setup, run: Run, accelerator: Accelerator) -> dic
     learn(config, setup, run, accelerator, model, optimizer)
 
     if config.evaluation.keep == "best" and (run.folder / "best").exists():
-        best = Embedder.from_pretrained(str(run.folder / "best"))
+        best = Embedder.from_pretrained(run.folder / "best")
         setup.embedder.merge_lora()
         setup.embedder.load_state_dict(best.state_dict())
+        setup.objective.load_state_dict(storage.read_objective(run.folder / "best")[1], strict=False)
     after = setup.judge.encode(setup.embedder, accelerator)
     result = finish(config, setup, run, accelerator, after) if accelerator.is_main_process else {}
     del model, optimizer
@@ -292,6 +290,7 @@ def begin(config: Config, setup: Setup, run: Run, accelerator: Accelerator) -> N
     before = setup.judge.encode(setup.embedder, accelerator)
     progress = setup.progress
     progress.before = setup.judge(before)
+    progress.levels = {ranking: setup.judge(before, ranking) for ranking in ("random", "oracle")}
     progress.frozen = setup.judge.frozen(setup.embedder, accelerator)
     if accelerator.is_main_process:
         (run.folder / "embeddings").mkdir(exist_ok=True)
@@ -304,7 +303,7 @@ def begin(config: Config, setup: Setup, run: Run, accelerator: Accelerator) -> N
         setup.objective.start_at_means(z, setup.data.labels)
     if setup.objective.proxies is not None and config.objective.proxy_init == "text":
         names, _ = class_numbers(setup.splits, setup.splits.train) or ([], None)
-        clip.start_at_names(setup.embedder, setup.objective.proxies, names, config.evaluation.prompts)
+        clip.start_at_names(setup.embedder, setup.objective, names, config.evaluation.prompts)
     set_seed(config.seed, device_specific=True)
 
 
@@ -394,10 +393,12 @@ def assess(config: Config, setup: Setup, run: Run, accelerator: Accelerator) -> 
     if accelerator.is_main_process:
         run.log(event="evaluation", epoch=progress.epoch, step=progress.step, **metrics)
         if better and (config.evaluation.keep == "best" or config.evaluation.patience is not None):
-            setup.embedder.save_pretrained(str(run.folder / "best"))
+            setup.embedder.save_pretrained(run.folder / "best", objective=setup.objective)
     accelerator.log(metrics, step=progress.step)
     shown = next((n for n in ("recall_at_1", name) if n in metrics), name)
-    accelerator.print(f"epoch {progress.epoch}: {shown} {metrics[shown]:.4f}")
+    random, oracle = (progress.levels[ranking][shown] for ranking in ("random", "oracle"))
+    found = f"{shown} {metrics[shown]:.4f} (random {random:.4f}, best possible {oracle:.4f})"
+    accelerator.print(f"epoch {progress.epoch}: {found}")
 
 
 def save(run: Run, accelerator: Accelerator, progress: Progress) -> None:
@@ -419,8 +420,7 @@ def finish(
     """Write the embedder, its embeddings, the metrics and the report; returns what metrics.json holds."""
     progress = setup.progress
     table = {} if progress.frozen is None else {"frozen": progress.frozen}
-    table |= {"before": progress.before, "after": setup.judge(after)}
-    table |= {ranking: setup.judge(after, ranking) for ranking in ("random", "oracle")}
+    table |= {"before": progress.before, "after": setup.judge(after), **progress.levels}
     result = {
         "table": table,
         "epochs": progress.epoch,
@@ -437,7 +437,7 @@ def finish(
         "origin": setup.splits.origin,
         "versions": versions(),
     }
-    setup.embedder.save_pretrained(str(run.folder / "embedder"))
+    setup.embedder.save_pretrained(run.folder / "embedder", objective=setup.objective)
     save_file(after, str(run.folder / "embeddings" / "after.safetensors"))
     run.write_json("metrics.json", result)
     print(format_table(table))
@@ -462,7 +462,9 @@ def finish(
 def publish(config: Config, run: Run) -> bool:
     """Push the finished run to the Hub; where that fails, say why and how to try again. Returns whether it is there."""
     try:
-        print(f"pushed to {push_run(run.folder, check_hub_id(config.hub_id), private=config.hub_private or None)}")
+        options: dict[str, Any] = {"license": config.hub_license, "proxies": config.hub_proxies}
+        private = config.hub_private or None
+        print(f"pushed to {push_run(run.folder, check_hub_id(config.hub_id), private=private, **options)}")
     except Exception as error:
         again = f"python recipes/push.py {shlex.quote(str(run.folder))} --hub-id {config.hub_id}"
         again += " --private" if config.hub_private else ""
@@ -470,15 +472,6 @@ def publish(config: Config, run: Run) -> bool:
         print(f"the run is complete in {run.folder}; to push it: {again}", file=sys.stderr)
         return False
     return True
-
-
-def format_table(table: dict[str, dict[str, float]]) -> str:
-    """The rows frozen (if there), before, after, random and oracle as aligned text, one line per metric."""
-    rows = list(table)
-    width = max(len(name) for name in table["after"]) + 2
-    lines = ["".ljust(width) + "".join(r.rjust(10) for r in rows)]
-    lines += [n.ljust(width) + "".join(f"{table[r][n]:10.4f}" for r in rows) for n in table["after"]]
-    return "\n".join(lines)
 
 
 def main() -> None:

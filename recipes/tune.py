@@ -42,6 +42,7 @@ from beyond_binary.losses import LOSSES
 from beyond_binary.metrics import higher_is_better
 from beyond_binary.registry import suggest
 from beyond_binary.runs import Run
+from beyond_binary.tuning import TrialWatch
 
 RANGE = re.compile(r"(\S+?)\.\.(\S+?)( log)?")
 Draw = Callable[[optuna.Trial], Any]
@@ -137,31 +138,27 @@ def put(config: Config, name: str, value: Any) -> None:
 
 def attempt(base: Config, space: dict[str, Draw], seeds: int, folder: Path, trial: optuna.Trial) -> float:
     """One trial: the mean over seeds of the monitored metric, its sign changed where lower is better."""
-    done: list[float] = []
+    watch: TrialWatch | None = None
     for number in range(seeds):
         config = copy.deepcopy(base)
         for name, draw in space.items():
             put(config, name, draw(trial))
         config.seed, config.output, config.resume = base.seed + number, str(folder / f"seed{number}"), "never"
         setup, run, accelerator = recipe.start(config)
-        scores: list[float] = []
 
-        def watch(
-            values: dict[str, Any], setup: recipe.Setup = setup, scores: list[float] = scores, first: int = number
-        ) -> None:
-            name = setup.judge.monitored(values)
-            scores.append(values[name] if higher_is_better(name) else -values[name])
-            trial.set_user_attr("metric", name)
-            trial.report((sum(done) + scores[-1]) / (len(done) + 1), first * base.optimizer.epochs + values["epoch"])
-            if trial.should_prune():
-                raise optuna.TrialPruned
+        def report(values: dict[str, Any], setup: recipe.Setup = setup) -> None:
+            nonlocal watch
+            watch = watch or TrialWatch(trial, setup.judge.monitored(values))
+            watch(values, values["epoch"])
 
         try:
-            recipe.fit(config, setup, Watched(run.folder, watch), accelerator)
+            recipe.fit(config, setup, Watched(run.folder, report), accelerator)
         finally:
             accelerator.free_memory()
-        done.append(max(scores) if config.evaluation.keep == "best" else scores[-1])
-    return sum(done) / len(done)
+        if watch is None:
+            raise ValueError("the run was not evaluated; expected optimizer.epochs of at least 1")
+        watch.end_run(base.optimizer.epochs, best=config.evaluation.keep == "best")
+    return 0.0 if watch is None else watch.value
 
 
 def best_config(base: Config, study: optuna.Study) -> Config:

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from beyond_binary.data.originals.faces import face_folder
+from beyond_binary.devices import usable_device
 from beyond_binary.embedder import Embedder
 from beyond_binary.verification import Pairs, read_lfw_pairs, ten_fold, verify
 
@@ -23,14 +24,6 @@ def embedded_scores(embedder: Embedder, pairs: Pairs, folder: Path, batch_size: 
     z = embedder.encode([folder / name for name in names], batch_size=batch_size, progress=True)
     geometry = "cosine" if embedder.normalize else "euclidean"
     return np.asarray(pairs.scores(dict(zip(names, z, strict=True)), geometry))
-
-
-def placed(embedder: Embedder, device: str) -> Embedder:
-    """The embedder on a device. Raises ValueError if there is none of this name."""
-    try:
-        return embedder.to(device)
-    except (RuntimeError, AssertionError) as error:  # the second: a torch without CUDA
-        raise ValueError(f"--device {device}: {str(error).splitlines()[0]}") from None
 
 
 def table(scores: np.ndarray, pairs: Pairs, fold: int | None, bootstrap: int) -> dict[str, float]:
@@ -58,12 +51,12 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--pairs", help="another pairs file")
     parser.add_argument("--fold", type=int, help="only the pairs of this fold, counted from 1")
     parser.add_argument("--bootstrap", type=int, default=0, help="replicates over people, for 95 %% intervals")
-    parser.add_argument("--device", default="cpu", help="where the embedder runs, for example cuda")
+    parser.add_argument("--device", default="auto", help="where the embedder runs; auto: a GPU where there is one")
     given = parser.parse_args(argv)
     try:
         path = Path(given.source.removeprefix("lfw:")).expanduser()
         pairs = read_lfw_pairs(given.pairs or path / "pairs.txt")
-        embedder = placed(Embedder.from_pretrained(given.embedder), given.device)
+        embedder = Embedder.from_pretrained(given.embedder).to(usable_device(given.device))
         scores = embedded_scores(embedder, pairs, face_folder(path))
         for name, value in table(scores, pairs, given.fold, given.bootstrap).items():
             print(f"{name:<22}{value:.4f}")

@@ -32,6 +32,12 @@ DERIVED = [case for case in CASES if case.loss != "circle" or case.options.get("
 OF_ITEMS = [case for case in CASES if not facts_of(case).needs_proxies]
 
 
+def takes_anchors(case: Case) -> bool:
+    """Whether a part of the items may be rows while all are keys."""
+    facts = facts_of(case)
+    return (facts.form, facts.rows, facts.keys) == ("rows", "item", "item")
+
+
 def centers_of(case: Case) -> int:
     """How many proxies a class has."""
     merge = facts_of(case).merge

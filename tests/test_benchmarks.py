@@ -12,6 +12,7 @@ import torch
 
 import beyond_binary as bb
 from beyond_binary.losses import LOSSES
+from recipes import load
 
 FOLDER = Path(__file__).parent.parent / "recipes" / "benchmarks"
 
@@ -241,3 +242,28 @@ def test_a_slow_step_is_measured_once(script, tiny, monkeypatch):
     script.times(tiny[0], replace(tiny[1], seconds=0.001), ["floor"], results.append)
     assert [r["round"] for r in results if "ms" in r] == [0]
     assert next(r["load"] for r in results if "load" in r) >= 0
+
+
+@pytest.mark.slow
+def test_a_clip_step_is_measured_beside_open_clips_own(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    clip_step = load("recipes/benchmarks/clip_step.py")
+    monkeypatch.setattr(sys, "argv", ["clip_step", "--tiny", "--batch", "4", "--rounds", "2"])
+    clip_step.main()
+    found = json.loads(capsys.readouterr().out)
+    assert min(found[f"{name}_images_per_s"] for name in ("bare", "ours")) > 0
+    assert all(0 < found[f"{name}_loss_share"] < 1 for name in ("bare", "ours"))
+
+
+def test_both_steps_of_the_clip_benchmark_train_both_towers() -> None:
+    clip_step = load("recipes/benchmarks/clip_step.py")
+    embedder = bb.create_embedder("open_clip/ViT-B-32", dim=None, head="none", text=True, trunk_options=clip_step.TINY)
+    images, tokens = torch.randn(4, 3, 64, 64), torch.randint(1, 100, (4, 16))
+    for step in (clip_step.Bare(embedder), clip_step.Ours(embedder, bb.create_objective("nt_xent"))):
+        embedder.zero_grad()
+        loss, alone = step(images, tokens)
+        assert float(alone().detach()) == pytest.approx(float(loss.detach()), rel=1e-5)
+        loss.backward()
+        touched = {name.split(".")[1] for name, p in embedder.named_parameters() if p.grad is not None and p.grad.any()}
+        assert {"visual", "transformer", "token_embedding"} <= touched

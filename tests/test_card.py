@@ -79,6 +79,13 @@ def test_the_table_has_the_untrained_the_random_and_the_best_possible_row() -> N
     assert "| queries |" not in card
 
 
+def test_the_frozen_trunk_has_the_weights_that_were_loaded() -> None:
+    run = record()
+    run.config["embedder"]["pretrained"] = True  # and no tag: the library's default
+    assert "(a1_in1k weights)" in write_card({**EMBEDDER, "weights": "a1_in1k"}, "user/name", run)
+    assert "(random weights)" in write_card(EMBEDDER, "user/name", run)
+
+
 def test_the_card_tells_data_target_paper_settings_and_versions() -> None:
     card = write_card(EMBEDDER, "user/name", record(curves="curves.png", gallery="gallery.png", report="report.html"))
     for told in (
@@ -104,6 +111,12 @@ def test_every_loss_is_cited(loss: str) -> None:
         ({"weights": "a1_in1k"}, {"base_model": "timm/resnet18.a1_in1k"}),
         ({"trunk": "timm/resnet18.old", "weights": "a1_in1k"}, {"base_model": "timm/resnet18.a1_in1k"}),
         ({"weights": "mine.safetensors"}, {"base_model": None}),
+        ({"trunk": "open_clip/ViT-B-32", "weights": "mine.safetensors"}, {"base_model": None}),
+        (
+            {"trunk": "open_clip/ViT-B-32", "weights": "laion2b_s34b_b79k"},
+            {"base_model": "laion/CLIP-ViT-B-32-laion2B-s34B-b79K"},
+        ),
+        ({"trunk": "open_clip/ViTamin-S", "weights": "datacomp1b"}, {"base_model": "jienengchen/ViTamin-S"}),
         ({"trunk": "open_clip/ViT-B-32"}, {"pipeline_tag": "image-feature-extraction"}),
         ({"trunk": "open_clip/ViT-B-32", "head": "none"}, {"pipeline_tag": "zero-shot-image-classification"}),
     ],

@@ -1,6 +1,8 @@
 import re
+import shutil
 from pathlib import Path
 from string import ascii_uppercase
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -360,3 +362,64 @@ def test_embedded_sets_take_counts_size_and_classes() -> None:
     assert len(load_splits(DataConfig(source="embedded:digits", limit=7)).train) == 7
     with pytest.raises(ValueError, match=r"rows=\[1, 2, 3\]"):
         load_splits(DataConfig(source="embedded:digits", rows=[1, 2, 3]))
+
+
+# ---- labels in array files
+
+ARRAY = np.arange(24, dtype=np.float16).reshape(4, 2, 3)
+
+
+@pytest.mark.parametrize("inside", [True, False], ids=["inside", "elsewhere"])
+@pytest.mark.parametrize("kind", ["folder", "zip", "table"])
+@pytest.mark.parametrize("ending", ["npy", "npz"])
+def test_labels_of_an_array_file(tmp_path: Path, ending: str, kind: str, inside: bool) -> None:
+    (tmp_path / "set").mkdir()
+    source = folder(tmp_path / "set", text=["a", "b", "c", "d"])
+    file = (source if inside else tmp_path) / f"labels.{ending}"
+    if ending == "npy":
+        np.save(file, ARRAY)
+    else:
+        np.savez(file, names=[f"{i}.png" for i in (3, 1, 0, 2, 9)], labels=ARRAY[[3, 1, 0, 2, 2]])
+    if kind == "zip":
+        path = shutil.make_archive(str(tmp_path / "set"), "zip", source)
+    else:
+        path = str(source / "t.parquet" if kind == "table" else source)
+    fields = {"splitting": "rows", "rows": [2, 2], "shuffle": True, "seed": 1}
+    splits = load_splits(DataConfig(source=path, label_file=file.name if inside else str(file), **fields))
+    for part in (splits.train, splits.query):
+        assert part.labels.dtype == np.float32
+        np.testing.assert_array_equal(part.labels, ARRAY[part.ids])
+    assert splits.target is None
+
+
+@pytest.mark.parametrize(
+    ("arrays", "message"),
+    [
+        (ARRAY[:3], r"one entry for each of 4 rows, got float16 \[3, 2, 3\]"),
+        (np.array(1.0), r"got float64 \[\]"),
+        (np.array([1j] * 4), "expected numbers or text"),
+        ({"labels": ARRAY}, r"expected the arrays names \[n\] and labels \[n \.\.\.\], got labels \[4, 2, 3\]"),
+        ({"names": ["0.png"], "labels": ARRAY}, "expected the arrays names"),
+        ({"names": ["0.png", "1.png", "2.png", "1.png"], "labels": ARRAY}, "'1.png' is there more than once"),
+        ({"names": ["0.png", "a.png", "2.png", "b.png"], "labels": ARRAY}, r"no labels for 2 of 4 images, the first '1\.png'; its names are like '0\.png'"),
+        ({"names": [], "labels": []}, "is empty"),
+        (np.array([{}]), "an .npy or .npz file of arrays"),
+    ],
+)  # fmt: skip
+def test_array_files_that_do_not_fit(tmp_path: Path, arrays: Any, message: str) -> None:
+    if isinstance(arrays, dict):
+        np.savez(tmp_path / "labels", **arrays)
+    else:
+        np.save(tmp_path / "labels", arrays)
+    name = "labels.npz" if isinstance(arrays, dict) else "labels.npy"
+    with pytest.raises(ValueError, match=message):
+        load(tmp_path, {"text": ["a", "b", "c", "d"]}, label_file=name, **BY_ROWS)
+
+
+def test_an_array_file_needs_images_and_is_the_only_label(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"no file 'no\.npy' in"):
+        load(tmp_path, {"text": ["a", "b", "c", "d"]}, label_file="no.npy", **BY_ROWS)
+    with pytest.raises(ValueError, match="leave one of them out"):
+        load(tmp_path, {"text": ["a", "b", "c", "d"]}, label="text", label_file="no.npy", **BY_ROWS)
+    with pytest.raises(ValueError, match="an embedded set has its labels"):
+        load_splits(DataConfig(source="embedded:digits", label_file="no.npy"))

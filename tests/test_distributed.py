@@ -9,12 +9,14 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
-from cases import DIM, FIRST, build, facts_of
+from cases import DIM, FIRST, build, facts_of, takes_anchors
+from chain import CHAIN, ITEMS, objectives
 from oracles import CASES, Case
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -51,6 +53,12 @@ class Scenario:
     lonely: bool = False
     ids: bool = False
     alone: str = ""
+    anchors: int | None = None
+
+    @property
+    def options(self) -> dict[str, object]:
+        """Of the objective."""
+        return {} if self.anchors is None else {"anchors": self.anchors}
 
 
 SCENARIOS = {
@@ -64,6 +72,9 @@ SCENARIOS = {
     "repeated items": Scenario(([0, 1, 2, 3, 0], [4, 5, 6, 7, 0]), ids=True),
     "gather=False": Scenario(alone="gather"),
     "disabled": Scenario(alone="disabled"),
+    "anchors on both processes": Scenario(anchors=6),
+    "one anchor": Scenario(([0, 1, 2], [3, 4, 5, 6, 7]), anchors=1),
+    "one anchor, first process empty, dense": Scenario(([], [0, 1, 2, 3, 4, 5, 6, 7]), block=None, anchors=1),
 }
 
 
@@ -89,7 +100,9 @@ def together(case: Case, scenario: Scenario) -> Outcome:
     """This process's value and the gradients that DistributedDataParallel leaves."""
     case, x, labels = data(case, scenario.lonely)
     rows = scenario.parts[dist.get_rank()]
-    whole = DistributedDataParallel(Whole(case, block=scenario.block, gather=scenario.alone != "gather"))
+    whole = DistributedDataParallel(
+        Whole(case, block=scenario.block, gather=scenario.alone != "gather", **scenario.options)
+    )
     options = {"ids": torch.tensor(rows)} if scenario.ids else {}
     if scenario.alone == "disabled":
         with distributed.disabled():
@@ -105,7 +118,7 @@ def single(case: Case, scenario: Scenario) -> list[Outcome]:
     case, x, labels = data(case, scenario.lonely)
     if not scenario.alone:
         rows = scenario.parts[0] + scenario.parts[1]
-        whole = Whole(case, block=None)
+        whole = Whole(case, block=None, **scenario.options)
         loss = whole(x[rows], labels[rows], **({"ids": torch.tensor(rows)} if scenario.ids else {}))
         loss.backward()
         return [{"value": loss.detach(), **grads(whole)}] * WORLD
@@ -175,7 +188,40 @@ def parts() -> Outcome:
     }  # fmt: skip
 
 
-ALL = [(case, name) for name in SCENARIOS for case in (CASES if name == "uneven" else FIRST)]
+class Both(nn.Module):
+    """A backbone under both objectives of a target, the second with a memory."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__()
+        torch.manual_seed(3)
+        self.backbone = nn.Linear(IN, DIM).double()
+        self.objectives = nn.ModuleList(objectives(name)).double()
+
+    def forward(self, x: Tensor, labels: Any, ids: Tensor) -> Tensor:
+        z = self.backbone(x)
+        return torch.stack([objective(z, labels, ids=ids) for objective in self.objectives])
+
+
+def of_target(name: str, rank: int | None) -> Outcome:
+    """Losses of two batches, of which the processes hold 7 and 5 items, and the gradients of the second."""
+    x = torch.randn(ITEMS, IN, dtype=torch.float64, generator=torch.Generator().manual_seed(13))
+    labels, part = CHAIN[name][1], slice(None) if rank is None else (slice(7), slice(7, None))[rank]
+    both: nn.Module = Both(name) if rank is None else DistributedDataParallel(Both(name))
+    losses = []
+    for batch in torch.arange(ITEMS).split(ITEMS // 2):
+        both.zero_grad()
+        ids = batch[part]
+        losses.append(both(x[ids], labels[ids.numpy()], ids))
+        losses[-1].sum().backward()
+    return {"value": torch.cat(losses).detach(), **grads(both)}
+
+
+ALL = [
+    (case, name)
+    for name, scenario in SCENARIOS.items()
+    for case in (CASES if name == "uneven" else FIRST)
+    if scenario.anchors is None or takes_anchors(case)
+]
 
 
 def keys() -> Iterator[tuple[str, Callable[[], Outcome]]]:
@@ -183,6 +229,8 @@ def keys() -> Iterator[tuple[str, Callable[[], Outcome]]]:
         yield f"{case}/{name}", functools.partial(together, case, SCENARIOS[name])
     for case in FIRST:
         yield f"{case}/accumulated", functools.partial(accumulated, case)
+    for name in CHAIN:
+        yield f"{name}/target", lambda name=name: of_target(name, dist.get_rank())
     yield "parts", parts
 
 
@@ -250,6 +298,15 @@ def test_two_processes_equal_one(outcomes: list[dict[str, Outcome]], case: Case,
 def test_accumulation_over_two_processes(outcomes: list[dict[str, Outcome]], case: Case) -> None:
     for rank in range(WORLD):
         assert_equal(outcomes[rank][f"{case}/accumulated"], accumulated_alone(case))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", CHAIN)
+def test_two_processes_equal_one_for_every_target(outcomes: list[dict[str, Outcome]], name: str) -> None:
+    expected = of_target(name, None)
+    assert expected["value"].all()
+    for rank in range(WORLD):
+        assert_equal(outcomes[rank][f"{name}/target"], expected)
 
 
 @pytest.mark.slow

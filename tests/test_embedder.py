@@ -317,6 +317,34 @@ def test_encode_names_what_it_cannot_read(tmp_path):
     assert embedder.training
 
 
+def test_encode_has_the_habits_of_sentence_transformers(capfd):
+    long, clip = make(normalize=False), make("clip_none", normalize=False)
+    images, texts = [picture(64, 64, seed=i) for i in range(3)], ["a cat", "two red dogs", "a house"]
+    for embedder, encode, given in ((long, long.encode, images), (clip, clip.encode_text, texts)):
+        z = encode(given)
+        assert (z.norm(dim=1) - 1).abs().min() > 1e-3
+        torch.testing.assert_close(encode(given, normalize_embeddings=True), torch.nn.functional.normalize(z))
+        for options, kind in (
+            ({"convert_to_numpy": True}, np.ndarray), ({"convert_to_tensor": False}, np.ndarray),
+            ({"convert_to_tensor": True, "convert_to_numpy": True}, torch.Tensor), ({"convert_to_tensor": True}, torch.Tensor),
+        ):  # fmt: skip
+            found = encode(given, **options)
+            assert isinstance(found, kind)
+            np.testing.assert_array_equal(np.asarray(found), z.numpy())
+        assert "it/s" not in capfd.readouterr().err
+        encode(given, show_progress_bar=True)
+        assert ("text/s" if embedder is clip else "image/s") in capfd.readouterr().err
+        with pytest.raises(ValueError, match="batch_size"):
+            encode(given, batch_size=0)
+        moved = []
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(type(embedder), "to", lambda module, device, moved=moved: moved.append(device))
+            assert torch.equal(encode(given, device="cuda:1"), z)
+        assert moved == ["cuda:1"]
+    unit = make()
+    assert torch.equal(unit.encode(images, normalize_embeddings=True), unit.encode(images))
+
+
 # ---- saving and loading
 
 
@@ -537,6 +565,7 @@ def test_pretrained_goes_through_timms_own_loader(trained):
     embedder = create_embedder("timm/test_resnet", pretrained=True, image_size=64, trunk_options=options)
     assert torch.equal(embedder.trunk.bn1.weight, load_file(trained)["bn1.weight"])
     assert torch.equal(embedder.trunk.conv1[0].weight, load_file(trained)["conv1.0.weight"])
+    assert embedder.config["weights"] == "trained.safetensors"
 
 
 def test_a_tag_selects_open_clips_weights_preprocessing_and_activation(tmp_path, monkeypatch):
@@ -577,6 +606,9 @@ def test_a_timm_tag_as_weights_becomes_the_trunk(monkeypatch):
     embedder = create_embedder("timm/test_vit", weights="r160_in1k", image_size=32)
     assert built == [("test_vit.r160_in1k", True)]
     assert embedder.config["trunk"] == "timm/test_vit.r160_in1k"
+    assert embedder.config["weights"] == "r160_in1k"
+    assert create_embedder("timm/test_vit", pretrained=True, image_size=32).config["weights"] == "r160_in1k"
+    assert create_embedder("timm/test_vit", image_size=32).config["weights"] is None
 
 
 # ---- CLIP

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from chain import CHAIN
 from pytorch_metric_learning.distances import LpDistance
 from pytorch_metric_learning.utils.accuracy_calculator import AccuracyCalculator
 from pytorch_metric_learning.utils.inference import CustomKNN
@@ -16,7 +17,8 @@ from torch import Tensor
 
 from beyond_binary import evaluation
 from beyond_binary.evaluation import evaluate
-from beyond_binary.targets import Gives
+from beyond_binary.targets import Gives, create_target
+from beyond_binary.targets.tables import Precomputed
 
 
 def clustered(n: int, classes: int, dim: int = 8, noise: float = 1.0) -> tuple[Tensor, Tensor]:
@@ -119,7 +121,64 @@ def test_layouts_are_scored_by_their_overlap() -> None:
     z = torch.randn(30, 3)
     found = evaluate(z, maps, target="layout(regions=3)", ks=4)
     assert found["mean_iou_at_4"] == pytest.approx(1 - found["mean_label_distance_at_4"], abs=1e-9)
-    assert "knn_label_error_at_4" not in found
+
+
+def by_medoid(z: np.ndarray, y: np.ndarray, k: int) -> float:
+    """Mean label distance [n n] of each item from the medoid of its nearest k, in loops; nan is unknown."""
+    errors = []
+    for i in range(len(z)):
+        others = [j for j in range(len(z)) if j != i and not np.isnan(y[i, j])]
+        near = sorted(others, key=lambda j: math.dist(z[i], z[j]))[:k]
+
+        def spread(j: int, near: list[int] = near) -> float:
+            known = [y[j, other] for other in near if other != j and not np.isnan(y[j, other])]
+            return float(np.mean(known)) if known else math.inf
+
+        errors.append(y[i, min(near, key=spread)])
+    return float(np.mean(errors))
+
+
+MEDOIDS = ["captions", "layout", "multi_label", "pair_scores", "precomputed", "sentences", "sum", "tree"]
+
+
+@pytest.mark.parametrize("name", MEDOIDS)
+def test_label_error_without_a_mean_is_that_of_the_medoid(name: str) -> None:
+    target, labels = create_target(CHAIN[name][0]()), CHAIN[name][1]
+    z = np.random.default_rng(5).normal(size=(len(labels), 3))
+    y = target.distance(target.encode(labels), target.encode(labels)).double().numpy()
+    found = evaluate(z, labels, target=target, ks=(1, 2, 5, 99))
+    for k in (1, 2, 5, 99):
+        assert found[f"knn_label_error_at_{k}"] == pytest.approx(by_medoid(z, y, k), abs=1e-6)
+    assert found["knn_label_error_at_1"] == pytest.approx(found["mean_label_distance_at_1"])
+
+
+def test_references_equally_near_a_query_are_drawn_by_lot() -> None:
+    """A collapsed embedding is as good as chance, whatever the order in which references are stored."""
+    line = np.linspace(0, 1, 1000)
+    target = Precomputed(np.abs(line[:, None] - line))
+    found, chance = (
+        evaluate(
+            torch.zeros(1000, 2), np.arange(1000), target=target, metrics=["knn_label_error_at_10"], ranking=ranking
+        )
+        for ranking in ("embedding", "random")
+    )
+    assert chance["knn_label_error_at_10"] == pytest.approx(0.27, abs=0.03)
+    assert found["knn_label_error_at_10"] == pytest.approx(
+        chance["knn_label_error_at_10"], abs=0.1
+    )  # of the first: 0.5
+
+
+def test_parts_of_a_sum_add_up_to_it() -> None:
+    _, labels = CHAIN["sum"]
+    z = np.random.default_rng(6).normal(size=(len(labels), 3))
+    spec = "sum(('circular', \"scaled('classes', factor=90.0)\"))"
+    found = evaluate(z, labels, target=spec, ks=5)
+    parts = [found[f"part_label_distance_at_5(part={i})"] for i in (0, 1)]
+    assert sum(parts) == pytest.approx(found["mean_label_distance_at_5"])
+    alone = evaluate(z, labels[:, 0], target="circular", ks=5)
+    assert parts[0] == pytest.approx(alone["mean_label_distance_at_5"])
+    with pytest.raises(ValueError, match=r"a part of the sum, 0\.\.1, got 2"):
+        evaluate(z, labels, target=spec, metrics=["part_label_distance_at_5(part=2)"])
 
 
 def test_log_line_of_each_geometry() -> None:
@@ -163,7 +222,9 @@ def test_tiles_bound_the_pairs_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
             return super().distance(code_q, code_k, valid)
 
     monkeypatch.setitem(evaluation.PAIRS_PER_TILE, "cpu", 1000)
-    evaluate(torch.randn(50, 3), torch.arange(50), target=Counted(torch.rand(50, 50)))
+    evaluate(
+        torch.randn(50, 3), torch.arange(50), target=Counted(torch.rand(50, 50)), metrics=["spearman", "ndcg_at_10"]
+    )
     assert max(seen) == 1000
     assert sum(seen) == 2500
 
@@ -387,7 +448,7 @@ def test_one_number_of_neighbours_needs_no_list() -> None:
         ({"labels": ["cat", "cat", "dog", "dog"]}, "map class names to numbers, for example np.unique"),
         (
             {"target": "euclidean", "metrics": ["ndcg_at_5(label_scale='x')"]},
-            "metric 'ndcg_at_k': label_scale must be a float, got 'x'",
+            "metric 'ndcg_at_k': label_scale must be a float or one of 'nearest', got 'x'",
         ),
     ],
 )

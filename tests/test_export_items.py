@@ -10,8 +10,16 @@ import pandas as pd
 import pyarrow.parquet as pq
 import pytest
 import torch
+from PIL import Image
+from safetensors.torch import load_file, save_file
 
+from beyond_binary.config import Config, dump_config
+from beyond_binary.data import DataConfig, load_splits
 from beyond_binary.export import write_items
+from beyond_binary.runs import data_facts
+from recipes import load
+
+recipe = load("recipes/items.py")
 
 N, D, K = 9, 4, 3
 
@@ -107,3 +115,54 @@ def test_refusals(z, tmp_path) -> None:
         with pytest.raises(ValueError, match=told):
             write_items(tmp_path / name, z, **options)
     assert list(tmp_path.iterdir()) == []
+
+
+# ---- of a run
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    """What a finished run leaves that the table is made of: nine images in three classes, three of them queries."""
+    lines = ["file,kind"]
+    for i in range(9):
+        Image.new("RGB", (4, 4), (20 * i, 0, 0)).save(tmp_path / f"{i}.png")
+        lines.append(f"{i}.png,{'abc'[i % 3]}")
+    (tmp_path / "labels.csv").write_text("\n".join(lines))
+    config = Config(data=DataConfig(source=str(tmp_path), label="kind", splitting="rows", rows=[2, 3, 4]))
+    folder = tmp_path / "run"
+    (folder / "embeddings").mkdir(parents=True)
+    (folder / "config.yaml").write_text(dump_config(config))
+    (folder / "metrics.json").write_text(json.dumps({"data": data_facts(load_splits(config.data))}))
+    save_file(
+        {"query": torch.randn(3, D), "gallery": torch.randn(4, D)}, str(folder / "embeddings" / "after.safetensors")
+    )
+    return folder
+
+
+def test_the_held_out_items_of_a_run(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    recipe.main([str(run), "--items", str(tmp_path / "items.parquet"), "--k", "3"])
+    assert "items.parquet: 7 items" in capsys.readouterr().out
+    table = pd.read_parquet(tmp_path / "items.parquet")
+    stored = load_file(run / "embeddings" / "after.safetensors")
+    z = torch.cat([stored["query"], stored["gallery"]])
+    np.testing.assert_array_equal(np.stack(table["embedding"]), z.numpy())
+    assert table["name"].tolist() == [f"{i}.png" for i in range(2, 9)]
+    assert table["id"].tolist() == list(range(2, 9))
+    assert table["split"].tolist() == ["query"] * 3 + ["gallery"] * 4
+    assert table["class_name"].tolist() == ["abc"[i % 3] for i in range(2, 9)]
+    assert table["label"].tolist() == [i % 3 for i in range(2, 9)]
+    places, _ = nearest(z, "euclidean")  # log-ratio, the default loss, compares by squared distances
+    np.testing.assert_array_equal(np.stack(table["neighbour_ids"]), places + 2)
+
+
+def test_a_run_whose_data_has_changed_is_refused(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    text = (tmp_path / "labels.csv").read_text()
+    for change, told in (
+        (lambda: (tmp_path / "labels.csv").write_text(text.replace("3.png,a", "3.png,b")), "another query split"),
+        (lambda: (run / "metrics.json").unlink(), "no finished run: it has no metrics.json"),
+    ):
+        change()
+        with pytest.raises(SystemExit) as ended:
+            recipe.main([str(run), "--items", str(tmp_path / "items.npz")])
+        assert ended.value.code == 2
+        assert told in capsys.readouterr().err

@@ -9,9 +9,11 @@ import sys
 from pathlib import Path
 
 import pytest
+import timm
 import yaml
 from hub_client import ROOT, Client
-from hub_double import TOKEN, Fault, Hub
+from hub_double import TOKEN, Fault, Hub, Repo
+from safetensors.torch import save
 
 from beyond_binary import hub as publishing
 from beyond_binary.embedder import create_embedder
@@ -59,6 +61,37 @@ assert torch.equal(trunk(x), model.trunk(x))
     assert hub.repos["tester/bits"].history() == ["initial commit", "Embedder of beyond_binary"]
     assert sorted(commit.files) == [".gitattributes", *FIRST]
     assert not hub.repos["tester/bits"].private
+
+
+def test_an_objective_comes_back_from_the_hub_bit_for_bit(hub: Hub, client: Client) -> None:
+    client.run(MAKE + """
+torch.manual_seed(1)
+objective = bb.create_objective("proxy_anchor", num_classes=3, dim=8)
+print(make().push_to_hub("tester/objective", objective=objective, license="mit"))
+assert bb.Embedder.from_pretrained("tester/objective").target == "classes"
+""")  # fmt: skip
+    assert hub.count("GET .*/resolve/.*objective.safetensors") == 0, "only who asks for it gets it"
+    card = hub.files("tester/objective")["README.md"].decode()
+    assert yaml.safe_load(card.split("---")[1])["license"] == "mit"
+    client.run(MAKE + """
+torch.manual_seed(1)
+objective = bb.create_objective("proxy_anchor", num_classes=3, dim=8)
+again = bb.Objective.from_pretrained("tester/objective")
+assert again.config == objective.config and torch.equal(again.proxies.weight, objective.proxies.weight)
+""")  # fmt: skip
+
+
+def test_default_weights_are_told_by_their_tag(hub: Hub, client: Client) -> None:
+    repo = hub.repos["timm/test_resnet.r160_in1k"] = Repo("timm/test_resnet.r160_in1k", private=False)
+    repo.commit("main", "weights", {"model.safetensors": save(timm.create_model("test_resnet").state_dict())}, set())
+    client.run(MAKE + """
+model = make(trunk="timm/test_resnet", pretrained=True)
+assert model.config["weights"] == "r160_in1k"
+model.push_to_hub("tester/tuned")
+""")  # fmt: skip
+    card = hub.files("tester/tuned")["README.md"].decode()
+    assert yaml.safe_load(card.split("---")[1])["base_model"] == "timm/test_resnet.r160_in1k"
+    assert "pretrained weights `r160_in1k`, which have a licence of their own" in card
 
 
 def test_open_clip_loads_what_was_pushed(hub: Hub, client: Client) -> None:
@@ -312,18 +345,20 @@ def test_a_run_is_not_lost_when_the_push_fails_and_goes_out_later(
 def test_a_run_pushes_itself_and_is_private_if_asked(
     run: tuple[Path, str], hub: Hub, client: Client, tmp_path: Path
 ) -> None:
-    more = ["--report", "false", "--hub_private", "true"]
+    more = ["--report", "false", "--hub_private", "true", "--hub_license", "mit", "--hub_proxies", "false"]
     told = client.run(recipe("train", *TRAIN, *more, "--output", tmp_path / "r", "--hub_id", "tester/itself"))
     assert f"pushed to {hub.url}/tester/itself/commit/" in told
     assert hub.repos["tester/itself"].private
-    assert not {"report.html", "gallery.png"} & hub.files("tester/itself").keys()
+    left_out = {"report.html", "gallery.png", "beyond_binary_objective.safetensors"}
+    assert not left_out & hub.files("tester/itself").keys()
+    assert b"license: mit" in hub.files("tester/itself")["README.md"]
     first, second = (json.loads((p / "metrics.json").read_text())["data"] for p in (run[0], tmp_path / "r"))
     assert first == second
 
 
 @pytest.mark.slow
 def test_a_dry_run_sends_nothing(run: tuple[Path, str], hub: Hub, client: Client) -> None:
-    shown = client.run(recipe("push", run[0], "--hub-id", "tester/dry", "--dry-run", "--no-report"))
+    shown = client.run(recipe("push", run[0], "--hub-id", "tester/dry", "--dry-run", "--no-report", "--no-proxies"))
     assert hub.requests == []
     assert "would be sent to tester/dry" in shown
     size = (run[0] / "embedder" / "model.safetensors").stat().st_size
@@ -331,6 +366,7 @@ def test_a_dry_run_sends_nothing(run: tuple[Path, str], hub: Hub, client: Client
     assert "# dry\n" in shown
     assert "report.html" not in shown
     assert "gallery.png" not in shown
+    assert "objective.safetensors" not in shown
 
 
 def test_pushing_at_the_end_is_refused_before_training_where_it_cannot_work(client: Client, tmp_path: Path) -> None:

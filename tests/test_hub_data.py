@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +14,15 @@ import torch
 import yaml
 from hub_client import Client
 from hub_double import Hub
+from originals import plain_mpii, write_inaturalist, write_sop
 from PIL import Image
 from pyarrow import parquet
 
-from beyond_binary.hub_data import dataset_card, dataset_files, encoded, label_features, push_dataset, tidy
+from beyond_binary.data import DataConfig, load_splits
+from beyond_binary.data.splits import all_rows
+from beyond_binary.hub_data import dataset_card, dataset_files, encoded, from_rows, label_features, push_dataset, tidy
 from beyond_binary.preprocess import to_rgb
+from recipes import ROOT
 
 PUSH = """
 import io, json, numpy as np, datasets
@@ -155,6 +160,121 @@ else:
     raise AssertionError
 """)  # fmt: skip
     assert hub.repos == {}
+
+
+# ---- of a source that training reads
+
+
+def recipe(*words: str) -> str:
+    """Code that runs push_dataset.py in the client's process."""
+    path = str(ROOT / "recipes" / "push_dataset.py")
+    return f"import runpy, sys; sys.argv = {[path, *words]!r}; runpy.run_path({path!r}, run_name='__main__')"
+
+
+def write_shots(folder: Path) -> Path:
+    """A zip with a table of angles, image files with EXIF, and what is no label in two columns."""
+    exif = Image.Exif()
+    exif[271] = "a maker"
+    lines = ["file_name,pan,tilt,room,note,split"]
+    with zipfile.ZipFile(folder / "shots.zip", "w") as archive:
+        for i in range(6):
+            buffer = io.BytesIO()
+            picture(i).save(buffer, "JPEG", exif=exif)
+            archive.writestr(f"images/{i}.jpg", buffer.getvalue())
+            note = "" if i else "1.5"
+            lines.append(f"{i}.jpg,{i / 4},{i / 8},{'ab'[i % 2]},{note},{'train' if i < 4 else 'test'}")
+        archive.writestr("labels.csv", "\n".join(lines))
+    return folder / "shots.zip"
+
+
+def test_a_zip_with_a_table_is_pushed_and_read_back(hub: Hub, client: Client, tmp_path: Path) -> None:
+    source = ["--data.source", str(write_shots(tmp_path)), "--data.label", "[pan, tilt]"]
+    told = client.run(recipe(*source, "--hub-id", "tester/shots", "--dry-run", "--license", "cc0-1.0"))
+    assert "data/train-00000-of-00001.parquet" in told
+    assert "left out: note (" in told
+    assert "license: cc0-1.0" in told
+    assert hub.repos == {}
+    assert "pushed to " in client.run(recipe(*source, "--hub-id", "tester/shots", "--private"))
+    assert hub.repos["datasets:tester/shots"].private
+    client.run(PUSH + """
+back = datasets.load_dataset("tester/shots")
+assert back["train"].column_names == ["image", "label", "pan", "tilt", "room"], back["train"].column_names
+assert back["test"]["room"][:] == ["a", "b"]
+splits = read("tester/shots", label="label")
+assert splits.train.labels.tolist() == [[i / 4, i / 8] for i in range(4)], splits.train.labels
+assert back["train"].cast_column("image", datasets.Image(decode=False))[0]["image"]["bytes"].find(b"a maker") > 0
+""")  # fmt: skip
+    client.run(recipe(*source, "--hub-id", "tester/shots", "--private", "--pixels-only"))
+    client.run(PUSH + """
+again = datasets.load_dataset("tester/shots", split="train").cast_column("image", datasets.Image(decode=False))
+assert b"a maker" not in again[0]["image"]["bytes"] and again[0]["image"]["bytes"].startswith(b"\\x89PNG")
+""")  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("name", "source", "write", "label", "hub_name"),
+    [
+        ("sop", "sop", write_sop, "class_id", "stanford-online-products"),
+        ("mpii_pose", "mpii", plain_mpii, "joints", "mpii-people"),
+        ("inaturalist", "inaturalist", write_inaturalist, "category_id", "inaturalist"),
+    ],
+)
+def test_the_configs_that_need_an_upload_read_what_is_pushed(
+    hub: Hub, client: Client, tmp_path: Path, name: str, source: str, write: Any, label: str, hub_name: str
+) -> None:
+    source = f"{source}:{write(tmp_path / 'files')}"
+    client.run(recipe("--data.source", source, "--hub-id", f"tester/{hub_name}", "--label-name", label))
+    configs = [
+        word for folder in ("", "hub/") for word in ("--config", str(ROOT / f"recipes/configs/{folder}{name}.yaml"))
+    ]
+    client.run(PUSH + f"""
+from beyond_binary.config import parse_data
+there = load_splits(parse_data({[*configs, "--data.source", f"hub:tester/{hub_name}"]!r}))
+here = load_splits(parse_data({[*configs[:2], "--data.source", source, "--data.options", "{}", "--data.role", "null"]!r}))
+if {name!r} != "inaturalist":  # the config for the Hub divides otherwise
+    for a, b in ((there.train, here.train), (there.query, here.query)):
+        assert a.labels.dtype == b.labels.dtype and np.array_equal(a.labels, b.labels)
+        assert np.array_equal(np.asarray(a.images[0]), np.asarray(b.images[0]))
+assert there.train.labels.shape[1:] == here.train.labels.shape[1:]
+""")  # fmt: skip
+
+
+def test_class_names_and_embedded_sets_and_captions(tmp_path: Path) -> None:
+    digits = DataConfig(source="embedded:digits", rows=[20, 10])
+    made = from_rows(all_rows(digits), digits)
+    assert made.class_names == [str(i) for i in range(10)]
+    assert made.split == ["train"] * 20 + ["test"] * 10
+    files = dataset_files(made.images, made.columns, "a/b", tmp_path, made.split, made.class_names)
+    assert sorted(name for name in files if "parquet" in name) == [
+        f"data/{part}-00000-of-00001.parquet" for part in ("test", "train")
+    ]
+    scenes = DataConfig(source="embedded:scenes", rows=[3, 2])
+    captions = from_rows(all_rows(scenes), scenes, label_name="captions").columns["captions"]
+    assert captions == [list(row) for row in load_splits(scenes).train.labels] + [
+        list(row) for row in load_splits(scenes).query.labels
+    ]
+
+
+def test_images_that_cannot_be_read_are_left_out_on_request(tmp_path: Path) -> None:
+    for name in ("a/1", "a/2", "b/1"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        picture().save(tmp_path / f"{name}.png")
+    (tmp_path / "a" / "2.png").write_bytes(b"no image")
+    config = DataConfig(source=str(tmp_path), bad_images="skip")
+    made = from_rows(all_rows(config), config)
+    assert list(made.images) == [str(tmp_path / "a" / "1.png"), str(tmp_path / "b" / "1.png")]
+    assert {name: list(column) for name, column in made.columns.items()} == {"class": ["a", "b"]}
+    assert made.split is None
+
+
+def test_what_cannot_be_pushed_ends_with_status_2(client: Client, tmp_path: Path) -> None:
+    for words, told in (
+        (["--data.source", "embedded:digits", "--hub-id", "digits"], "error: expected a Hub id"),
+        (["--data.source", str(tmp_path / "no"), "--hub-id", "a/b"], "error: no file or folder"),
+        (["--data.source", "embedded:digits", "--hub-id", "a/b", "--data.label", "kind"], "no column 'kind'"),
+        (["--data.source", "embedded:digits", "--hub-id", "a/b", "--publc"], "unknown argument --publc"),
+    ):
+        assert told in client.run(recipe(*words, "--dry-run"), status=2)
 
 
 # ---- what is sent

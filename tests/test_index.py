@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +15,9 @@ import torch
 from PIL import Image
 
 from beyond_binary import index as module
-from beyond_binary.embedder import create_embedder
+from beyond_binary.data import DataConfig, load_splits
+from beyond_binary.data.splits import all_rows
+from beyond_binary.embedder import Embedder, create_embedder
 from beyond_binary.index import Index
 from recipes import load
 
@@ -79,7 +83,10 @@ def test_what_is_loaded_is_what_was_saved(kind: str, geometry: str, tmp_path: Pa
     before, after = (one.search(draw(4, seed=2), 6) for one in (index, again))
     assert torch.equal(before.places, after.places)
     assert torch.equal(before.scores, after.scores)
-    assert again.items([3, -1, 0]) == [{"name": 3, "age": 1.5, "who": "p3"}, {"name": 0, "age": 0.0, "who": "p0"}]
+    assert again.items([3, -1, 0]) == [
+        {"name": "3.png", "age": 1.5, "who": "p3", "columns.name": 3},
+        {"name": "0.png", "age": 0.0, "who": "p0", "columns.name": 0},
+    ]
     assert (again.names, again.kind, again.geometry) == (index.names, kind, geometry)
     index.save(tmp_path / "a" / "index")
     assert [p.name for p in (tmp_path / "a").iterdir()] == ["index"]
@@ -145,30 +152,170 @@ def test_what_cannot_be_searched_or_loaded(tmp_path: Path, monkeypatch: pytest.M
         Index(draw(4), kind="hnsw").search(draw(1))
 
 
-def test_the_recipe_builds_and_asks(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+# ---- on a GPU: played, for there is none
+
+
+class Transfers:
+    """Functions that a faiss for GPUs has; indices stay where they are, and are counted."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        faiss = pytest.importorskip("faiss")
+        self.sent: list[Any] = []
+        self.trained = 0
+        monkeypatch.setattr(faiss, "index_cpu_to_gpu", self.to_gpu, raising=False)
+        monkeypatch.setattr(faiss, "StandardGpuResources", lambda: None, raising=False)
+        built = module.faiss_index
+
+        def counted(*given: Any, **options: Any) -> Any:
+            self.trained += 1
+            return built(*given, **options)
+
+        monkeypatch.setattr(module, "faiss_index", counted)
+
+    def to_gpu(self, resources: Any, device: int, index: Any) -> Any:
+        self.sent.append(device)
+        return index
+
+
+def test_without_a_faiss_for_gpus_the_search_there_is_by_torch(tmp_path: Path) -> None:
+    faiss = pytest.importorskip("faiss")
+    assert not hasattr(faiss, "index_cpu_to_gpu")
+    z = draw(30)
+    index = Index(z, device="cuda")
+    assert index.kind == "exact"
+    with pytest.raises(ImportError, match=r"needs a faiss that is built for GPUs .*take 'exact', or device 'cpu'"):
+        Index(z, kind="flat", device="cuda:1")
+    Index(z, kind="flat").save(tmp_path / "flat")
+    Index(z, kind="ivf").save(tmp_path / "ivf")
+    assert Index.load(tmp_path / "flat", device="cuda").kind == "exact"
+    with pytest.raises(ImportError, match="kind 'ivf' on device 'cuda' needs a faiss that is built for GPUs"):
+        Index.load(tmp_path / "ivf", device="cuda")
+
+
+@pytest.mark.parametrize(("kind", "device"), [("hnsw", "cuda"), ("flat", "mps")])
+def test_kinds_that_faiss_has_for_no_such_device(kind: str, device: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    Transfers(monkeypatch)
+    with pytest.raises(ValueError, match=f"no index of kind '{kind}' for device '{device}'; take 'exact'"):
+        Index(draw(30), kind=kind, device=device)
+
+
+@pytest.mark.parametrize("kind", ["flat", "ivf"])
+def test_on_a_gpu_an_index_is_built_once(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    transfers = Transfers(monkeypatch)
+    index = Index(draw(200), kind=kind, device="cuda:2")
+    found = index.search(draw(3, seed=1), 5)
+    index.save(tmp_path / "index")
+    index.search(draw(3, seed=1), 5)
+    assert (transfers.trained, transfers.sent) == (1, [2])
+    again = Index.load(tmp_path / "index", device="cuda")
+    assert torch.equal(again.search(draw(3, seed=1), 5).places, found.places)
+    again.save(tmp_path / "index")
+    assert transfers.trained == (1 if kind == "ivf" else 2)  # "flat" keeps no file: it is the vectors
+    assert transfers.sent == [2, 0]
+
+
+def test_vectors_are_sent_to_a_device_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    index, sent = Index(draw(30), kind="exact"), []
+    to = torch.Tensor.to
+    monkeypatch.setattr(
+        torch.Tensor, "to", lambda z, *given: (z is index.embeddings and sent.append(1)) or to(z, *given)
+    )
+    for _ in range(3):
+        index.search(draw(2))
+    assert sent == [1]
+
+
+# ---- from folders and data sets
+
+
+def write_photos(folder: Path, each: int = 3) -> None:
     rng = np.random.default_rng(0)
-    for folder in ("red", "blue"):
-        (tmp_path / "photos" / folder).mkdir(parents=True)
-        for i in range(3):
+    for colour in ("red", "blue"):
+        (folder / colour).mkdir(parents=True)
+        for i in range(each):
             pixels = rng.integers(60, size=(40, 40, 3), dtype=np.uint8)
-            pixels[..., 0 if folder == "red" else 2] += 150
-            Image.fromarray(pixels).save(tmp_path / "photos" / folder / f"{i}.png")
+            pixels[..., 0 if colour == "red" else 2] += 150
+            Image.fromarray(pixels).save(folder / colour / f"{i}.png")
+
+
+@pytest.fixture(scope="module")
+def embedder() -> Embedder:
     torch.manual_seed(0)
-    embedder = create_embedder("timm/test_byobnet", head="none", dim=None, image_size=32)
+    return create_embedder("timm/test_byobnet", head="none", dim=None, image_size=32).eval()
+
+
+def test_an_index_of_a_folder_has_its_files_and_columns(embedder: Embedder, tmp_path: Path) -> None:
+    write_photos(tmp_path / "photos")
+    index = Index.build(embedder, str(tmp_path / "photos"), thumbnails=16, kind="exact")
+    names = [f"{colour}/{i}.png" for colour in ("blue", "red") for i in range(3)]
+    assert index.names == names
+    torch.testing.assert_close(index.embeddings, embedder.encode([tmp_path / "photos" / name for name in names]))
+    (item,) = index.items([4])
+    with Image.open(io.BytesIO(item.pop("thumbnail"))) as small:
+        assert small.size == (16, 16)
+    assert item == {"name": "red/1.png", "class": "red"}
+    assert index.geometry == "cosine"
+
+
+def test_images_that_cannot_be_read_are_named_or_left_out(embedder: Embedder, tmp_path: Path) -> None:
+    write_photos(tmp_path / "photos")
+    (tmp_path / "photos" / "blue" / "1.png").write_bytes(b"no image")
+    config = DataConfig(source=str(tmp_path / "photos"))
+    with pytest.raises(ValueError, match=r"image 'blue/1.png' cannot be read .*bad_images=skip"):
+        Index.build(embedder, config)
+    index = Index.build(embedder, replace(config, bad_images="skip"), thumbnails=8)
+    assert len(index) == 5
+    (item,) = index.items([1])
+    assert (item["name"], item["class"]) == ("blue/2.png", "blue")
+
+
+def test_an_index_of_an_embedded_set_and_of_one_split(embedder: Embedder) -> None:
+    config = DataConfig(source="embedded:digits", rows=[20, 12])
+    index, test = (Index.build(embedder, config, split=split) for split in (None, "test"))
+    assert (len(index), len(test)) == (32, 12)
+    splits = load_splits(config)
+    assert [item["label"] for item in test.items(range(12))] == [str(label) for label in splits.query.labels]
+    assert index.names == [*splits.train.names, *splits.query.names]
+    torch.testing.assert_close(index.embeddings[20:], test.embeddings)
+    with pytest.raises(ValueError, match=r"no rows of split 'val'; column 'split' has 'test', 'train'"):
+        Index.build(embedder, config, split="val")
+
+
+def test_all_splits_of_a_table_are_read_whatever_training_takes(tmp_path: Path) -> None:
+    write_photos(tmp_path)
+    names = [f"{colour}/{i}.png" for colour in ("blue", "red") for i in range(3)]
+    lines = [f"{name},{part}" for name, part in zip(names, ["train", "test", "extra"] * 2, strict=True)]
+    (tmp_path / "labels.csv").write_text("\n".join(["file,part", *lines]))
+    config = DataConfig(source=str(tmp_path), split="part")
+    assert len(all_rows(config).names) == 6
+    assert list(all_rows(config, "extra").names) == ["blue/2.png", "red/2.png"]
+
+
+# ---- the recipe
+
+
+def test_the_recipe_builds_and_asks(embedder: Embedder, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_photos(tmp_path / "photos")
     embedder.save_pretrained(tmp_path / "embedder")
-    common = ["--embedder", str(tmp_path / "embedder"), "--index", str(tmp_path / "index")]
+    index = ["--index", str(tmp_path / "index"), "--device", "cpu"]
+    both = ["--embedder", str(tmp_path / "embedder"), *index]
 
     def run(*words: str) -> str:
-        given = recipe.parse([*words, *common])
-        given.run(given)
+        recipe.main([*words])
         return capsys.readouterr().out
 
-    said = run("build", "--data.source", str(tmp_path / "photos"), "--kind", "exact")
+    def refused(*words: str) -> str:
+        with pytest.raises(SystemExit) as ended:
+            recipe.main([*words])
+        assert ended.value.code == 2
+        return capsys.readouterr().err
+
+    said = run("build", *both, "--data.source", str(tmp_path / "photos"), "--kind", "exact")
     assert "6 images" in said
     assert "exact, cosine" in said
     page = tmp_path / "hits.html"
-    asked = str(tmp_path / "photos" / "blue" / "1.png")
-    lines = run("query", "--image", asked, "--k", "4", "--gallery", str(page)).splitlines()
+    asked = tmp_path / "photos" / "blue" / "1.png"
+    lines = run("query", *both, "--image", str(asked), "--k", "4", "--gallery", str(page)).splitlines()
     assert len(lines) == 5
     assert lines[0].startswith("1.0000  ")
     assert lines[0].endswith("blue/1.png")
@@ -176,5 +323,40 @@ def test_the_recipe_builds_and_asks(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert text.count("<figure>") == 4
     assert text.count("data:image/jpeg;base64,") == 5
     assert "http" not in text
-    with pytest.raises(ValueError, match="encode_text needs a trunk"):
-        run("query", "--text", "something blue")
+    np.save(tmp_path / "query.npy", embedder.encode(asked)[0].numpy())
+    assert run("query", *index, "--vector", str(tmp_path / "query.npy"), "--k", "4").splitlines() == lines[:4]
+    np.save(tmp_path / "two.npy", np.zeros((2, 3)))
+    for words, told in (
+        (["query", *both, "--text", "something blue"], "error: encode_text needs a trunk"),
+        (["query", *index, "--text", "something blue"], "--text need --embedder"),
+        (["query", *index, "--vector", str(tmp_path / "two.npy")], r"one vector [d] or [1 d], got [2, 3]"),
+        (["query", *index, "--vector", str(tmp_path / "no.npy")], "error: "),
+        (["build", *both, "--data.source", str(tmp_path / "nowhere")], "error: no file or folder"),
+        (["build", *both], "expected --data.source"),
+        (["build", *both, "--data.sorce", "x"], "did you mean data.source"),
+        (["build", *both, "--data.source", "x", "--knd", "flat"], "unknown argument --knd"),
+        (["build", *both, "--data.source", "embedded:digits", "--device", "abacus"], "device 'abacus' cannot be used"),
+    ):
+        assert told in refused(*words)
+
+
+def test_a_text_finds_images_by_a_clip_embedder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The search is by the text tower's embedding; the image that lies nearest to it comes first."""
+    config = {
+        "embed_dim": 16,
+        "vision_cfg": {"image_size": 32, "layers": 1, "width": 32, "patch_size": 16, "head_width": 16},
+        "text_cfg": {"context_length": 16, "layers": 1, "width": 32, "heads": 2},
+    }
+    clip = create_embedder("open_clip/ViT-B-32", head="none", dim=None, trunk_options=config)
+    clip.save_pretrained(tmp_path / "clip")
+    common = ["--embedder", str(tmp_path / "clip"), "--index", str(tmp_path / "index")]
+    data = ["--data.source", "embedded:scenes", "--data.rows", "[8, 4]", "--split", "test"]
+    recipe.main(["build", *common, *data])
+    assert "4 images, 16 dimensions" in capsys.readouterr().out
+    recipe.main(["query", *common, "--text", "a red circle", "--gallery", str(tmp_path / "hits.html")])
+    lines = capsys.readouterr().out.splitlines()[:-1]
+    items = load_splits(DataConfig(source="embedded:scenes", rows=[8, 4])).query
+    similar = (clip.encode(items.images) @ clip.encode_text("a red circle").T)[:, 0]
+    order = similar.argsort(descending=True).tolist()
+    assert lines == [f"{similar[i]:.4f}  {items.names[i]}" for i in order]
+    assert "<p>a red circle</p>" in (tmp_path / "hits.html").read_text()

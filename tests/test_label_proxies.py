@@ -252,8 +252,8 @@ def test_proxies_start_at_the_means_of_what_is_nearest() -> None:
     before = objective.proxies.weight[2].clone()
     z = torch.tensor([[2.0, 0, 0], [0, 3.0, 0], [0, 0, 4.0]])
     objective.start_at_means(z, [1.0, 2.0, 9.0])
-    torch.testing.assert_close(objective.proxies.weight[0], torch.tensor([0.5, 0.5, 0]))
-    torch.testing.assert_close(objective.proxies.weight[1], torch.tensor([0, 0, 1.0]))
+    torch.testing.assert_close(objective.proxies.weight[0], torch.tensor([1.5, 1.5, 0]).sqrt())
+    torch.testing.assert_close(objective.proxies.weight[1], torch.tensor([0, 0, 3.0]).sqrt())
     assert torch.equal(objective.proxies.weight[2], before)
     assert "proxies.code" in objective.state_dict()
 

@@ -305,9 +305,14 @@ def test_names_and_numbers_of_neighbours() -> None:
     ]
     assert names(None, "order") == ["kendall", "spearman"]
     usual = {"mean_label_distance_at_7", "ndcg_at_7", "spearman", "kendall", "log_slope", "log_r2"}
+    usual |= {"ndcg_at_7(label_scale='nearest')"}
     assert set(names(None, "magnitude", [7])) == usual
-    for spec, more in (("euclidean", {"knn_label_error_at_7"}), ("layout", {"mean_iou_at_7"}), ("multi_label", set())):
-        assert set(names(None, "magnitude", [7], create_target(spec))) == usual | more
+    for spec, more in (("euclidean", set()), ("layout", {"mean_iou_at_7"}), ("multi_label", set())):
+        assert set(names(None, "magnitude", [7], create_target(spec))) == usual | more | {"knn_label_error_at_7"}
+    found = names(None, "magnitude", [7], create_target("sum(('circular', \"scaled('classes', factor=2.0)\"))"))
+    parts = {f"part_label_distance_at_7(part={i})" for i in (0, 1)}
+    assert set(found) == usual | parts | {"knn_label_error_at_7"}
+    assert names(None, "same", None, create_target("classes")) == names(None, "same")
     assert set(names(None, "same")) == {f"recall_at_{k}" for k in (1, 2, 4, 8)} | {
         "precision_at_1",
         "r_precision",
@@ -328,15 +333,8 @@ def test_metrics_that_need_more_of_a_target_say_so() -> None:
     layout, scaled = create_target("layout"), create_target("scaled('layout', factor=2.0)")
     with pytest.raises(ValueError, match="'mean_iou_at_1' needs the target 'layout', not"):
         create_metrics(["mean_iou_at_1"], "magnitude", None, scaled)
-    with pytest.raises(ValueError, match=r"'knn_label_error_at_3' needs labels that have a mean .* not Layout"):
-        create_metrics(["knn_label_error_at_3"], "magnitude", None, layout)
-    assert create_metrics(["knn_label_error_at_3"], "magnitude", None, create_target("scaled('pose', factor=2.0)"))
-    mirrored = create_target(
-        "scaled('pose(mirror=(1, 0))', factor=2.0)"
-    )  # a pose and its image have no pose between them
-    with pytest.raises(ValueError, match="labels that have a mean"):
-        create_metrics(["knn_label_error_at_3"], "magnitude", None, mirrored)
-    assert "knn_label_error_at_1" not in [m.name for m in create_metrics(None, "magnitude", None, mirrored)]
+    with pytest.raises(ValueError, match=r"'part_label_distance_at_3' needs the target 'sum', not Layout"):
+        create_metrics(["part_label_distance_at_3"], "magnitude", None, layout)
 
 
 @pytest.mark.parametrize(
@@ -361,6 +359,33 @@ def test_metrics_that_need_more_of_a_target_say_so() -> None:
 def test_metrics_that_cannot_be_used_say_why(names: list[str], gives: str, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         create_metrics(names, gives)
+
+
+def test_ndcg_at_the_scale_of_the_nearest_has_no_unit() -> None:
+    x, y = torch.randn(6, 12), torch.rand(6, 12).double()
+    y[0, :5], y[1, 3], y[2] = 0, torch.nan, 0
+    valid = torch.ones(6, 12, dtype=torch.bool)
+    valid[3, 2:] = False
+    for k in (4, 30):
+        name = f"ndcg_at_{k}(label_scale='nearest')"
+        found = scores(x, y, [name], "magnitude", valid)[name]
+        for factor in (0.01, 1000):
+            again = scores(x, factor * y, [name], "magnitude", valid)[name]
+            torch.testing.assert_close(again, found)
+        for i in range(6):
+            known = valid[i] & ~y[i].isnan()
+            own, order = y[i, known], x[i, known].argsort(descending=True)
+            scale = own.sort().values[:k].max().item()
+            if scale > 0:
+                plain = f"ndcg_at_{k}(label_scale={scale})"
+                expected = scores(x[i : i + 1], y[i : i + 1], [plain], "magnitude", valid[i : i + 1])[plain]
+            else:  # only what is the same counts
+                gain = (own == 0)[order][:k].double() / torch.arange(2, min(k, len(own)) + 2).double().log2()
+                best = (own == 0).sort(descending=True).values[:k] / torch.arange(
+                    2, min(k, len(own)) + 2
+                ).double().log2()
+                expected = (gain.sum() / best.sum())[None]
+            torch.testing.assert_close(found[i : i + 1], expected)
 
 
 def test_ndcg_refuses_a_scale_of_zero() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -112,10 +113,24 @@ def test_pd_loss_still_pulls_where_impostors_are_nearer(block: int | None) -> No
     assert value.item() > 2
 
 
-def test_few_genuine_pairs_can_warn() -> None:
+def test_few_genuine_pairs_warn_once_and_while_training_starts(monkeypatch: pytest.MonkeyPatch) -> None:
     z, labels = torch.randn(6, 3), torch.tensor([0, 0, 1, 2, 3, 4])
-    with pytest.warns(UserWarning, match="2 genuine pairs, fewer than 30"):
-        bb.create_objective("d_loss", warn_below=30)(z, labels)
+
+    def told(labels: torch.Tensor, **options: int) -> list[str]:
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            bb.create_objective("d_loss", **options)(z, labels)
+        return [str(w.message) for w in caught]
+
+    monkeypatch.setattr(moments, "_looks", [2])
+    assert told(torch.zeros(6, dtype=torch.int64)) == []  # 30 pairs
+    with torch.no_grad():
+        assert told(labels) == []
+    assert told(labels, warn_below=0) == []
+    assert "2 genuine pairs, fewer than 30; draw batches of classes times items" in told(labels)[0]
+    assert told(labels) == []
+    monkeypatch.setattr(moments, "_looks", [0])
+    assert told(labels) == []
 
 
 def test_other_targets_are_walked_in_tiles() -> None:

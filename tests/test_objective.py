@@ -302,6 +302,25 @@ def test_proxies_start_at_the_means_of_unit_vectors() -> None:
     assert proxies.weight[3].tolist() == [-1, 0]
     assert proxies.weight[[0, 2]].equal(before[[0, 2]])
     assert proxies.weight.requires_grad
+    proxies.start_at_means(torch.tensor([[3.0, 0.0], [0.0, 0.1]]), torch.tensor([1, 1]), length=2.0)
+    torch.testing.assert_close(proxies.weight[1].detach(), torch.tensor([2.0, 2.0]).sqrt())
+    assert proxies.weight[3].tolist() == [-1, 0]
+
+
+@pytest.mark.parametrize(("geometry", "length"), [("cosine", 2.0), ("dot", 0.5**0.5)])
+def test_means_are_as_long_as_random_proxies_where_directions_count(geometry: str, length: float) -> None:
+    objective = bb.create_objective("proxy_anchor", num_classes=2, dim=4, geometry=geometry, proxy_init="class_mean")
+    objective.start_at_means(torch.eye(4)[:3], torch.tensor([0, 0, 1]))
+    assert float(objective.proxies.weight[0].norm().detach()) == pytest.approx(length)  # type: ignore[union-attr]
+
+
+def test_losses_say_how_their_proxies_start() -> None:
+    def start(loss: str, **options: str) -> str:
+        return bb.create_objective(loss, num_classes=3, dim=2, **options).proxies.init  # type: ignore[arg-type, union-attr]
+
+    assert start("pd_loss") == "class_mean"
+    assert start("pd_loss", proxy_init="random") == "random"
+    assert start("proxy_anchor") == "random"
 
 
 def test_objectives_say_what_they_are() -> None:

@@ -262,8 +262,10 @@ def test_spread_goes_from_best_to_worst_and_names_places():
 
 def test_separation_is_d_prime():
     x, y = torch.tensor([0.0, 2.0, 10.0, 12.0]), torch.tensor([0.0, 0.0, 1.0, 1.0])
-    assert separation(x, y) == pytest.approx(10 / math.sqrt(2))
-    assert math.isnan(separation(x, torch.zeros(4)))
+    assert separation(x, y, "euclidean") == pytest.approx(10)  # variances divide by n, as in the metric
+    assert separation(x, y, "cosine") == pytest.approx(-10)
+    assert separation(torch.cat([x, x]), torch.cat([y, y * torch.nan]), "dot") == pytest.approx(-10)
+    assert math.isnan(separation(x, torch.zeros(4), "cosine"))
 
 
 def test_smoothed_is_a_centred_mean_over_what_exists():

@@ -43,6 +43,7 @@ SPECS = [
     "classes",
     "classes(batches_per_epoch=7)",
     "dense_triplet(anchors=7, k=2)",
+    "dense_triplet(anchors=3, k=2, pool=9)",
     "offline_hard(negatives=3, batches_per_epoch=5)",
 ]
 
@@ -304,6 +305,48 @@ def test_dense_triplet_fills_with_every_other_item_alike():
     assert all(210 < count < 290 for count in fill.values())  # 1000 places over 4 items
 
 
+@settings(max_examples=150, deadline=None)
+@given(st.data())
+def test_neighbours_drawn_from_a_pool(data):
+    n = data.draw(st.integers(4, 30))
+    k = data.draw(st.integers(1, n - 3))
+    pool = data.draw(st.integers(k, n - 1))
+    anchors = data.draw(st.integers(1, n // (1 + k)))
+    batch_size = data.draw(st.integers(anchors * (1 + k), n))
+    near = table(n - 1, np.random.default_rng(n).integers(0, 9, size=(n, 1)).astype(float)).numpy()
+    near[:, n // 2 :][np.random.default_rng(n).random((n, n - 1 - n // 2)) < 0.1] = -1
+    spec = f"dense_triplet(anchors={anchors}, k={k}, pool={pool})"
+    sampler = create_sampler(
+        spec, items_count=n, neighbours=near, batch_size=batch_size, seed=data.draw(st.integers(0, 9))
+    )
+    for step, batch in enumerate(sampler):
+        assert len(set(batch)) == len(batch) == batch_size
+        heads = batch[: min(anchors, n - step * anchors)]
+        pools = [set(near[a, :pool].tolist()) - {-1} for a in heads]
+        partners = set().union(*pools) - set(heads)
+        for around in pools:
+            assert len(around & set(batch)) >= min(k, len(around))
+        if batch_size <= n - len(partners):  # random items suffice: no more of a pool than was drawn
+            assert len(partners & set(batch)) <= k * len(heads)
+
+
+def test_every_neighbour_of_a_pool_comes_alike():
+    near = [[1, 2, 3], *([[0, 1, 2]] * 7)]
+    spec = "dense_triplet(k=1, pool=3, batches_per_epoch=8)"
+    sampler = create_sampler(spec, items_count=8, neighbours=near, batch_size=4, seed=0)
+    drawn, fill = Counter(), Counter()
+    for epoch in range(600):
+        sampler.set_epoch(epoch)
+        for batch in sampler:
+            if batch[0] == 0:
+                drawn[batch[1]] += 1
+                fill.update(batch[2:])
+    assert set(drawn) == {1, 2, 3}
+    assert all(150 < count < 250 for count in drawn.values())
+    assert set(fill) == {4, 5, 6, 7}
+    assert all(240 < count < 360 for count in fill.values())
+
+
 def test_neighbours_may_be_a_function_called_with_k_only_when_they_are_read():
     asked = []
 
@@ -371,6 +414,8 @@ def test_neighbours_may_be_a_function_called_with_k_only_when_they_are_read():
             {"anchors": 5},
             "anchors=5 with k=5 .* need 30 places, more than batch_size=24; .* lower anchors",
         ),
+        ("dense_triplet(pool=4)", {}, "cannot draw k=5 neighbours from the pool=4 nearest"),
+        ("dense_triplet(pool=6)", {"neighbours": np.zeros((60, 5), int)}, r"\[60, 6 or more\], got int64 \[60, 5\]"),
         ("dense_triplet", {"k": 0}, "k to be at least 1, got 0"),
         ("dense_triplet", {"neighbours": np.zeros((60, 4), int)}, r"\[60, 5 or more\], got int64 \[60, 4\]"),
         ("dense_triplet", {"neighbours": np.zeros((59, 5), int)}, r"\[60, 5 or more\], got int64 \[59, 5\]"),

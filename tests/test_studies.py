@@ -19,13 +19,16 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "recipes" / "stu
 import distributions
 import estimated
 import flickr8k
+import omniglot
 import pages
 import pose
 import study
 import tasks
 
 
-@pytest.mark.parametrize("module", [pose, estimated, tasks, flickr8k, distributions], ids=lambda m: m.__name__)
+@pytest.mark.parametrize(
+    "module", [pose, estimated, tasks, flickr8k, distributions, omniglot], ids=lambda m: m.__name__
+)
 def test_every_configuration_of_a_study_can_be_read_and_is_asked_for_by_its_name(module: Any) -> None:
     asked = {name for names in module.STUDY.questions.values() for name in names}
     drawn = {n for curves in module.STUDY.curves.values() for points in curves.values() for n in points.values()}
@@ -133,3 +136,10 @@ def test_the_frozen_trunk_has_a_row_where_it_was_measured() -> None:
     assert "frozen" not in pages.table(["a"], ["m"], {"a/0": run})
     run["table"]["frozen"] = {"m": 3.0}
     assert "| *frozen* | | 3.0000 | |" in pages.table(["a"], ["m"], {"a/0": run})
+
+
+def test_convergence_is_counted_from_the_start_of_each_run() -> None:
+    way = {"0": {"m": 1.0}, "1": {"m": 2.0}, "2": {"m": 2.94}, "3": {"m": 2.97}, "4": {"m": 3.0}}
+    runs = {"a/0": result(3.0) | {"history": way}, "b/0": result(1.0) | {"history": {"0": {"m": 0.0}, "4": {"m": 1.0}}}}
+    rows = pages.convergence(["a", "b"], "m", runs).splitlines()
+    assert rows[2:] == ["| a | 1 | 4 | 2.0000 | 0.5000 |"]

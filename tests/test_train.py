@@ -8,7 +8,9 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,11 +20,14 @@ from PIL import Image
 from safetensors.torch import load_file
 
 import beyond_binary as bb
+from beyond_binary import neighbours
 from beyond_binary.config import Config, OptimizerConfig, dump_config, field_names, parse_config
 from beyond_binary.embedder import Embedder
 from beyond_binary.losses import LOSSES, list_losses
+from beyond_binary.objective import Objective
 from beyond_binary.offline import Snapshot, mine_offline
-from beyond_binary.targets.captions import Captions
+from beyond_binary.targets.captions import Captions, embed_captions
+from beyond_binary.targets.tables import Listed
 from recipes import ROOT, TINY, load
 
 TRAIN = ROOT / "recipes" / "train.py"
@@ -57,6 +62,11 @@ def test_a_run_leaves_everything_it_promises(finished: Path) -> None:
     assert steps == list(range(1, 13))  # 96 items in batches of 16, two epochs
     assert [line["epoch"] for line in lines if line.get("event") == "evaluation"] == [0, 1, 2]
     assert Embedder.from_pretrained(finished / "embedder").dim == 8
+    objective = Objective.from_pretrained(finished / "embedder")
+    trained = load_file(next(finished.glob("checkpoints/*/model.safetensors")))
+    learned = objective.learned()
+    assert same(learned, {name: trained[f"objective.{name}"] for name in learned})
+    assert objective.config["target"] == Embedder.from_pretrained(finished / "embedder").target == result["target"]
     assert [p.name for p in (finished / "checkpoints").iterdir()] == ["step00000012_epoch00002.kept"]
     assert "<html" in (finished / "report.html").read_text()
     assert list((finished / "tracking").glob("events*")) or list(finished.rglob("events*"))
@@ -98,12 +108,19 @@ def kill_after(config: Config, step: int, monkeypatch: pytest.MonkeyPatch) -> No
 
 @pytest.mark.parametrize("step", [1, 4, 5, 9])
 def test_resumed_run_ends_with_the_same_bits(
-    finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: int
+    finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], step: int
 ) -> None:
     config = tiny(tmp_path / "run", "--checkpoint_every", "4", "--resume", "auto")
     kill_after(config, step, monkeypatch)
     torch.rand(step)  # whatever happened in between
-    recipe.train(config)
+    result = recipe.train(config)
+    table = result["table"]
+    assert table == json.loads((finished / "metrics.json").read_text())["table"]
+    shown = {row: table[row]["recall_at_1"] for row in ("after", "random", "oracle")}
+    assert (
+        "epoch 2: recall_at_1 {after:.4f} (random {random:.4f}, best possible {oracle:.4f})".format(**shown)
+        in capsys.readouterr().out
+    )
     assert same(weights(tmp_path / "run"), weights(finished))
     ours, theirs = ((r / "log.jsonl").read_text() for r in (tmp_path / "run", finished))
     assert ours == theirs
@@ -169,6 +186,16 @@ def test_gradient_accumulation_clipping_and_early_stopping(tmp_path: Path) -> No
     assert result["best_epoch"] == 1
     lines = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
     assert all("grad_norm" in line for line in lines if "loss" in line)
+
+
+def test_the_best_embedder_is_kept_with_its_proxies(tmp_path: Path) -> None:
+    """Only the proxies learn, so the first evaluation stays the best, and proxies move on after it."""
+    frozen = ["--optimizer.lr", "0", "--optimizer.proxy_lr", "0.1", "--embedder.freeze_batch_norm", "true"]
+    assert recipe.train(tiny(tmp_path / "run", *frozen, "--evaluation.keep", "best"))["best_epoch"] == 1
+    best, kept = (Objective.from_pretrained(tmp_path / "run" / name).learned() for name in ("best", "embedder"))
+    assert same(best, kept)
+    last = load_file(next(tmp_path.glob("run/checkpoints/*/model.safetensors")))
+    assert not torch.equal(kept["proxies.weight"], last["objective.proxies.weight"])
 
 
 def test_accumulated_gradient_is_the_mean_over_batches(tmp_path: Path) -> None:
@@ -255,6 +282,44 @@ def test_neighbours_are_kept_from_run_to_run(tmp_path: Path) -> None:
     setups = [recipe.start(tiny(tmp_path / name, *dense))[0] for name in ("one", "two")]
     assert len(list(cache.iterdir())) == 1
     assert [list(setup.sampler) for setup in setups[:1]] == [list(setup.sampler) for setup in setups[1:]]
+
+
+FIGURES = ["--data.source", "embedded:figures", "--data.rows", "[60,20]", "--objective.loss", "triplet"]
+
+
+def test_binary_mining_of_the_paper_from_a_configuration(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One anchor, 3 of its 7 nearest of the whole set, random others; labels move with the pictures."""
+    batch = ["--sampler.name", "dense_triplet(anchors=1, k=3, pool=7, batches_per_epoch=4)", "--optimizer.epochs", "1"]
+    form = ["--objective.nearest", "7", "--objective.anchors", "1"]
+    moved = ["--augment.mirror", str([*range(14)]), "--augment.move_labels", "true", "--augment.rotate", "30"]
+    seen = []
+    whole = Listed.distance
+
+    def distance(target, code_q, code_k, valid=None):  # type: ignore[no-untyped-def]
+        different = whole(target, code_q, code_k, valid)
+        seen.append((code_q[:, 0].tolist(), different.tolist()))
+        return different
+
+    searches = []
+    found = neighbours.label_neighbours
+    monkeypatch.setattr(neighbours, "label_neighbours", lambda *a, **o: searches.append(a[2]) or found(*a, **o))
+    monkeypatch.setattr(Listed, "distance", distance)
+    config = tiny(tmp_path / "run", *FIGURES, *batch, *form, *moved)
+    setup, run, accelerator = recipe.start(config)
+    seen.clear()  # what was tried out
+    items = setup.data.items
+    batches = list(setup.sampler)
+    recipe.fit(config, setup, run, accelerator)
+    target = bb.create_target(setup.splits.target)
+    near = found(target, target.encode(items.labels), 7)[0]
+    assert searches == [7]
+    assert len(items) == 120
+    assert [rows for rows, _ in seen] == [[int(items.ids[batch[0]])] for batch in batches]
+    for batch, (_, [different]) in zip(batches, seen, strict=True):
+        same = set(near[batch[0]].tolist()) | {batch[0]}
+        assert different == [item not in same for item in batch]
+        assert different.count(False) == 4
+    assert "mean_label_distance_at_10" in json.loads((run.folder / "metrics.json").read_text())["table"]["after"]
 
 
 CAPTIONS = ["--data.source", "embedded:scenes", "--objective.loss", "log_ratio", "--sampler.name", "random"]
@@ -370,6 +435,38 @@ def test_a_table_may_hold_paths_and_sets_by_name(target: str, loss: str, tmp_pat
     assert all(np.isfinite(v) for v in setup.judge({"query": torch.randn(8, 8)}, "oracle").values())
 
 
+class Lengths(torch.nn.Module):
+    """A text tower whose embedding of a text is how often each of four letters is in it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = torch.nn.Parameter(torch.ones(1))
+
+    def encode_text(self, tokens: torch.Tensor) -> torch.Tensor:
+        return self.scale * tokens
+
+
+def test_embedded_captions_are_labels_in_a_file(tmp_path: Path) -> None:
+    (tmp_path / "set").mkdir()
+    rng, names, texts = np.random.default_rng(0), [], []
+    for i in range(40):
+        names.append(f"{i}.png")
+        texts.append(["".join(rng.choice(list("abcd"), 5)), "" if i % 2 else "".join(rng.choice(list("abcd"), 3))])
+        Image.fromarray(rng.integers(0, 255, (16, 16, 3), dtype=np.uint8)).save(tmp_path / "set" / names[-1])
+    (tmp_path / "set" / "labels.csv").write_text("file\n" + "\n".join(names))
+    tokenizer = lambda some: torch.tensor([[text.count(c) for c in "abcd"] for text in some])  # noqa: E731
+    z = embed_captions(texts, Lengths(), tokenizer)
+    np.savez(tmp_path / "sentences", names=names[::-1], labels=z.numpy()[::-1])
+    changes = ["--data.source", str(tmp_path / "set"), "--data.label_file", str(tmp_path / "sentences.npz")]
+    changes += ["--data.splitting", "rows", "--data.rows", "[24, 16]", "--objective.target", "sentences"]
+    changes += ["--objective.loss", "log_ratio", "--sampler.name", "dense_triplet(anchors=2, k=3)"]
+    setup, run, accelerator = recipe.start(tiny(tmp_path / "run", *changes))
+    assert setup.splits.query.labels.shape == (16, 2, 4)
+    np.testing.assert_array_equal(setup.splits.query.labels, z[24:])
+    result = recipe.fit(tiny(tmp_path / "run", *changes), setup, run, accelerator)
+    assert np.isfinite(result["table"]["after"]["mean_label_distance_at_10"])
+
+
 def test_class_mean_proxies_start_at_the_means(tmp_path: Path) -> None:
     config = tiny(tmp_path / "run", "--objective.proxy_init", "class_mean", "--optimizer.epochs", "0")
     setup, run, accelerator = recipe.start(config)
@@ -377,7 +474,8 @@ def test_class_mean_proxies_start_at_the_means(tmp_path: Path) -> None:
     items = setup.loader.dataset.items
     z = torch.nn.functional.normalize(setup.embedder.encode(items.images), dim=1)
     for number, proxy in enumerate(setup.objective.proxies.weight.detach()):
-        torch.testing.assert_close(proxy, z[items.labels == number].mean(0), rtol=1e-4, atol=1e-5)
+        mean = torch.nn.functional.normalize(z[items.labels == number].mean(0), dim=0)
+        torch.testing.assert_close(proxy, 8**0.5 * mean, rtol=1e-4, atol=1e-5)  # as long as random ones
 
 
 def test_proxies_at_centres_of_continuous_labels_start_at_means_and_train(tmp_path: Path) -> None:
@@ -399,7 +497,7 @@ def test_proxies_at_centres_of_continuous_labels_start_at_means_and_train(tmp_pa
     result = recipe.fit(config, setup, run, accelerator)
     moved = setup.objective.proxies.weight.detach()
     assert not torch.allclose(moved, random)
-    assert float(moved.norm(dim=1).max()) < 1.5
+    torch.testing.assert_close(moved.norm(dim=1), torch.full((7,), 8**0.5), rtol=0.1, atol=0)
     assert np.isfinite(result["table"]["after"]["spearman"])
 
 
@@ -455,6 +553,9 @@ def test_learning_rate_rises_then_falls() -> None:
         (["--objective.loss", "log_ratio"], "take a target with distances"),
         (["--objective.options", "{temperature: 1}"], "has no option temperature"),
         (["--objective.target", "euclidean"], "set objective.num_proxies"),
+        (["--objective.nearest", "5"], "objective.nearest needs label distances"),
+        (["--objective.nearest", "0"], "objective.nearest of at least 1, got 0"),
+        (["--objective.anchors", "3"], "pd_loss is no mean over items"),
         (["--objective.distances", "kept"], "says only which labels are the same"),
         (
             ["--objective.distances", "kept", "--objective.target", "within('estimated', radius=0.5)"],
@@ -575,6 +676,10 @@ def test_folder_with_another_run_is_left_alone(finished: Path, tmp_path: Path) -
     before = {p: p.stat().st_mtime_ns for p in finished.rglob("*")}
     with pytest.raises(FileExistsError, match="already holds a run"):
         recipe.start(tiny(finished))
+    assert (
+        json.loads((finished / "data.json").read_text())["data"]
+        == json.loads((finished / "metrics.json").read_text())["data"]
+    )
     with pytest.raises(ValueError, match=r"other settings \(.*sampler.batch_size"):
         recipe.start(tiny(finished, "--resume", "auto", "--sampler.batch_size", "32"))
     (tmp_path / "half").mkdir()
@@ -584,6 +689,46 @@ def test_folder_with_another_run_is_left_alone(finished: Path, tmp_path: Path) -
     with pytest.raises(FileExistsError, match="other files"):
         recipe.start(tiny(tmp_path))
     assert before == {p: p.stat().st_mtime_ns for p in finished.rglob("*")}
+
+
+def test_a_run_is_continued_on_the_data_that_it_was_begun_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A set on the Hub whose branch has moved on: refused, but for the commit that the run was begun on."""
+    commits, labels, load_checked = {None: "a1", "a1": "a1", "b2": "b2"}, {"a1": 0, "b2": 1}, recipe.load_checked
+
+    def load(data: Any, **options: Any) -> Any:
+        splits, bad = load_checked(replace(data, revision=None), **options)
+        commit = commits[data.revision]
+        train = replace(splits.train, labels=(splits.train.labels + labels[commit]) % 10)
+        return replace(splits, train=train, origin={"set": "user/digits", "commit": commit}), bad
+
+    monkeypatch.setattr(recipe, "load_checked", load)
+    config = tiny(tmp_path / "run", "--checkpoint_every", "1", "--resume", "auto")
+    kill_after(config, 3, monkeypatch)
+    record = json.loads((tmp_path / "run" / "data.json").read_text())
+    assert record["origin"] == {"set": "user/digits", "commit": "a1"}
+    assert record["data"].keys() == {"train", "query"}
+    commits[None] = "b2"
+    before = {p: p.stat().st_mtime_ns for p in (tmp_path / "run").rglob("*")}
+    pattern = (
+        r"begun on other data \(commit a1 of the set then, b2 now; other ids, names or labels in train\); .*revision a1"
+    )
+    with pytest.raises(ValueError, match=pattern):
+        recipe.start(config)
+    labels["b2"] = 0
+    with pytest.raises(ValueError, match=r"\(commit a1 of the set then, b2 now\)"):
+        recipe.start(config)
+    with pytest.raises(ValueError, match=r"other settings \(data.revision\)"):
+        recipe.start(tiny(tmp_path / "run", "--resume", "auto", "--checkpoint_every", "1", "--data.revision", "b2"))
+    commits[None], labels["a1"] = "a1", 2
+    with pytest.raises(
+        ValueError, match=r"\(other ids, names or labels in train\); start a run of its own with another --o\w+$"
+    ):
+        recipe.start(config)
+    assert before == {p: p.stat().st_mtime_ns for p in (tmp_path / "run").rglob("*")}
+    commits[None], labels["a1"] = "b2", 0
+    same_data = tiny(tmp_path / "run", "--resume", "auto", "--checkpoint_every", "1", "--data.revision", "a1")
+    assert recipe.start(same_data)[1].checkpoint is not None
+    assert recipe.start(tiny(tmp_path / "fresh"))[1].checkpoint is None
 
 
 def test_unset_output_takes_a_new_name_and_resume_finds_the_unfinished_one(

@@ -336,13 +336,22 @@ def test_the_recipe_scores_the_pairs_of_all_folds_or_of_one(
     with pytest.raises(SystemExit):
         told("--embedder", "x", "--fold", "4")
     assert "--fold 4: expected 1 to 3" in capsys.readouterr().err
-    assert {embedder.device for embedder in made} == {"cpu"}
+    assert {embedder.device for embedder in made} == {recipe.usable_device()}
     told("--embedder", "x", "--device", "meta")
     assert made[-1].device == "meta"
     with pytest.raises(SystemExit):
         told("--embedder", "x", "--device", "abacus")
-    assert "error: --device abacus: " in capsys.readouterr().err
+    assert "error: device 'abacus' cannot be used: " in capsys.readouterr().err
     (root / "pairs.txt").unlink()
     with pytest.raises(SystemExit):
         told("--embedder", "x")
     assert "pairs.txt" in capsys.readouterr().err
+
+
+def test_replicates_do_not_repeat_that_a_rate_cannot_be_resolved(caplog: pytest.LogCaptureFixture) -> None:
+    rng = np.random.default_rng(0)
+    people = rng.integers(0, 8, (40, 2))
+    same = people[:, 0] == people[:, 1]
+    found = verify(rng.normal(size=40), same, metrics=["tar_at_far_0.001"], identities=people, bootstrap=30)
+    assert len([r for r in caplog.records if "cannot be resolved" in r.message]) == 1
+    assert np.isnan([found["tar_at_far_0.001"], found["tar_at_far_0.001_low"]]).all()

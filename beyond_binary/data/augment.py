@@ -165,7 +165,7 @@ def jitter_colours(pixels: np.ndarray, brightness: float, contrast: float, satur
 
 def move_points(label: Any, shares: np.ndarray, point: int = 2) -> Any:
     """Points of a label (tensor or array [j 2], [j 3] with visibility, or flat [j*point]) under a map of shares [3 3]."""
-    points = np.array(label.numpy() if isinstance(label, Tensor) else label)
+    points = np.asarray(label).copy()
     flat = points.ndim == 1
     if flat:
         points = points.reshape(-1, point)

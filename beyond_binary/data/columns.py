@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from .config import DataConfig
-from .readers import EncodedImages, Rows, known_column, known_columns
+from .readers import EncodedImages, Rows, known_column, known_columns, open_file
 
 
 def column_values(rows: Rows, name: str, index: np.ndarray | None = None, *, gaps: bool = False) -> np.ndarray:
@@ -88,6 +88,8 @@ def _refuse_missing(name: str, rows: Rows, index: np.ndarray | None, missing: np
 def read_labels(rows: Rows, config: DataConfig, index: np.ndarray) -> tuple[np.ndarray, list[str] | None]:
     """The labels of the rows `index` as `load_splits` describes them; class names, where there are any."""
     names = rows.columns.column_names
+    if config.label_file is not None:
+        return array_labels(rows, config)[index], None
     if config.label is None:
         return class_values(rows, class_columns(rows, config), index)
     chosen = known_columns(config.label, names, "label")
@@ -111,6 +113,53 @@ def read_labels(rows: Rows, config: DataConfig, index: np.ndarray) -> tuple[np.n
             f"data.class_columns and leave data.label unset"
         )
     return np.concatenate([v.reshape(len(v), -1).astype(np.float64) for v in columns], axis=1), None
+
+
+def array_labels(rows: Rows, config: DataConfig) -> np.ndarray:
+    """The labels of all rows [n ...] from `config.label_file`, by row (.npy) or by name (.npz).
+
+    Raises:
+        FileNotFoundError: no such file. ValueError: not numbers or text, another number of labels than rows, or names
+            that repeat or are missing.
+    """
+    if config.label is not None:
+        raise ValueError("data.label and data.label_file both say where the labels are; leave one of them out")
+    name = config.label_file or ""
+    with open_file(config.source, name) as file:
+        try:
+            loaded = np.load(file, allow_pickle=False)
+        except ValueError as error:
+            raise ValueError(f"data.label_file {name!r}: expected an .npy or .npz file of arrays: {error}") from None
+        found = dict(loaded) if isinstance(loaded, np.lib.npyio.NpzFile) else {"labels": loaded}
+    labels = found.get("labels", np.empty(0))
+    if isinstance(loaded, np.lib.npyio.NpzFile):
+        if "names" not in found or len(found["names"]) != len(labels):
+            shapes = ", ".join(f"{key} {list(value.shape)}" for key, value in found.items())
+            raise ValueError(
+                f"data.label_file {name!r}: expected the arrays names [n] and labels [n ...], got {shapes}"
+            )
+        labels = labels[_places(found["names"].astype(np.str_).tolist(), read_names(rows, config), name)]
+    if labels.dtype.kind not in "biufU" or labels.ndim == 0 or len(labels) != len(rows.names):
+        raise ValueError(
+            f"data.label_file {name!r}: expected numbers or text, one entry for each of {len(rows.names)} rows, got "
+            f"{labels.dtype} {list(labels.shape)}"
+        )
+    return labels.astype(np.float32) if labels.dtype == np.float16 else labels
+
+
+def _places(names: list[str], wanted: Sequence[str], file: str) -> list[int]:
+    """Where each wanted name is among the names."""
+    place = {name: i for i, name in enumerate(names)}
+    if len(place) < len(names):
+        raise ValueError(f"data.label_file {file!r}: {Counter(names).most_common(1)[0][0]!r} is there more than once")
+    if missing := [name for name in wanted if name not in place]:
+        raise ValueError(
+            f"data.label_file {file!r} has no labels for {len(missing)} of {len(wanted)} images, the first "
+            f"{missing[0]!r}; its names are like {names[0]!r}"
+            if names
+            else f"data.label_file {file!r} is empty"
+        )
+    return [place[name] for name in wanted]
 
 
 def _refuse_near_numbers(name: str, text: np.ndarray) -> None:

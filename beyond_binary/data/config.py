@@ -34,6 +34,9 @@ class DataConfig:
             names, where it comes as a list: several columns, [one column], or a column of lists. Integers and
             text in one column are classes, floats stay floats.
             Unset: class_columns, else label or class.
+        label_file: Array file with the labels [n ...], in place of `label`: an .npy file with one entry per row, in the
+            order of the rows, or an .npz file with the arrays `names` (of the images, or ids where `id` is set) and
+            `labels`, in any order. A path of its own, or a file inside the folder or zip.
         class_columns: Column or columns that together make the class: the label if `label` is unset, and what
             the class_disjoint and class_folds splits go by (unset: the label).
         split: Column that says which split a row belongs to. Unset: "split" if there is one.
@@ -75,6 +78,7 @@ class DataConfig:
     table: str | None = None
     image: str | None = None
     label: list[str] | str | None = None
+    label_file: str | None = None
     class_columns: list[str] | str | None = None
     split: str | None = None
     train_split: str = "train"

@@ -7,11 +7,12 @@ import os
 import zipfile
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from functools import lru_cache
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, BinaryIO
 
 from PIL import ExifTags, Image, ImageOps
 
@@ -133,9 +134,14 @@ class StoredImages(Sequence):
         return len(self.files)
 
     def __getitem__(self, index: Any) -> Any:
+        stored = self.stored(index)
+        return decode(io.BytesIO(stored) if isinstance(stored, bytes) else stored, self.size)
+
+    def stored(self, index: int) -> str | bytes:
+        """The path of an image, or its bytes in the archive."""
         if self.archive is None:
-            return decode(self.files[index], self.size)
-        return decode(io.BytesIO(_archive(self.archive, os.getpid()).read(self.files[index])), self.size)
+            return self.files[index]
+        return _archive(self.archive, os.getpid()).read(self.files[index])
 
 
 @dataclass(frozen=True)
@@ -149,13 +155,19 @@ class EncodedImages(Sequence):
         return len(self.column)
 
     def __getitem__(self, index: Any) -> Any:
+        stored = self.stored(index)
+        return decode(io.BytesIO(stored) if isinstance(stored, bytes) else stored, self.size)
+
+    def stored(self, index: int) -> str | bytes:
+        """The bytes of an image, or its path; ValueError where there is neither."""
         cell = self.column[int(index)]
         cell = cell.as_py() if hasattr(cell, "as_py") else cell
         if isinstance(cell, dict):
             cell = cell.get("bytes") or cell.get("path")
         if cell is None:
             raise ValueError("the cell is empty")
-        return decode(io.BytesIO(cell) if isinstance(cell, bytes) else cell, self.size)
+        found: str | bytes = cell
+        return found
 
 
 # ---------------------------------------------------------------- folders and zips
@@ -262,6 +274,21 @@ def _table_name(members: list[str], images: list[str], config: DataConfig) -> st
     if len(found) > 1:
         raise ValueError(f"several tables ({', '.join(found[:5])}); say which one in data.table")
     return found[0] if found else None
+
+
+@contextmanager
+def open_file(source: str, name: str) -> Iterator[BinaryIO]:
+    """A file inside a folder, zip or beside a table, or at a path of its own; FileNotFoundError if there is none."""
+    root = Path(source).expanduser()
+    folder = root.parent if root.suffix.lower() in TABLE_ENDINGS else root
+    path = next((p for p in (folder / name, Path(name).expanduser()) if p.is_file()), None)
+    if path is not None:
+        with path.open("rb") as file:
+            yield file
+    elif root.is_file() and zipfile.is_zipfile(root) and name in _archive(str(root), os.getpid()).namelist():
+        yield io.BytesIO(_archive(str(root), os.getpid()).read(name))
+    else:
+        raise FileNotFoundError(f"no file {name!r} in {source!r} or on disk")
 
 
 def _read_table(root: Path, table: str, members: list[str], config: DataConfig) -> Any:

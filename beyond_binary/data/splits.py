@@ -21,7 +21,7 @@ def load_splits(config: DataConfig) -> Splits:
 
     Labels are int64 [n] for one column of integers, float64 [n] of floats, int64 [n] codes 0..C-1 (in sorted
     order, with `class_names`) of text or of several class columns, float64 [n m ...] of several numeric
-    columns or of lists, or the own labels of a set in its original files. Ids are row numbers.
+    columns or of lists, what `label_file` holds, or the own labels of a set in its original files. Ids are row numbers.
 
     Raises:
         FileNotFoundError, ConnectionError: the source or some of its images cannot be found.
@@ -34,7 +34,7 @@ def load_splits(config: DataConfig) -> Splits:
     rows = read_rows(config)
     parts = split_rows(rows, config)
     used = np.unique(np.concatenate(list(parts.values())))
-    own = rows.labels is not None and config.label is None
+    own = rows.labels is not None and config.label is None and config.label_file is None
     labels, class_names = (rows.labels[used], None) if own else read_labels(rows, config, used)
     names = read_names(rows, config)
     whole = Items(Picked(rows.images, used), labels, [str(names[i]) for i in used], used.astype(np.int64))
@@ -42,6 +42,69 @@ def load_splits(config: DataConfig) -> Splits:
     target = rows.target if own else None
     splits = Splits(items["train"], items["query"], items.get("gallery"), target, class_names, rows.origin)
     return _limited(splits, config)
+
+
+def all_rows(config: DataConfig, split: str | None = None) -> Rows:
+    """The rows of a source as it stands, embedded sets too: all of them, however training would divide them, or one split.
+
+    A set that is streamed by numbers of rows ends with the last of them; `limit` is not looked at.
+
+    Args:
+        config: which source, and how it is read.
+        split: only rows with this value in the split column (`config.split`, or "split").
+
+    Raises:
+        What `read_rows` raises; ValueError where there is no such column or value.
+    """
+    _check_ranges(config)
+    if config.source.startswith("embedded:"):
+        rows = _embedded_rows(config)
+    elif split is not None and config.split in (None, "split"):  # a Hub set is asked for this split alone
+        asked = {"splitting": "given", "train_split": split, "query_split": split}
+        rows = read_rows(replace(config, **asked, gallery_split=None, role=None))  # type: ignore[arg-type]
+    else:  # of a Hub set, "given" would leave splits out
+        rows = read_rows(config if config.splitting == "rows" else replace(config, splitting="class_disjoint"))
+    if split is None:
+        return rows
+    values = _text(rows, config.split or "split", "split")
+    index = np.flatnonzero(values == _spelling(values, split))
+    if not len(index):
+        raise ValueError(f"no rows of split {split!r}; {_what_exists(rows, config)}")
+    return _select(rows, index)
+
+
+def readable(rows: Rows) -> Rows:
+    """The rows whose images can be decoded."""
+
+    def decodes(place: int) -> bool:
+        try:
+            rows.images[place].load()
+        except Exception:  # a decoder may raise anything
+            return False
+        return True
+
+    return _select(rows, np.flatnonzero([decodes(place) for place in range(len(rows.names))]))
+
+
+def _select(rows: Rows, index: np.ndarray) -> Rows:
+    names = [rows.names[i] for i in index.tolist()]
+    labels = None if rows.labels is None else rows.labels[index]
+    images = Picked(rows.images, index)
+    return replace(rows, images=images, names=names, columns=rows.columns.take(index), labels=labels)
+
+
+def _embedded_rows(config: DataConfig) -> Rows:
+    """An embedded set with its labels and a column "split" (train or test)."""
+    import pyarrow as pa
+
+    made = _embedded(config)
+    parts = {"train": made.train, "test": made.query}
+    columns = pa.table({"split": [name for name, items in parts.items() for _ in range(len(items))]})
+    images = [image for items in parts.values() for image in items.images]
+    names = [name for items in parts.values() for name in items.names]
+    classes = {} if made.class_names is None else {"label": made.class_names}
+    labels = np.concatenate([items.labels for items in parts.values()])
+    return Rows(images, names, columns, classes, labels, made.target)
 
 
 def _check_ranges(config: DataConfig) -> None:
@@ -71,6 +134,8 @@ def _embedded(config: DataConfig) -> Splits:
     """An embedded set; `rows` are its numbers of train and test items."""
     from .embedded import embedded
 
+    if config.label_file is not None:
+        raise ValueError("data.label_file is for images of your own; an embedded set has its labels")
     if config.options:
         raise ValueError("data.options are for sets in their original files; an embedded set has none")
     if config.rows is not None and len(config.rows) != 2:

@@ -75,6 +75,7 @@ class LossFacts:
         geometry_only: whether no other geometry will do.
         classes_only: whether items must have a class each, beyond being the same or different.
         label_sets: whether, of a loss with `classes_only`, items may also have sets of labels (multi-hot).
+        proxy_init: how proxies start unless told otherwise, `random` or `class_mean`.
         any_proxies: whether proxies may have labels of any kind (`proxy_codes`), not one class each.
         weighted_by: an option with which the loss reads the value of label distances, whatever `reads` says.
     """
@@ -97,6 +98,7 @@ class LossFacts:
     geometry_only: bool = False
     classes_only: bool = False
     label_sets: bool = False
+    proxy_init: Literal["random", "class_mean"] = "random"
     any_proxies: bool = False
     weighted_by: str | None = None
 

@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .. import distributed
 from ..geometry import create_geometry
 from ..targets.vectors import Classes
 from ..walks import Pairs
@@ -34,6 +35,7 @@ Moments = tuple[Tensor, Tensor, Tensor]
     keys="proxy",
     form="pairs",
     any_proxies=True,
+    proxy_init="class_mean",
     weighted_by="bandwidth",
     paper="Silva et al.: PD-Loss: Proxy-Decidability for Efficient Metric Learning, 2025",
 )
@@ -60,7 +62,8 @@ def pd_loss(
     `exp(-(y / bandwidth)^2 / 2)` and an impostor by the rest, and means and variances are weighted by these shares.
     Shares of 1 and 0 give the form for classes.
 
-    Paper settings: not known beyond the form; `proxy_init="class_mean"` in the repository, random in the paper.
+    Paper settings: not known beyond the form; proxies start at class means in the repository (the default here), random
+    in the paper.
     Cost: O((n + c) d^2) time; memory O(n d + d^2) beside the proxies and their gradient. O(n c d) time and memory of a
     tile for labels that are not classes.
 
@@ -109,7 +112,7 @@ def d_loss(
     form: Form = "neg_log",
     gap_floor: float = 0.05,
     variance_floor: float = 1e-4,
-    warn_below: int = 0,
+    warn_below: int = 30,
     bandwidth: float | None = None,
 ) -> Tensor:
     """Decidability loss: genuine and impostor scores of the block apart, in units of their spread.
@@ -135,25 +138,39 @@ def d_loss(
         form: what is made of d'.
         gap_floor: below this gap of the means `-log` and `1 / gap` go on as their tangents.
         variance_floor: added to the mean of the variances; 0 lets the loss fall without bound as both spreads vanish.
-        warn_below: warn if there are fewer genuine pairs than this; 30 is a good number. 0: never, because small
-            batches can be meant (and a warning costs a wait for the accelerator).
+        warn_below: warn, once in a process, if one of the first 20 batches with gradients has fewer genuine pairs than
+            this. 0: never.
         bandwidth: label distance within which a pair is mostly genuine, in the target's unit; None: pairs are either.
 
     Returns:
         The loss, a scalar; 0 if there is no genuine or no impostor pair.
     """
     genuine, impostor = score_moments(pairs, bandwidth) if _read_scores(pairs) else _class_moments(pairs)
-    if warn_below and not torch.compiler.is_compiling() and genuine[0] < warn_below:
-        warnings.warn(
-            f"d_loss estimates variances from {int(genuine[0])} genuine pairs, fewer than {warn_below}; draw batches "
-            "of classes times items so that each class comes several times",
-            stacklevel=2,
-        )
+    if warn_below and torch.is_grad_enabled() and not torch.compiler.is_compiling():
+        few_genuine(genuine[0], warn_below)
     some = (genuine[0] > 0) & (impostor[0] > 0)
     gap = genuine[1] - impostor[1]
     variance = torch.where(some, (genuine[2] + impostor[2]) / 2, 1)
     loss = decidability(form, gap, variance, gap_floor, variance_floor)
     return torch.where(some, loss, 0).to(pairs.q.z.dtype)
+
+
+LOOKS = 20  # batches of a process whose genuine pairs are counted: each look waits for the accelerator
+_looks = [LOOKS]
+
+
+def few_genuine(count: Tensor, enough: int) -> None:
+    """Warn of a batch with few genuine pairs, once in all processes, on one of the first batches."""
+    if not _looks[0] or distributed.rank():
+        return
+    _looks[0] -= 1
+    if int(count) < enough:
+        _looks[0] = 0
+        warnings.warn(
+            f"d_loss estimates variances from {int(count)} genuine pairs, fewer than {enough}; draw batches of classes "
+            "times items (sampler 'classes'), so that each class comes several times, or take a memory",
+            stacklevel=2,
+        )
 
 
 def _read_scores(pairs: Pairs) -> bool:

@@ -94,7 +94,11 @@ def create_metrics(
         raise ValueError(f"expected a list of metric names, got the string {specs!r}; write [{specs!r}]")
     if specs is None:
         usual = [n for n in list_metrics() if METRICS[n].info["reads"] in USUAL[gives] and _over(n) == "rows"]
-        specs = [n for n in usual if _offers(target, n)]
+        specs = [n for n in usual if _offers(target, n) and n != "part_label_distance_at_k"]
+        if "ndcg_at_k" in specs:
+            specs.insert(specs.index("ndcg_at_k") + 1, "ndcg_at_k(label_scale='nearest')")
+        if _offers(target, "part_label_distance_at_k") and "part_label_distance_at_k" in usual:
+            specs += [f"part_label_distance_at_k(part={i})" for i in range(len(target.targets))]
     counts = None if ks is None else _counts(ks)
     metrics = [metric for spec in specs for metric in _bind(spec, counts)]
     if not metrics:
@@ -194,7 +198,8 @@ def _check_fit(metric: Metric, gives: str) -> None:
 
 
 NEEDS = {
-    "mean": "labels that have a mean (euclidean, manhattan, cosine, circular, pose, histogram, gaussian)",
+    "distance": "a target",
+    "part": "the target 'sum'",
     "regions": "the target 'layout'",
 }
 """What a metric may need of a target beyond distances: an attribute, and in words."""

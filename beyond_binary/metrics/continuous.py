@@ -7,6 +7,8 @@ Tied references count in expectation.
 from __future__ import annotations
 
 import math
+from dataclasses import replace
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -27,23 +29,29 @@ def mean_label_distance_at_k(ranking: Ranking, k: int) -> Scores:
 
 
 @METRICS.register(reads="magnitude", ks=(10, 100))
-def ndcg_at_k(ranking: Ranking, k: int, label_scale: float = 1.0) -> Scores:
+def ndcg_at_k(ranking: Ranking, k: int, label_scale: float | Literal["nearest"] = 1.0) -> Scores:
     """Graded nDCG of the nearest k: relevance 1 / (1 + y / label_scale), discount log2(1 + position).
 
     The ideal order is that of the k label-nearest references (the modified nDCG of Kim et al., CVPR 2019,
     section 5, where label_scale is 1). The value depends on the labels' unit, and a random order is far from
-    0: read it beside `ranking="random"`, and give label_scale a typical distance between neighbours.
+    0: read it beside `ranking="random"`, and give label_scale a typical distance between neighbours. "nearest" takes
+    that of each query: the label distance of its k-th label-nearest reference, so that the unit no longer matters.
 
     Args:
         ranking: the ranked tile.
         k: how many positions count; truncated to the number of references.
-        label_scale: label distance at which relevance is one half, in the labels' unit.
+        label_scale: label distance at which relevance is one half, in the labels' unit, or "nearest".
 
     Raises:
-        ValueError: label_scale is not positive.
+        ValueError: label_scale is neither positive nor "nearest".
     """
+    if label_scale == "nearest":
+        distances = ranking.y.masked_fill(~ranking.valid, torch.inf)
+        nearest = distances.topk(min(k, distances.shape[1]), dim=1, largest=False).values
+        scale = nearest.masked_fill(nearest.isinf(), 0).amax(1, keepdim=True)
+        return ndcg_at_k(replace(ranking, y=torch.where(ranking.y > 0, ranking.y / scale, 0)), k)
     if not label_scale > 0:
-        raise ValueError(f"ndcg_at_{k} needs a positive label_scale, got {label_scale}")
+        raise ValueError(f"ndcg_at_{k} needs a positive label_scale, or 'nearest', got {label_scale}")
 
     def relevance(y: Tensor) -> Tensor:
         return 1 / (1 + y.double() / label_scale)
@@ -128,15 +136,36 @@ def mean_iou_at_k(ranking: Ranking, k: int) -> Scores:
     return 1 - y, references
 
 
-@METRICS.register(reads="magnitude", ks=(1, 10), needs="mean", higher_is_better=False)
+@METRICS.register(reads="magnitude", ks=(1, 10), needs="part", higher_is_better=False)
+def part_label_distance_at_k(ranking: Ranking, k: int, part: int = 0) -> Scores:
+    """Mean label distance of the nearest k references by one part of a sum of targets, in that part's unit.
+
+    What mean_label_distance_at_k consists of: its parts add up to it. For the target sum alone.
+
+    Args:
+        ranking: the ranked tile.
+        k: how many references, as in mean_label_distance_at_k.
+        part: which of the targets, from 0.
+    """
+    assert ranking.part is not None
+    return mean_label_distance_at_k(replace(ranking, y=ranking.part(part)), k)
+
+
+@METRICS.register(reads="magnitude", ks=(1, 10), needs="distance", higher_is_better=False)
 def knn_label_error_at_k(ranking: Ranking, k: int) -> Scores:
-    """Label distance between a query's label and the mean label of its nearest k references; lower is better.
+    """Label distance between a query's label and the mean or medoid of its nearest k references; lower is better.
 
     What a k-nearest-neighbour regression in the embedding is off by. The mean is the target's: on the circle for angles,
     joint by joint for poses. References tied at the last place share what is left of it. Undefined where a mean is (for
     example of opposite directions).
+
+    Labels that have no mean (layouts, captions, sets, hierarchies, sums) have a medoid: the reference, among the nearest k,
+    whose mean label distance to the others is least, unknown ones left out; of equal ones the nearest. References tied at
+    the last place are then drawn by lot.
     """
-    assert ranking.mean_error is not None
+    if ranking.mean_error is None:
+        error = ranking.y.gather(1, _medoid(ranking, k)[:, None])[:, 0].double()
+        return error, ranking.references
     nearest = ranking.top.x[:, :k]
     places = ranking.references.clamp(max=nearest.shape[1])[:, None]
     last = nearest.gather(1, (places - 1).clamp_min(0))
@@ -144,6 +173,21 @@ def knn_label_error_at_k(ranking: Ranking, k: int) -> Scores:
     left = (places - nearer.sum(1, keepdim=True)).double() / tied.sum(1, keepdim=True).clamp_min(1)
     error = ranking.mean_error((nearer + tied * left) / places.clamp_min(1)).double()
     return error, torch.where(error.isnan(), 0, ranking.references)
+
+
+def _medoid(ranking: Ranking, k: int) -> Tensor:
+    """Which of its nearest k references is each query's medoid [q]; any where there is none."""
+    assert ranking.between is not None
+    count = ranking.x.shape[1]
+    lot = torch.randperm(count, generator=torch.Generator().manual_seed(0)).to(ranking.x.device)
+    nearest = lot[ranking.x[:, lot].topk(min(k, count), dim=1).indices]
+    medoid = nearest[:, 0].clone()
+    for row, many in enumerate(ranking.references.tolist()):
+        if min(k, many) > 2:  # else the nearest
+            some = nearest[row, :many]
+            y = ranking.between(some).double().fill_diagonal_(torch.nan)
+            medoid[row] = some[y.nanmean(1).nan_to_num_(torch.inf).argmin()]
+    return medoid
 
 
 def inversions(place: Tensor) -> Tensor:

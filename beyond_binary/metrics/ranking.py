@@ -66,6 +66,8 @@ class Ranking:
         gap: `x` to the distance in the embedding; None where `x` stands for none (the dot product).
         mean_error: weights of the references [q k], each row's sum 1, to the label distance [q] between each query's
             label and the weighted mean of theirs; None where labels have no mean.
+        between: positions of references [m] to their label distances from each other [m m].
+        part: for a sum of targets, number of a target to its label distances alone [q k].
     """
 
     x: Tensor
@@ -74,6 +76,8 @@ class Ranking:
     depth: int = 1
     gap: Callable[[Tensor], Tensor] | None = torch.neg
     mean_error: Callable[[Tensor], Tensor] | None = None
+    between: Callable[[Tensor], Tensor] | None = None
+    part: Callable[[int], Tensor] | None = None
 
     @staticmethod
     def of(x: Tensor, y: Tensor, valid: Tensor, gives: str, depth: int = 1, **more: Any) -> Ranking:

@@ -217,7 +217,7 @@ def _pairs(sample: Sample, geometry: str, classes: bool) -> str:
     for name in ("before", "after"):
         x = sample.x[name].numpy()
         if classes:
-            title = f"{name} training, d' = {number(separation(sample.x[name], sample.y), 2)}"
+            title = f"{name} training, d' = {number(separation(sample.x[name], sample.y, geometry), 2)}"
             svg = pair_chart(f"pairs-{name}", title, x, y, label)
         else:
             svg = density_chart(f"pairs-{name}", f"{name} training", x, y, label, name)

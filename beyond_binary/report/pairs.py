@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ..data import Items, Splits
 from ..geometry import create_geometry
+from ..metrics.verification import Separation, d_prime
 from ..targets import Target
 
 Pair = tuple[Tensor, Tensor | None]
@@ -101,13 +102,11 @@ def spread(sample: Sample, count: int = 8) -> dict[int, str]:
     return {int(order[place]): words[place] for place in sorted(words)}
 
 
-def separation(x: Tensor, y: Tensor) -> float:
-    """d' of genuine (y = 0) and impostor pairs: distance of their means in units of the pooled deviation."""
-    genuine, impostor = x[y == 0].double(), x[y > 0].double()
-    if min(len(genuine), len(impostor)) < 2:
-        return float("nan")
-    pooled = ((genuine.var() + impostor.var()) / 2).sqrt()
-    return float((genuine.mean() - impostor.mean()).abs() / pooled)
+def separation(x: Tensor, y: Tensor, geometry: str) -> float:
+    """The metric d_prime of genuine (y = 0) and impostor pairs, whether `x` are similarities or distances."""
+    sign = 1 if create_geometry(geometry).kind == "similarity" else -1
+    known = ~y.isnan()
+    return d_prime(Separation.of(sign * x[known].double(), y[known] == 0))
 
 
 def _some(n: int, most: int, rng: np.random.Generator) -> np.ndarray:

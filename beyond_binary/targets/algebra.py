@@ -44,8 +44,8 @@ class Within:
 class Nearest:
     """Same if the key is among the query's `k` label-nearest valid keys (ties at the k-th distance included).
 
-    This is the M(Binary) notion of a positive (Kim et al., CVPR 2019), taken over the keys at hand. It is not
-    symmetric.
+    This is the M(Binary) notion of a positive (Kim et al., CVPR 2019), taken over the keys at hand; over a whole training
+    set it is `Listed` (in the trainer `objective.nearest`). It is not symmetric.
 
     Args:
         target: the target (or its spec) that gives distances.
@@ -163,9 +163,18 @@ class Sum:
 
     def distance(self, code_q: Tensor, code_k: Tensor, valid: Tensor | None = None) -> Tensor:
         """Summed distances [q k], NaN where a target does not know the pair."""
-        parts = zip(self.targets, self._codes(code_q), self._codes(code_k), strict=True)
-        total = [as_number(target.distance(q, k, valid)).to(code_q.dtype) for target, q, k in parts]
-        return torch.stack(total).sum(0)
+        return torch.stack(list(self._distances(code_q, code_k, valid))).sum(0)
+
+    def part(self, code_q: Tensor, code_k: Tensor, number: int) -> Tensor:
+        """Distances [q k] by one of the targets, counted from 0."""
+        if not 0 <= number < len(self.targets):
+            raise ValueError(f"expected a part of the sum, 0..{len(self.targets) - 1}, got {number}")
+        return list(self._distances(code_q, code_k, None))[number]
+
+    def _distances(self, code_q: Tensor, code_k: Tensor, valid: Tensor | None) -> Iterator[Tensor]:
+        """Each target's distances [q k]."""
+        for target, q, k in zip(self.targets, self._codes(code_q), self._codes(code_k), strict=True):
+            yield as_number(target.distance(q, k, valid)).to(code_q.dtype)
 
 
 def as_number(y: Tensor) -> Tensor:

@@ -336,8 +336,8 @@ class Sentences:
     """Captions as sentence embeddings under the cosine distance, 1 - cos.
 
     Two items are as far apart as the sum, over the captions of both, of the distance to the best matching caption of
-    the other item. Labels: numbers [n captions d], the embeddings of any text model (`embed_captions` has open_clip's);
-    a row of zeros is no caption.
+    the other item. Labels: numbers [n captions d], the embeddings of any text model (`embed_captions` has open_clip's),
+    in the trainer from `data.label_file`; a row of zeros is no caption.
 
     Args:
         reduce: `sum` of the best matches, or their `mean`, which suits items with few and many captions.

@@ -1,4 +1,4 @@
-"""Targets whose distances are given: a table of annotated pairs, or all distances between numbered items."""
+"""Targets of numbered items: a table of annotated pairs, all distances between items, or a list of neighbours for each."""
 
 from __future__ import annotations
 
@@ -180,3 +180,57 @@ class Precomputed:
         for row in order:
             y[row] = self._table[q[row]][k]
         return torch.from_numpy(y).to(code_q.device)
+
+
+class Listed:
+    """Same if the key is on the query's list of neighbours, or is the query's own item; else different.
+
+    With the nearest items of a whole training set on the lists this is M(Binary) (Kim et al., CVPR 2019), which
+    `nearest` is among the keys at hand alone. Not symmetric. A code holds its list, so that keys may come from a memory
+    or from other processes.
+
+    Labels: the item's id, integers [n].
+
+    Args:
+        ids: of all items, different integers of at least 0 [n].
+        table: rows of their neighbours among these items, -1 for none [n k], as `label_neighbours` gives them.
+
+    Raises:
+        ValueError: ids or a table of another kind.
+    """
+
+    gives: ClassVar[Gives] = "same"
+
+    def __init__(self, ids: Any, table: Any) -> None:
+        ids, table = torch.as_tensor(ids), torch.as_tensor(table)
+        if ids.ndim != 1 or ids.is_floating_point() or len(ids.unique()) < len(ids) or bool((ids < 0).any()):
+            raise ValueError("Listed needs different ids of at least 0 [n], integers")
+        if table.ndim != 2 or len(table) != len(ids) or table.is_floating_point():
+            raise ValueError(
+                f"Listed needs neighbours [{len(ids)} k], integers, got {table.dtype} {list(table.shape)}; "
+                "make them by label_neighbours(target, code, k)[0]"
+            )
+        if table.numel() and not -1 <= int(table.min()) <= int(table.max()) < len(ids):
+            span = f"{int(table.min())} to {int(table.max())}"
+            raise ValueError(f"Listed: neighbours are rows of the {len(ids)} items, or -1, got {span}")
+        self._ids, order = ids.long().sort()
+        self._codes = torch.cat([ids[:, None], torch.where(table < 0, -1, ids[table])], 1).long()[order]
+
+    def __repr__(self) -> str:
+        return f"Listed({len(self._ids)} items, {self._codes.shape[1] - 1} neighbours)"
+
+    def encode(self, labels: Any, z: Tensor | None = None) -> Tensor:
+        """Each item's id, then those of its neighbours, -1 for none [n 1+k] int64."""
+        wanted = as_integers(labels, "Listed", "[n] (the items' ids)", 1).cpu()
+        place = torch.searchsorted(self._ids, wanted).clamp_max(len(self._ids) - 1)
+        unknown = self._ids[place] != wanted
+        if unknown.any():
+            raise ValueError(f"Listed: item {int(wanted[unknown][0])} is none of the {len(self._ids)} that have lists")
+        return self._codes[place]
+
+    def distance(self, code_q: Tensor, code_k: Tensor, valid: Tensor | None = None) -> Tensor:
+        """Whether the key is another item that is not on the query's list [q k] bool."""
+        different = torch.ones(len(code_q), len(code_k), dtype=torch.bool, device=code_q.device)
+        for listed in code_q.unbind(1):  # a column at a time: no [q k lists]
+            different &= listed[:, None] != code_k[None, :, 0]
+        return different

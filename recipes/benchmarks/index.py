@@ -120,10 +120,12 @@ def processor() -> str:
 
 
 def faiss_version() -> str:
-    """The installed version."""
-    from importlib.metadata import version
-
-    return version("faiss-cpu")
+    """The version of the faiss that is imported, whichever package it came with (faiss-cpu, faiss-gpu-cu12, conda's)."""
+    try:
+        import faiss
+    except ImportError:
+        return "(not installed)"
+    return str(faiss.__version__)
 
 
 def parse(argv: list[str]) -> argparse.Namespace:

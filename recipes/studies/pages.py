@@ -85,11 +85,35 @@ def seconds(names: Sequence[str], results: Runs) -> str:
     return "\n".join(lines) + "\n"
 
 
+def convergence(names: Sequence[str], metric: str, results: Runs, near: float = 0.95) -> str:
+    """Epochs after which runs that were judged on the way had gone 95 % of the way from their start to their end."""
+    lines = [
+        f"| configuration | seeds | epochs | epochs to 95 % of its gain in {metric} | of epoch 1 |",
+        "|---" * 5 + "|",
+    ]
+    for name in names:
+        runs = [
+            run for key, run in results.items() if key.rsplit("/", 1)[0] == name and len(run.get("history", ())) > 3
+        ]
+        if not runs:
+            continue
+        reached, first = [], []
+        for run in runs:
+            way = {int(epoch): values[metric] for epoch, values in run["history"].items()}
+            gain = way[max(way)] - way[0]
+            reached.append(min(epoch for epoch, value in way.items() if (value - way[0]) / gain >= near))
+            first.append((way[min(e for e in way if e)] - way[0]) / gain)
+        cells = [name, str(len(runs)), f"{runs[0]['epochs']}", shown(reached), shown(first)]
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
 def write(page: Path, study: Study, results: Runs) -> None:
     """Put tables and pictures where the page has `<!-- name -->` ... `<!-- end -->`; a new page has all of them."""
     made = {name: table(names, study.shown, results) for name, names in study.questions.items()}
     made["gains"] = gains([*study.cells], study.shown, results)
     made["seconds"] = seconds([*study.cells], results)
+    made["convergence"] = convergence([*study.cells], study.shown[0], results)
     for path in plots(page, study, results):
         made[path.stem] = f"![{path.stem}]({path.name})\n"
     text = page.read_text() if page.exists() else "\n".join(f"<!-- {name} -->\n<!-- end -->\n" for name in made)

@@ -119,8 +119,10 @@ def run(study: Study, cell: Cell, seed: int, given: argparse.Namespace) -> dict[
         if cell.around is not None:
             setup.objective = cell.around(setup)
         result = recipe.fit(config, setup, kept, accelerator)
+        judged = [line for line in kept.history() if line.get("event") == "evaluation"]
+        history = {line["epoch"]: {metric: line[metric] for metric in study.shown} for line in judged}
         seconds = {"train_seconds": result["train_seconds"], "ready_seconds": ready, "search_seconds": search}
-        return {"table": result["table"], "epochs": result["epochs"], **seconds}
+        return {"table": result["table"], "history": history, "epochs": result["epochs"], **seconds}
 
 
 def main(study: Study, description: str | None) -> None:
