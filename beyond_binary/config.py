@@ -15,6 +15,7 @@ import yaml
 
 from .data.config import DataConfig
 from .registry import suggest
+from .targets import estimates
 
 
 @dataclass
@@ -350,6 +351,10 @@ def check_config(config: Config) -> None:
         raise ValueError(f"expected optimizer.warmup in [0, 1), got {optimizer.warmup}")
     if optimizer.clip is not None and not optimizer.clip > 0:
         raise ValueError(f"expected optimizer.clip above 0, got {optimizer.clip}")
+    if config.objective.distances is not None and estimates(config.objective.target):
+        raise ValueError(
+            "objective.distances keeps distances in files, but those of 'estimated' change as the embedder learns; leave it out"
+        )
     if evaluation.every == 0 and (evaluation.keep == "best" or evaluation.patience is not None):
         raise ValueError(
             "evaluation.keep best and evaluation.patience need evaluations: set evaluation.every to 1 or more"

@@ -22,7 +22,7 @@ from torch import Tensor
 
 import beyond_binary as bb
 from beyond_binary.distances import KnownDistances
-from beyond_binary.targets import estimates, innermost, reads_classes
+from beyond_binary.targets import LabelError, estimates, innermost, reads_classes
 from beyond_binary.targets.captions import Captions
 from beyond_binary.targets.distributions import Estimated
 from beyond_binary.targets.pose import numbers_per_point
@@ -522,6 +522,50 @@ def test_pairs_without_a_score_are_unknown(form: str, tmp_path: Path) -> None:
     np.testing.assert_array_equal(y, expected)
 
 
+@pytest.mark.parametrize("header", ["", "first,second,score\n"])
+def test_pairs_of_named_items(header: str, tmp_path: Path) -> None:
+    table = tmp_path / "pairs.csv"
+    table.write_text(f'{header}b.jpg, 7 ,4\n7,"a, b.jpg",5\nc.jpg,b.jpg,0.5\n')
+    target = bb.create_target(f"pair_scores({str(table)!r}, highest=5.0)")
+    names = np.array(["b.jpg", "7", "a, b.jpg", "c.jpg", "new.jpg", "other.jpg"])
+    for labels in (names, names[:, None], names.tolist()):
+        y = distances(target, labels)
+        expected = np.full((6, 6), np.nan)
+        np.fill_diagonal(expected, 0)
+        for i, j, value in ((0, 1, 1), (1, 2, 0), (0, 3, 4.5)):
+            expected[i, j] = expected[j, i] = value
+        np.testing.assert_array_equal(y, expected)
+    for wrong in (np.arange(6), names.reshape(3, 2)):
+        with pytest.raises(ValueError, match=r"by name and needs text .*data\.label '\[file\]'"):
+            target.encode(wrong)
+    table.write_text("a,b,1\nb,c\n")
+    with pytest.raises(ValueError, match=r"two items and a score in each row of .*, got \['b', 'c'\]"):
+        PairScores(table)
+
+
+def test_numbers_far_beyond_a_table_are_unknown() -> None:
+    target = PairScores([[0, 1, 2.0], [2, 3, 1.0]])  # 2^62 * 4 would wrap around to item 0
+    y = distances(target, [2**62, 1, 2**62 + 2, 3])
+    np.testing.assert_array_equal(np.isnan(y), ~np.eye(4, dtype=bool))
+
+
+def test_a_table_of_named_items(tmp_path: Path) -> None:
+    names = ["b", "ä", "c d", "e", "f", "g"]
+    (tmp_path / "names.txt").write_text("\n".join(names) + "\n", encoding="utf-8")
+    for source in (names, str(tmp_path / "names.txt")):
+        target = Precomputed(TABLE, names=source)
+        np.testing.assert_array_equal(distances(target, [["e"], ["ä"], ["b"]]), TABLE[[3, 1, 0]][:, [3, 1, 0]])
+    with pytest.raises(LabelError, match="'cd' of item 1 is none of its 6 names; did you mean 'c d'") as found:
+        target.encode(["b", "cd"])
+    assert found.value.row == 1
+    with pytest.raises(ValueError, match="by name and needs text"):
+        target.encode([0, 1])
+    with pytest.raises(ValueError, match="5 names for a table of 6 items"):
+        Precomputed(TABLE, names=names[:5])
+    with pytest.raises(ValueError, match="names that differ, but number 5 is 'b'"):
+        Precomputed(TABLE, names=[*names[:5], "b"])
+
+
 @pytest.mark.parametrize(
     ("rows", "highest", "message"),
     [
@@ -536,6 +580,41 @@ def test_pairs_without_a_score_are_unknown(form: str, tmp_path: Path) -> None:
 def test_tables_of_scores_that_do_not_fit(rows: Any, highest: float | None, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         PairScores(np.array(rows), highest)
+
+
+@given(PATHS)
+def test_trees_of_names_are_those_of_numbers(paths: np.ndarray) -> None:
+    """Text says the same as numbers, as whole paths and in parts."""
+    parts = [[("ant", "bee", "cat")[node] for node in itertools.takewhile(lambda node: node >= 0, p)] for p in paths]
+    whole = ["/".join(part) for part in parts]
+    split = [[" / ".join(part[:1]), "/".join(part[1:])] for part in parts]
+    for spec in ("tree", "tree(lengths=(4.0, 2.0, 0.5))"):
+        expected = distances(spec, paths)
+        for labels in (whole, np.array(whole), split, np.array(whole)[:, None]):
+            np.testing.assert_array_equal(distances(spec, labels), expected)
+    assert bb.create_target("tree").encode(whole[:1]).shape == (1, 16)  # whatever else is in the batch
+
+
+@given(BITS)
+def test_sets_of_names_are_those_of_bits(bits: np.ndarray) -> None:
+    names = ("red", "round", "old car", "ä")
+    sets = [[name for name, there in zip(names, row, strict=True) if there] for row in bits]
+    target = bb.create_target(f"multi_label(names={names!r})")
+    for labels in (["; ".join(s) for s in sets], [[";".join(s[::-1]), s[0] if s else ""] for s in sets]):
+        assert target.encode(np.array(labels)).equal(torch.from_numpy(bits).to(torch.uint8))
+    np.testing.assert_array_equal(distances(target, ["; ".join(s) for s in sets]), distances("multi_label", bits))
+
+
+def test_names_that_are_none_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "tags.txt").write_text("red\nround\n")
+    target = bb.create_target(f"multi_label(names={str(tmp_path / 'tags.txt')!r})")
+    with pytest.raises(LabelError, match="'rond' of item 1 is none of its 2 names; did you mean 'round'") as found:
+        target.encode(["red", "red;rond"])
+    assert found.value.row == 1
+    with pytest.raises(ValueError, match=r"with names needs text .*data\.label '\[tags\]'"):
+        target.encode([[0, 1]])
+    with pytest.raises(LabelError, match="item 1 has 3 levels, more than 2"):
+        bb.create_target("tree(lengths=(1.0, 1.0))").encode(["a/b", "a/b/c"])
 
 
 # ---- pose

@@ -384,6 +384,57 @@ def test_a_table_says_which_joints_are_seen(tmp_path: Path) -> None:
     assert torch.isfinite(setup.objective(torch.randn(12, 8), batch["labels"]))
 
 
+def test_pairs_of_images_are_scored_by_file_name(tmp_path: Path) -> None:
+    names = [f"{i}.png" for i in range(12)]
+    for i, name in enumerate(names):
+        Image.fromarray(np.full((16, 16, 3), 20 * i, np.uint8)).save(tmp_path / name)
+    (tmp_path / "labels.csv").write_text(
+        "file,split\n" + "\n".join(f"{n},{'train' if i < 8 else 'test'}" for i, n in enumerate(names))
+    )
+    pairs = [f"{names[i]},{names[j]},{abs(i - j)}" for i in range(12) for j in range(i) if i - j < 4]
+    (tmp_path / "pairs").mkdir()
+    (tmp_path / "pairs" / "scores.csv").write_text("\n".join(pairs))
+    changes = [
+        "--data.source", str(tmp_path), "--data.splitting", "given", "--data.label", "[file]", "--sampler.name", "random",
+        "--sampler.batch_size", "8", "--objective.loss", "log_ratio", "--optimizer.epochs", "1",
+        "--objective.target", f"pair_scores({str(tmp_path / 'pairs' / 'scores.csv')!r})", "--evaluation.ks", "[1]",
+    ]  # fmt: skip
+    config = tiny(tmp_path / "run", *changes)
+    config.data.rows = None
+    result = recipe.train(config)
+    assert np.isfinite(result["table"]["after"]["mean_label_distance_at_1"])
+    assert result["table"]["oracle"]["mean_label_distance_at_1"] == 1  # the next number's image
+
+
+@pytest.mark.parametrize(
+    ("target", "loss"),
+    [
+        ("tree", "log_ratio"),
+        ("multi_label(names=('red', 'round', 'old'))", "log_ratio"),
+        ("within(\"multi_label(names=('red', 'round', 'old'))\", radius=0.999)", "mean_field_contrastive"),
+    ],
+)
+def test_a_table_may_hold_paths_and_sets_by_name(target: str, loss: str, tmp_path: Path) -> None:
+    cells = (
+        ["red;round", "red", "old", "round;old"]
+        if "multi" in target
+        else ["pet/cat/siamese", "pet/cat", "pet/dog", "wild"]
+    )
+    lines = ["file,what", *(f"{i}.png,{cells[i % 4]}" for i in range(20))]
+    (tmp_path / "labels.csv").write_text("\n".join(lines))
+    for i in range(20):
+        Image.fromarray(np.full((16, 16, 3), 10 * i, np.uint8)).save(tmp_path / f"{i}.png")
+    changes = [
+        "--data.source", str(tmp_path), "--data.splitting", "rows", "--data.rows", "[12, 8]", "--data.label", "[what]",
+        "--objective.loss", loss, "--objective.target", target, "--sampler.name", "random", "--sampler.batch_size", "12",
+    ]  # fmt: skip
+    setup, _, _ = recipe.start(tiny(tmp_path / "run", *changes))
+    batch = next(iter(setup.loader))
+    assert batch["labels"].shape == (12, 1)
+    assert torch.isfinite(setup.objective(torch.randn(12, 8), batch["labels"], ids=batch["ids"]))
+    assert all(np.isfinite(v) for v in setup.judge({"query": torch.randn(8, 8)}, "oracle").values())
+
+
 class Lengths(torch.nn.Module):
     """A text tower whose embedding of a text is how often each of four letters is in it."""
 
@@ -506,6 +557,11 @@ def test_learning_rate_rises_then_falls() -> None:
         (["--objective.nearest", "0"], "objective.nearest of at least 1, got 0"),
         (["--objective.anchors", "3"], "pd_loss is no mean over items"),
         (["--objective.distances", "kept"], "says only which labels are the same"),
+        (
+            ["--objective.distances", "kept", "--objective.target", "within('estimated', radius=0.5)"],
+            "change as the embedder",
+        ),
+        (["--augment.move_labels", "true", "--objective.target", "sum(('circular', 'classes'))"], "those of a sum"),
         (["--sampler.name", "classes(samples_per_class=5)"], "not a multiple"),
         (["--sampler.name", "classes", "--sampler.batch_size", "400"], "classes"),
         (["--sampler.name", "clases"], "did you mean 'classes'"),

@@ -30,9 +30,9 @@ class DataConfig:
         image: Column with the image or its file name. Unset: the image column of the set, or the first of
             image, file_name, file, filename, path, img.
         label: Column with the label, or several numeric columns (or patterns such as "*_[xy]", in table
-            order) that are stacked to one float64 vector. Text is captions where it comes as a list: several
-            columns, [one column], or a column of lists. Integers and text in one column are classes, floats
-            stay floats.
+            order) that are stacked to one float64 vector. Text is captions, or names for the targets that read
+            names, where it comes as a list: several columns, [one column], or a column of lists. Integers and
+            text in one column are classes, floats stay floats.
             Unset: class_columns, else label or class.
         label_file: Array file with the labels [n ...], in place of `label`: an .npy file with one entry per row, in the
             order of the rows, or an .npz file with the arrays `names` (of the images, or ids where `id` is set) and

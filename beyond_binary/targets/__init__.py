@@ -31,7 +31,8 @@ class Target(Protocol):
 
     A target whose distance of a pair depends on which other keys are there says so by an attribute `relative = True`.
     A target that is an `nn.Module` learns: what it encodes changes with the embeddings. A target that is made from another
-    has it as `target`, one that is made from several has them as `targets`.
+    has it as `target`, one that is made from several has them as `targets`. Where there is one, `mean(weight, code)` gives the
+    codes of weighted means, and `neighbours(code, k, ids, progress)` is a search quicker than comparing all pairs.
     """
 
     @property

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -10,6 +12,7 @@ import torch
 from torch import Tensor
 
 from . import TARGETS, Gives
+from .names import item_names, number_of, read_names, stand_in
 from .sets import as_integers
 
 
@@ -17,19 +20,24 @@ from .sets import as_integers
 class PairScores:
     """Distances of annotated pairs of items; every other pair is unknown (NaN), and an item is 0 from itself.
 
-    Labels: the item's number, integers [n]. A pair counts both ways. `scores` are distances, unless `highest` says
-    that they are similarities (STS: 5), which become `highest - score`.
+    Labels: the item's number, integers [n], or its name, text [n] or [n 1], where the table has names. A pair counts both
+    ways. `scores` are distances, unless `highest` says that they are similarities (STS: 5), which become
+    `highest - score`.
 
     Args:
-        table: array [m 3] with two numbers and a score a row, or an `.npy` file or a `.csv` or `.tsv` file (with or
-            without a line of names) of such rows.
+        table: array [m 3] with two numbers and a score a row, or an `.npy` file, or a `.csv` or `.tsv` file (with or
+            without a header) of such rows. Items of such a file may be names, for example those of the images.
         highest: the score of two items that are the same; None: scores are distances.
     """
 
     gives: ClassVar[Gives] = "magnitude"
 
     def __init__(self, table: Any, highest: float | None = None) -> None:
-        rows = _rows(table) if isinstance(table, str | Path) else np.asarray(table, dtype=np.float64)
+        self._number: dict[str, int] | None = None
+        if isinstance(table, str | Path):
+            rows, self._number = _rows(Path(table))
+        else:
+            rows = np.asarray(table, dtype=np.float64)
         if rows.ndim != 2 or rows.shape[1] != 3 or not len(rows):
             raise ValueError(f"pair_scores needs rows of two item numbers and a score [m 3], got {list(rows.shape)}")
         items, scores = rows[:, :2].astype(np.int64), rows[:, 2]
@@ -58,59 +66,78 @@ class PairScores:
         return f"PairScores({len(self._pairs)} pairs)"
 
     def encode(self, labels: Any, z: Tensor | None = None) -> Tensor:
-        """Item numbers [n] int64."""
+        """Item numbers [n] int64; a name that is not in the table has a number of its own."""
+        if self._number is not None:
+            names = item_names(labels, "pair_scores")
+            return torch.tensor([self._number.get(name, stand_in(name)) for name in names], dtype=torch.int64)
         return as_integers(labels, "pair_scores", "[n] (the items' numbers)", 1)
 
     def distance(self, code_q: Tensor, code_k: Tensor, valid: Tensor | None = None) -> Tensor:
         """Distances [q k] float64, NaN for pairs that are not in the table."""
         q, k = code_q.cpu().numpy(), code_k.cpu().numpy()
-        known = (q >= 0)[:, None] & (k < self._width)[None, :] & (k >= 0)[None, :]
-        pair = np.where(known, q[:, None] * self._width + k[None, :], -1)
+        q_known, k_known = ((code >= 0) & (code < self._width) for code in (q, k))
+        pair = np.where(q_known, q, 0)[:, None] * self._width + np.where(k_known, k, 0)
+        pair[~(q_known[:, None] & k_known)] = -1
         place = np.minimum(np.searchsorted(self._pairs, pair), len(self._pairs) - 1)
         y = np.where(self._pairs[place] == pair, self._distances[place], np.nan)
         y[q[:, None] == k[None, :]] = 0
         return torch.from_numpy(y).to(code_q.device)
 
 
-def _rows(path: str | Path) -> np.ndarray[Any, Any]:
-    """Numbers [m c] of an .npy, .csv or .tsv file."""
-    path = Path(path)
+def _rows(path: Path) -> tuple[np.ndarray[Any, Any], dict[str, int] | None]:
+    """Numbers [m c] of an .npy, .csv or .tsv file; and the number of each name, where its items are names."""
     if path.suffix == ".npy":
-        return np.asarray(np.load(path, allow_pickle=False), dtype=np.float64)
+        return np.asarray(np.load(path, allow_pickle=False), dtype=np.float64), None
     if path.suffix not in (".csv", ".tsv"):
         raise ValueError(f"expected an .npy, .csv or .tsv file, got {path}")
     separator = "," if path.suffix == ".csv" else "\t"
-    with path.open() as lines:
-        first = next(lines, "")
+    with path.open(encoding="utf-8", newline="") as lines:
+        rows = [[cell.strip() for cell in row] for row in csv.reader(lines, delimiter=separator) if row]
+    if rows and not _are_numbers(rows[0][2:]):
+        rows = rows[1:]  # a header
+    for row in rows:
+        if len(row) != 3 or not _are_numbers(row[2:]):
+            raise ValueError(f"pair_scores: expected two items and a score in each row of {path}, got {row}")
+    if all(_are_numbers(row[:2]) for row in rows):
+        return np.array(rows, dtype=np.float64).reshape(-1, 3), None
+    number = {name: place for place, name in enumerate(dict.fromkeys(name for row in rows for name in row[:2]))}
+    return np.array([[number[a], number[b], float(score)] for a, b, score in rows]), number
+
+
+def _are_numbers(cells: Sequence[str]) -> bool:
     try:
-        [float(word) for word in first.split(separator)]
-        named = 0
+        [float(cell) for cell in cells]
     except ValueError:
-        named = 1
-    return np.loadtxt(path, delimiter=separator, skiprows=named, ndmin=2)
+        return False
+    return True
 
 
 @TARGETS.register("precomputed")
 class Precomputed:
     """Distances that were computed before, looked up by the items' numbers.
 
-    Labels: the item's number, integers [n], a row of the table. NaN in the table is an unknown pair.
+    Labels: the item's number, integers [n], a row of the table; or with `names` its name, text [n] or [n 1]. NaN in the
+    table is an unknown pair.
 
     Args:
         table: distances [items items] as an array, or an `.npy` file, which is mapped and not loaded.
         check: read the whole table once, to see that it holds distances: nothing negative or infinite, 0 from each
             item to itself, the same both ways.
+        names: the items' names in the order of the table, or a text file with one name a line. None: items have numbers.
     """
 
     gives: ClassVar[Gives] = "magnitude"
 
-    def __init__(self, table: Any, check: bool = True) -> None:
+    def __init__(self, table: Any, check: bool = True, names: Sequence[str] | str | None = None) -> None:
         mapped = isinstance(table, str | Path)
         self._table = np.load(table, mmap_mode="r", allow_pickle=False) if mapped else np.asarray(table)
         if self._table.ndim != 2 or len(self._table) != self._table.shape[1]:
             raise ValueError(f"precomputed needs a square table [items items], got {list(self._table.shape)}")
         if self._table.dtype.kind != "f":
             raise ValueError(f"precomputed needs floating distances, got {self._table.dtype}")
+        self._number = None if names is None else read_names(names)
+        if self._number is not None and len(self._number) != len(self._table):
+            raise ValueError(f"precomputed: {len(self._number)} names for a table of {len(self._table)} items")
         if check:
             self._check()
 
@@ -134,6 +161,11 @@ class Precomputed:
 
     def encode(self, labels: Any, z: Tensor | None = None) -> Tensor:
         """Item numbers [n] int64."""
+        if self._number is not None:
+            rows = enumerate(item_names(labels, "precomputed"))
+            return torch.tensor(
+                [number_of(name, self._number, row, "precomputed") for row, name in rows], dtype=torch.int64
+            )
         code = as_integers(labels, "precomputed", "[n] (the items' numbers)", 1)
         bad = (code < 0) | (code >= len(self._table))
         if not torch.compiler.is_compiling() and bad.any():
