@@ -6,17 +6,22 @@ import json
 import re
 import subprocess
 import sys
+import textwrap
 from pathlib import Path
 
+import numpy as np
 import pytest
 import timm
+import torch
 import yaml
 from hub_client import ROOT, Client
 from hub_double import TOKEN, Fault, Hub, Repo
-from safetensors.torch import save
+from PIL import Image
+from safetensors.torch import load_file, save
 
 from beyond_binary import hub as publishing
-from beyond_binary.embedder import create_embedder
+from beyond_binary.embedder import Embedder, create_embedder
+from beyond_binary.objective import Objective
 
 MAKE = """
 import torch, beyond_binary as bb
@@ -392,3 +397,67 @@ def test_a_card_that_cannot_be_written_is_a_warning(tmp_path: Path) -> None:
         files = publishing.run_files(tmp_path, "user/name")
     assert files["config.yaml"] == b"data:\n  source: photos\n"
     assert files.keys() == {*FIRST[1:], "metrics.json", "config.yaml"}
+
+
+# ---- from training to the loaders of three libraries
+
+LOADERS = {
+    "ours": """
+import beyond_binary as bb
+model = bb.Embedder.from_pretrained(NAME)
+z = model.encode(paths)
+""",
+    "timm": """
+import timm
+model = timm.create_model(f"hf-hub:{NAME}", pretrained=True).eval()
+transform = timm.data.create_transform(**timm.data.resolve_model_data_config(model))
+z = model(torch.stack([transform(image) for image in images]))
+""",
+    "open_clip": """
+import open_clip
+model, transform = open_clip.create_model_from_pretrained(f"hf-hub:{NAME}")
+z = model.eval().encode_image(torch.stack([transform(image) for image in images]))
+""",
+}
+LOAD = """
+import sys, torch
+from PIL import Image
+from safetensors.torch import save_file
+NAME, target, *paths = sys.argv[1:]
+images = [Image.open(path).convert("RGB") for path in paths]
+with torch.no_grad():
+{loader}
+save_file({{"z": z}}, target)
+assert ("beyond_binary" in sys.modules) == {ours}
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("library", "trunk"), [("timm", "timm/test_byobnet"), ("open_clip", "open_clip/tiny-clip")])
+def test_a_trained_embedder_is_the_same_in_three_libraries(
+    hub: Hub, client: Client, tmp_path: Path, library: str, trunk: str
+) -> None:
+    """Trained and pushed by the trainer; pulled in processes of their own, each with an empty cache and no token."""
+    options = ["--embedder.trunk", trunk, "--report", "false", "--output", tmp_path / "run", "--hub_id", "tester/e2e"]
+    client.run(MAKE + CLIP + recipe("train", *TRAIN, *options))
+    rng, paths = np.random.default_rng(0), []
+    for number, shape in enumerate([(32, 32, 3), (70, 45, 3), (20, 33, 3)]):
+        Image.fromarray(rng.integers(0, 256, shape, dtype=np.uint8)).save(tmp_path / f"{number}.png")
+        paths.append(str(tmp_path / f"{number}.png"))
+    trained = Embedder.from_pretrained(tmp_path / "run" / "embedder")
+    found = {}
+    for who in ("ours", library):
+        code = LOAD.format(loader=textwrap.indent(LOADERS[who], "    "), ours=who == "ours")
+        environment = {**client.environment, "HF_HOME": str(tmp_path / f"cache of {who}"), "PYTHONPATH": str(ROOT)}
+        del environment["HF_TOKEN"]
+        command = [sys.executable, "-c", code, "tester/e2e", str(tmp_path / who), *paths]
+        done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=300)
+        assert done.returncode == 0, done.stderr
+        found[who] = load_file(tmp_path / who)["z"]
+    assert torch.equal(found["ours"], trained.encode(paths))
+    assert trained.dim == 8
+    with torch.no_grad():
+        pixels = torch.stack([trained.transform(Image.open(path)) for path in paths])
+        features = trained.trunk(pixels) if library == "timm" else trained.trunk.encode_image(pixels)
+    torch.testing.assert_close(found[library], features, rtol=1e-5, atol=1e-6)
+    assert Objective.from_pretrained(tmp_path / "run" / "embedder").config["loss"] == "pd_loss"
