@@ -116,11 +116,12 @@ assert torch.allclose(model.encode_text(tokens, normalize=True), clip.encode_tex
 
 def test_the_snippets_of_the_card_work_as_pasted(hub: Hub, client: Client) -> None:
     client.run(MAKE + CLIP + 'make().push_to_hub("tester/paste"); clip.push_to_hub("tester/paste-clip")')
-    for name in ("tester/paste", "tester/paste-clip"):
+    for name, count in (("tester/paste", 2), ("tester/paste-clip", 3)):
         snippets = re.findall(r"```python\n(.*?)```", hub.files(name)["README.md"].decode(), re.DOTALL)
-        assert len(snippets) == 2
+        assert len(snippets) == count
         for snippet in snippets:
             client.run(snippet)
+    assert "encode_text" not in hub.files("tester/paste")["README.md"].decode()
 
 
 def test_private_needs_a_token_and_is_never_published_in_the_open(hub: Hub, client: Client) -> None:
