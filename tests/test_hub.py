@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 import textwrap
+import time
 from pathlib import Path
 
 import numpy as np
@@ -182,6 +183,7 @@ ONCE = [
     Fault("POST .*/lfs/verify", 503),
     Fault("POST .*/commit/", 503, 2),
     Fault("POST .*/commit/", 429),
+    Fault("POST .*/commit/", 412),
 ]
 
 
@@ -216,6 +218,32 @@ def test_a_lasting_fault_is_told_and_the_repository_stays_as_it_was(hub: Hub, cl
     client.run(
         MAKE + 'make(1).push_to_hub("tester/faults"); same(make(1), bb.Embedder.from_pretrained("tester/faults"))'
     )
+
+
+@pytest.mark.parametrize("pattern", ["POST /api/repos/create", "GET /api/models/", "PUT /lfs/", "POST .*/commit/"])
+def test_a_hub_that_falls_silent_holds_nothing_up(hub: Hub, client: Client, pattern: str) -> None:
+    push = MAKE + 'from beyond_binary import hub; hub.limit_silence(0.5); make().push_to_hub("tester/silent")'
+    hub.faults = [Fault(pattern, "silent", 999)]
+    started = time.monotonic()
+    told = client.run(push, status=1).strip().splitlines()[-1]
+    assert time.monotonic() - started < 45
+    assert re.match("ConnectionError: tester/silent was not pushed, the Hub cannot be reached or keeps failing", told)
+    hub.faults = [Fault(pattern, "silent", 1)]
+    client.run(push)
+    assert sorted(hub.files("tester/silent")) == [".gitattributes", *FIRST]
+
+
+def test_two_pushes_at_the_same_time_do_not_mix(hub: Hub, client: Client) -> None:
+    push = MAKE + 'make(head="none", dim=None).push_to_hub("tester/race")'
+    hub.faults = [Fault("POST .*/commit/", "race")]
+    client.run(push)
+    assert hub.repos["tester/race"].history()[1:] == ["of somebody else", "Embedder of beyond_binary"]
+    assert "beyond_binary_head.safetensors" not in hub.files("tester/race"), (
+        "the other push's head is gone with its trunk"
+    )
+    hub.faults = [Fault("POST .*/commit/", "race", 999)]
+    told = client.run(push.replace("make(head", "make(1, head"), status=1).strip().splitlines()[-1]
+    assert re.match("ConnectionError: tester/race was not pushed: others push to it at the same time", told), told
 
 
 def test_an_upload_that_was_cut_off_goes_on_where_it_stopped(hub: Hub, client: Client) -> None:
@@ -278,6 +306,14 @@ def test_a_hub_that_is_not_there_is_told(run: tuple[Path, str], client: Client) 
     assert done.returncode == 2
     assert re.match("error: tester/digits was not pushed, the Hub cannot be reached", done.stderr), done.stderr
     assert TOKEN not in done.stderr + done.stdout
+
+
+@pytest.mark.slow
+def test_the_recipes_do_not_wait_for_a_silent_hub(run: tuple[Path, str], hub: Hub, client: Client) -> None:
+    hub.faults = [Fault("POST .*/commit/", "silent", 999)]
+    short = "import beyond_binary.hub; beyond_binary.hub.SILENCE = 0.5;"
+    told = client.run(short + recipe("push", run[0]), status=2)
+    assert "error: tester/digits was not pushed, the Hub cannot be reached" in told
 
 
 # ---- runs
