@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import PurePath
@@ -155,7 +156,19 @@ import open_clip
 trunk, preprocess = open_clip.create_model_from_pretrained("hf-hub:{hub_id}")
 ```""",
     }
-    return f"{ours}\n\n{theirs[library]}"
+    texts = f"""Images by text, for search and zero-shot classification:
+
+```python
+from PIL import Image
+import beyond_binary as bb
+
+model = bb.Embedder.from_pretrained("{hub_id}")
+images = model.encode([Image.new("RGB", ({width}, {height}), colour) for colour in ("red", "green")])
+texts = model.encode_text([f"a photo of something {{colour}}" for colour in ("red", "green", "blue")])
+print(images @ texts.T)  # [2, 3]; the largest in a row is the text that fits the image best
+```"""
+    searches_text = library == "open_clip" and embedder["head"] == "none"
+    return "\n\n".join([ours, *([texts] if searches_text else []), theirs[library]])
 
 
 def _results(embedder: Mapping[str, Any], run: Record) -> str:
@@ -214,7 +227,28 @@ def _training(run: Record) -> str:
     told += [f"- {key}: {run.config[key]}" for key in ("seed", "precision") if key in run.config]
     settings = flat({name: run.config[name] for name in SECTIONS if name in run.config})
     shown = "\n".join(f"{name}: {value}" for name, value in settings.items() if value is not None)
-    return "\n".join(told) + f"\n\n<details><summary>All settings</summary>\n\n```yaml\n{shown}\n```\n\n</details>"
+    entries = "" if paper is None else f"\n\n```bibtex\n{bibtex(paper)}\n```"
+    return (
+        "\n".join(told)
+        + f"{entries}\n\n<details><summary>All settings</summary>\n\n```yaml\n{shown}\n```\n\n</details>"
+    )
+
+
+def bibtex(papers: str) -> str:
+    """BibTeX of "AUTHORS: TITLE, VENUE YEAR; ...", with the surnames that are there and without a venue as @misc."""
+    entries = []
+    for paper in re.sub(r" \([^)]*\)$", "", papers).split("; "):
+        found = re.fullmatch(r"(.+?): (.+), (?:([^,]+) )?(\d{4})", paper)
+        if found is None:
+            raise ValueError(f"expected 'AUTHORS: TITLE, VENUE YEAR', got {paper!r}")
+        names, title, venue, year = found.groups()
+        authors = " and ".join(names.replace(" et al.", ", others").split(", "))
+        kind, place = ("misc", "howpublished") if venue is None or "." in venue else ("inproceedings", "booktitle")
+        fields = {"author": authors, "title": f"{{{title}}}", place: venue, "year": year}
+        lines = [f"  {name} = {{{value}}}," for name, value in fields.items() if value is not None]
+        key = re.sub(r"\W", "", authors.split(" and ")[0].lower()) + year
+        entries.append("\n".join([f"@{kind}{{{key},", *lines, "}"]))
+    return "\n".join(entries)
 
 
 def _limits(embedder: Mapping[str, Any], run: Record | None) -> str:

@@ -26,6 +26,8 @@ CARD, CURVES, METRICS, SETTINGS = "README.md", "curves.png", "metrics.json", "co
 REPORT, GALLERY = "report.html", "gallery.png"
 WAITS = (2.0, 8.0)
 """Seconds before a failed push or download is tried again; the Hub's client also repeats most requests by itself."""
+SILENCE = 60.0
+"""Seconds without an answer after which a request of our recipes has failed."""
 
 
 def push(
@@ -42,7 +44,8 @@ def push(
 
     The repository and the branch are made where they are missing. Files of an earlier embedder or run (in a data set:
     parquet files below data/) that are not among `files` are removed in the same commit; others stay. After an error the
-    branch is as it was (a repository that was missing may then exist, empty).
+    branch is as it was (a repository that was missing may then exist, empty). Where others push meanwhile, it starts again
+    from what they left.
 
     Args:
         files: name in the repository -> file or content.
@@ -72,6 +75,31 @@ def push(
         raise _explained(error, status, hub_id) from error
 
 
+def limit_silence(seconds: float | None = None) -> None:
+    """Let no request to the Hub wait longer than this (default: `SILENCE`) for a connection or for the next bytes.
+
+    The Hub's client waits for ever where no limit is given, and is one for the whole process: this changes it for all who
+    use it, so it is for programs (our recipes call it), not for libraries. Shorter limits of single requests stay.
+    """
+    from huggingface_hub import set_client_factory
+    from huggingface_hub.utils._http import default_client_factory
+
+    limit = SILENCE if seconds is None else seconds
+
+    def bound(request: Any) -> None:
+        given = request.extensions.get("timeout", {})
+        request.extensions["timeout"] = {
+            kind: given.get(kind) or limit for kind in ("connect", "read", "write", "pool")
+        }
+
+    def factory() -> Any:
+        client = default_client_factory()
+        client.event_hooks = {**client.event_hooks, "request": [*client.event_hooks["request"], bound]}
+        return client
+
+    set_client_factory(factory)
+
+
 def patiently(attempt: Callable[[], Result], silent: bool = False) -> Result:
     """What `attempt` returns, tried again after `WAITS` where the Hub failed, or (`silent`) gave no answer."""
     for wait in WAITS:
@@ -86,8 +114,8 @@ def patiently(attempt: Callable[[], Result], silent: bool = False) -> Result:
 
 
 def _may_pass(status: int) -> bool:
-    """Whether a request that failed with this status (0: no answer) may work later."""
-    return status in (0, 408, 429) or status >= 500
+    """Whether a request that failed with this status (0: no answer; 412: the branch moved on meanwhile) may work later."""
+    return status in (0, 408, 412, 429) or status >= 500
 
 
 def _push_once(
@@ -110,7 +138,8 @@ def _push_once(
         )
     if revision is not None and not revision.startswith("refs/"):
         api.create_branch(hub_id, branch=revision, exist_ok=True, repo_type=repo_type)
-    there = api.list_repo_files(hub_id, revision=revision, repo_type=repo_type)
+    parent = api.repo_info(hub_id, revision=revision, repo_type=repo_type).sha
+    there = api.list_repo_files(hub_id, revision=parent, repo_type=repo_type)
     ours = {CURVES, METRICS, SETTINGS, REPORT, GALLERY, *storage.FILES}
     old = [n for n in there if (n in ours if repo_type == "model" else re.fullmatch(r"data/[^/]+\.parquet", n))]
     stale = set(old) - set(files)
@@ -123,6 +152,7 @@ def _push_once(
         commit_message=commit_message or ("Embedder" if repo_type == "model" else "Data set") + " of beyond_binary",
         revision=revision,
         repo_type=repo_type,
+        parent_commit=parent,  # what is stale was judged by that commit
     )
     return str(commit.commit_url)
 
@@ -151,6 +181,8 @@ def _explained(error: Exception, status: int, hub_id: str) -> Exception:
             f"the Hub does not let this account write to {hub_id} ({told}); log in with `hf auth login`, or set HF_TOKEN "
             "to a token with write rights"
         )
+    if status == 412:
+        return ConnectionError(f"{hub_id} was not pushed: others push to it at the same time ({told}); try again")
     if _may_pass(status):
         return ConnectionError(
             f"{hub_id} was not pushed, the Hub cannot be reached or keeps failing ({told}); try again"

@@ -13,7 +13,7 @@ from typing import Any
 
 import yaml
 
-from beyond_binary.hub import CARD, Files, check_hub_id, push, run_files
+from beyond_binary.hub import CARD, Files, check_hub_id, limit_silence, push, run_files
 
 
 def show(files: Files, hub_id: str) -> None:
@@ -57,6 +57,7 @@ def main() -> None:
     parser.add_argument("--dry-run", action="store_true", help="send nothing, show the files and the card")
     given = parser.parse_args()
     settings = settings_of(given.run)
+    limit_silence()
     try:
         hub_id = check_hub_id(given.hub_id or str(settings.get("hub_id") or ""))
         license = given.license or settings.get("hub_license")

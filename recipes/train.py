@@ -30,7 +30,7 @@ from beyond_binary.config import Config, check_config, parse_config
 from beyond_binary.data import Augment, ImageSet, Items, Splits, collate, load_checked, with_mirror
 from beyond_binary.distances import KnownDistances
 from beyond_binary.embedder import Embedder, create_embedder
-from beyond_binary.hub import check_hub_id, push_run, require_login
+from beyond_binary.hub import check_hub_id, limit_silence, push_run, require_login
 from beyond_binary.judge import Judge, captions_of, class_numbers, encode, named
 from beyond_binary.losses import LOSSES, LossFacts
 from beyond_binary.metrics import higher_is_better
@@ -462,9 +462,8 @@ def finish(
 def publish(config: Config, run: Run) -> bool:
     """Push the finished run to the Hub; where that fails, say why and how to try again. Returns whether it is there."""
     try:
-        options: dict[str, Any] = {"license": config.hub_license, "proxies": config.hub_proxies}
-        private = config.hub_private or None
-        print(f"pushed to {push_run(run.folder, check_hub_id(config.hub_id), private=private, **options)}")
+        more: dict[str, Any] = {"license": config.hub_license, "proxies": config.hub_proxies}
+        print(f"pushed to {push_run(run.folder, str(config.hub_id), private=config.hub_private or None, **more)}")
     except Exception as error:
         again = f"python recipes/push.py {shlex.quote(str(run.folder))} --hub-id {config.hub_id}"
         again += " --private" if config.hub_private else ""
@@ -477,6 +476,7 @@ def publish(config: Config, run: Run) -> bool:
 def main() -> None:
     """Read the configuration and train; what does not fit ends with a short message and status 2."""
     config = parse_config(default=Path(__file__).parent / "configs" / "pose.yaml")
+    limit_silence()
     try:
         ready = start(config)
     except (ValueError, OSError) as error:

@@ -76,7 +76,8 @@ class Repo:
 class Fault:
     """What goes wrong with requests whose "METHOD path" matches, `times` times.
 
-    kind: an HTTP status, "cut" (closed in the middle: of an upload, or else of the answer) or "slow" (0.3 s late).
+    kind: an HTTP status, "cut" (closed in the middle: of an upload, or else of the answer), "slow" (0.3 s late), "silent" (no
+    answer for a minute) or "race" (somebody else commits a head file to all repositories before).
     """
 
     pattern: str
@@ -118,6 +119,12 @@ class Hub:
         """How many requests "METHOD path" matched."""
         return sum(bool(re.search(pattern, request)) for request in self.requests)
 
+    def commit_elsewhere(self) -> None:
+        """A commit of somebody else to the main branch of each repository."""
+        for repo in self.repos.values():
+            files = {**self.files(repo.name), "beyond_binary_head.safetensors": b"theirs"}
+            repo.commit("main", "of somebody else", files, repo.commits[repo.branches["main"]].lfs)
+
     def fault(self, request: str) -> int | str | None:
         """The fault that this request meets, which is then used up."""
         with self.lock:
@@ -152,8 +159,10 @@ class Handler(BaseHTTPRequestHandler):
             self.rfile.read(int(self.headers["Content-Length"]) // 2)
             return self.hang_up()
         self.data = self.body()
-        if fault == "slow":
-            time.sleep(0.3)
+        if fault in ("slow", "silent"):
+            time.sleep(0.3 if fault == "slow" else 60)
+        if fault == "race":
+            self.hub.commit_elsewhere()
         try:
             if isinstance(fault, int):
                 raise Refused(fault, message="a fault that was asked for")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+import re
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -13,7 +14,7 @@ import yaml
 from huggingface_hub import ModelCard
 from PIL import Image
 
-from beyond_binary.card import Record, training_curves, write_card
+from beyond_binary.card import Record, bibtex, training_curves, write_card
 from beyond_binary.config import Config
 from beyond_binary.data import Items, Splits
 from beyond_binary.hub import public_settings, public_text
@@ -103,6 +104,32 @@ def test_the_card_tells_data_target_paper_settings_and_versions() -> None:
 @pytest.mark.parametrize("loss", LOSSES.names())
 def test_every_loss_is_cited(loss: str) -> None:
     assert f"- loss: `{loss}` ({LOSSES[loss].info['facts'].paper})" in write_card(EMBEDDER, "a/b", record(loss=loss))
+
+
+@pytest.mark.parametrize("loss", LOSSES.names())
+def test_every_citation_has_the_registrys_facts_and_no_others(loss: str) -> None:
+    paper = LOSSES[loss].info["facts"].paper
+    card = write_card(EMBEDDER, "a/b", record(loss=loss))
+    block = re.search(r"```bibtex\n(.*?)```", card, re.DOTALL)
+    assert block is not None
+    entries = re.findall(r"@(\w+)\{(\w+),\n(.*?)\n\}", block[1], re.DOTALL)
+    assert len(entries) == paper.count("; ") + 1
+    assert len({key for _, key, _ in entries}) == len(entries)
+    for _, _, fields in entries:
+        known = dict(re.findall(r"^  (\w+) = \{(.*)\},$", fields, re.MULTILINE))
+        assert len(known) == fields.count("\n") + 1
+        names = known["author"].replace(" and others", " et al.").replace(" and ", ", ")
+        venue = "".join(known.get(field, "") + " " for field in ("booktitle", "howpublished") if field in known)
+        assert f"{names}: {known['title'][1:-1]}, {venue}{known['year']}" in paper
+
+
+def test_bibtex() -> None:
+    assert bibtex("Roe et al.: Losses: a, b, ABCD 2019; Doe, Poe: Others, 2017 (a note)") == (
+        "@inproceedings{roe2019,\n  author = {Roe and others},\n  title = {{Losses: a, b}},\n  booktitle = {ABCD},\n"
+        "  year = {2019},\n}\n@misc{doe2017,\n  author = {Doe and Poe},\n  title = {{Others}},\n  year = {2017},\n}"
+    )
+    with pytest.raises(ValueError, match="expected 'AUTHORS: TITLE, VENUE YEAR', got 'something'"):
+        bibtex("something")
 
 
 @pytest.mark.parametrize(

@@ -6,17 +6,23 @@ import json
 import re
 import subprocess
 import sys
+import textwrap
+import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 import timm
+import torch
 import yaml
 from hub_client import ROOT, Client
 from hub_double import TOKEN, Fault, Hub, Repo
-from safetensors.torch import save
+from PIL import Image
+from safetensors.torch import load_file, save
 
 from beyond_binary import hub as publishing
-from beyond_binary.embedder import create_embedder
+from beyond_binary.embedder import Embedder, create_embedder
+from beyond_binary.objective import Objective
 
 MAKE = """
 import torch, beyond_binary as bb
@@ -111,11 +117,12 @@ assert torch.allclose(model.encode_text(tokens, normalize=True), clip.encode_tex
 
 def test_the_snippets_of_the_card_work_as_pasted(hub: Hub, client: Client) -> None:
     client.run(MAKE + CLIP + 'make().push_to_hub("tester/paste"); clip.push_to_hub("tester/paste-clip")')
-    for name in ("tester/paste", "tester/paste-clip"):
+    for name, count in (("tester/paste", 2), ("tester/paste-clip", 3)):
         snippets = re.findall(r"```python\n(.*?)```", hub.files(name)["README.md"].decode(), re.DOTALL)
-        assert len(snippets) == 2
+        assert len(snippets) == count
         for snippet in snippets:
             client.run(snippet)
+    assert "encode_text" not in hub.files("tester/paste")["README.md"].decode()
 
 
 def test_private_needs_a_token_and_is_never_published_in_the_open(hub: Hub, client: Client) -> None:
@@ -176,6 +183,7 @@ ONCE = [
     Fault("POST .*/lfs/verify", 503),
     Fault("POST .*/commit/", 503, 2),
     Fault("POST .*/commit/", 429),
+    Fault("POST .*/commit/", 412),
 ]
 
 
@@ -210,6 +218,32 @@ def test_a_lasting_fault_is_told_and_the_repository_stays_as_it_was(hub: Hub, cl
     client.run(
         MAKE + 'make(1).push_to_hub("tester/faults"); same(make(1), bb.Embedder.from_pretrained("tester/faults"))'
     )
+
+
+@pytest.mark.parametrize("pattern", ["POST /api/repos/create", "GET /api/models/", "PUT /lfs/", "POST .*/commit/"])
+def test_a_hub_that_falls_silent_holds_nothing_up(hub: Hub, client: Client, pattern: str) -> None:
+    push = MAKE + 'from beyond_binary import hub; hub.limit_silence(0.5); make().push_to_hub("tester/silent")'
+    hub.faults = [Fault(pattern, "silent", 999)]
+    started = time.monotonic()
+    told = client.run(push, status=1).strip().splitlines()[-1]
+    assert time.monotonic() - started < 45
+    assert re.match("ConnectionError: tester/silent was not pushed, the Hub cannot be reached or keeps failing", told)
+    hub.faults = [Fault(pattern, "silent", 1)]
+    client.run(push)
+    assert sorted(hub.files("tester/silent")) == [".gitattributes", *FIRST]
+
+
+def test_two_pushes_at_the_same_time_do_not_mix(hub: Hub, client: Client) -> None:
+    push = MAKE + 'make(head="none", dim=None).push_to_hub("tester/race")'
+    hub.faults = [Fault("POST .*/commit/", "race")]
+    client.run(push)
+    assert hub.repos["tester/race"].history()[1:] == ["of somebody else", "Embedder of beyond_binary"]
+    assert "beyond_binary_head.safetensors" not in hub.files("tester/race"), (
+        "the other push's head is gone with its trunk"
+    )
+    hub.faults = [Fault("POST .*/commit/", "race", 999)]
+    told = client.run(push.replace("make(head", "make(1, head"), status=1).strip().splitlines()[-1]
+    assert re.match("ConnectionError: tester/race was not pushed: others push to it at the same time", told), told
 
 
 def test_an_upload_that_was_cut_off_goes_on_where_it_stopped(hub: Hub, client: Client) -> None:
@@ -272,6 +306,14 @@ def test_a_hub_that_is_not_there_is_told(run: tuple[Path, str], client: Client) 
     assert done.returncode == 2
     assert re.match("error: tester/digits was not pushed, the Hub cannot be reached", done.stderr), done.stderr
     assert TOKEN not in done.stderr + done.stdout
+
+
+@pytest.mark.slow
+def test_the_recipes_do_not_wait_for_a_silent_hub(run: tuple[Path, str], hub: Hub, client: Client) -> None:
+    hub.faults = [Fault("POST .*/commit/", "silent", 999)]
+    short = "import beyond_binary.hub; beyond_binary.hub.SILENCE = 0.5;"
+    told = client.run(short + recipe("push", run[0]), status=2)
+    assert "error: tester/digits was not pushed, the Hub cannot be reached" in told
 
 
 # ---- runs
@@ -392,3 +434,67 @@ def test_a_card_that_cannot_be_written_is_a_warning(tmp_path: Path) -> None:
         files = publishing.run_files(tmp_path, "user/name")
     assert files["config.yaml"] == b"data:\n  source: photos\n"
     assert files.keys() == {*FIRST[1:], "metrics.json", "config.yaml"}
+
+
+# ---- from training to the loaders of three libraries
+
+LOADERS = {
+    "ours": """
+import beyond_binary as bb
+model = bb.Embedder.from_pretrained(NAME)
+z = model.encode(paths)
+""",
+    "timm": """
+import timm
+model = timm.create_model(f"hf-hub:{NAME}", pretrained=True).eval()
+transform = timm.data.create_transform(**timm.data.resolve_model_data_config(model))
+z = model(torch.stack([transform(image) for image in images]))
+""",
+    "open_clip": """
+import open_clip
+model, transform = open_clip.create_model_from_pretrained(f"hf-hub:{NAME}")
+z = model.eval().encode_image(torch.stack([transform(image) for image in images]))
+""",
+}
+LOAD = """
+import sys, torch
+from PIL import Image
+from safetensors.torch import save_file
+NAME, target, *paths = sys.argv[1:]
+images = [Image.open(path).convert("RGB") for path in paths]
+with torch.no_grad():
+{loader}
+save_file({{"z": z}}, target)
+assert ("beyond_binary" in sys.modules) == {ours}
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("library", "trunk"), [("timm", "timm/test_byobnet"), ("open_clip", "open_clip/tiny-clip")])
+def test_a_trained_embedder_is_the_same_in_three_libraries(
+    hub: Hub, client: Client, tmp_path: Path, library: str, trunk: str
+) -> None:
+    """Trained and pushed by the trainer; pulled in processes of their own, each with an empty cache and no token."""
+    options = ["--embedder.trunk", trunk, "--report", "false", "--output", tmp_path / "run", "--hub_id", "tester/e2e"]
+    client.run(MAKE + CLIP + recipe("train", *TRAIN, *options))
+    rng, paths = np.random.default_rng(0), []
+    for number, shape in enumerate([(32, 32, 3), (70, 45, 3), (20, 33, 3)]):
+        Image.fromarray(rng.integers(0, 256, shape, dtype=np.uint8)).save(tmp_path / f"{number}.png")
+        paths.append(str(tmp_path / f"{number}.png"))
+    trained = Embedder.from_pretrained(tmp_path / "run" / "embedder")
+    found = {}
+    for who in ("ours", library):
+        code = LOAD.format(loader=textwrap.indent(LOADERS[who], "    "), ours=who == "ours")
+        environment = {**client.environment, "HF_HOME": str(tmp_path / f"cache of {who}"), "PYTHONPATH": str(ROOT)}
+        del environment["HF_TOKEN"]
+        command = [sys.executable, "-c", code, "tester/e2e", str(tmp_path / who), *paths]
+        done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=300)
+        assert done.returncode == 0, done.stderr
+        found[who] = load_file(tmp_path / who)["z"]
+    assert torch.equal(found["ours"], trained.encode(paths))
+    assert trained.dim == 8
+    with torch.no_grad():
+        pixels = torch.stack([trained.transform(Image.open(path)) for path in paths])
+        features = trained.trunk(pixels) if library == "timm" else trained.trunk.encode_image(pixels)
+    torch.testing.assert_close(found[library], features, rtol=1e-5, atol=1e-6)
+    assert Objective.from_pretrained(tmp_path / "run" / "embedder").config["loss"] == "pd_loss"

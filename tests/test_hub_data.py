@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import io
+import re
+import subprocess
+import sys
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -13,7 +16,7 @@ import pytest
 import torch
 import yaml
 from hub_client import Client
-from hub_double import Hub
+from hub_double import Fault, Hub
 from originals import plain_mpii, write_inaturalist, write_sop
 from PIL import Image
 from pyarrow import parquet
@@ -403,3 +406,107 @@ def test_columns_may_be_tensors(column: Any) -> None:
     tidied = tidy("label", column)
     assert isinstance(tidied, np.ndarray)
     assert (tidied.dtype, tidied.tolist()) == (np.float32, [[1.0] * 3] * 2)
+
+
+# ---- faults
+
+TELL = (
+    PUSH
+    + """
+def tell(action, **names):
+    try:
+        action()
+    except Exception as error:
+        print(f"{type(error).__name__}: {error}")
+    else:
+        raise AssertionError("nothing was raised")
+def push(name="tester/faults", labels=(0, 1, 0, 1, 2, 2), **more):
+    return push_dataset(images, list(labels), name, split=["train"] * 4 + ["test"] * 2, **more)
+"""
+)
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        Fault("POST /api/repos/create", 503), Fault("GET .*/tree/", 502), Fault("PUT /lfs/", "cut"), Fault("PUT /lfs/", 500),
+        Fault("POST .*/commit/", 504), Fault("POST .*/commit/", 412),
+    ],
+    ids=lambda fault: f"{fault.pattern} {fault.kind}",
+)  # fmt: skip
+def test_a_push_survives_a_passing_fault(hub: Hub, client: Client, fault: Fault) -> None:
+    hub.faults = [Fault(fault.pattern, fault.kind, fault.times)]
+    client.run(TELL + "push()")
+    assert hub.faults[0].times == 0
+    assert hub.repos["datasets:tester/faults"].history() == ["initial commit", "Data set of beyond_binary"]
+
+
+def test_a_push_that_fails_leaves_the_set_as_it_was(hub: Hub, client: Client) -> None:
+    client.run(TELL + "push()")
+    before = dict(hub.files("datasets:tester/faults"))
+    for fault in (Fault("PUT /lfs/", "cut", 999), Fault("POST .*/commit/", 503, 999)):
+        hub.faults = [fault]
+        told = client.run(TELL + "tell(lambda: push(labels=[5, 4, 5, 4, 3, 3]))")
+        assert "ConnectionError: tester/faults was not pushed, the Hub cannot be reached or keeps failing" in told
+        assert hub.files("datasets:tester/faults") == before
+    hub.faults = []
+    told = client.run(TELL + 'tell(lambda: push(token="hf_wrong"))')
+    assert "PermissionError: the Hub does not let this account write to tester/faults" in told
+    assert "hf_wrong" not in told
+    assert hub.files("datasets:tester/faults") == before
+
+
+EMPTY = """
+import datasets, huggingface_hub, os, tempfile
+datasets.config.HF_DATASETS_CACHE = tempfile.mkdtemp(dir=os.environ["HF_HOME"])
+huggingface_hub.constants.HF_HUB_CACHE = tempfile.mkdtemp(dir=os.environ["HF_HOME"])
+"""
+READS = 'assert read("tester/faults", label="label", streaming={}).train.labels.tolist() == [0, 1, 0, 1]'
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+@pytest.mark.parametrize(
+    ("pattern", "kind"),
+    [("GET /api/models/", 503), ("GET .*/tree/", 503), ("/resolve/", 502), ("GET /lfs/", "cut"), ("GET /lfs/", 503)],
+)
+def test_reading_survives_a_passing_fault(
+    hub: Hub, client: Client, pattern: str, kind: int | str, streaming: bool
+) -> None:
+    client.run(TELL + "push()")
+    hub.faults = [Fault(pattern.replace("models", "datasets"), kind)]
+    client.run(EMPTY + TELL + READS.format(streaming))
+    assert hub.faults[0].times == 0
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_reading_that_fails_says_why(hub: Hub, client: Client, streaming: bool) -> None:
+    client.run(TELL + "push(private=True)")
+    read = f"tell(lambda: read('tester/faults', label='label', streaming={streaming}))"
+    for fault in (Fault("GET /api/datasets/", 503, 9999), Fault("GET /lfs/", "cut", 9999)):
+        hub.faults = [fault]
+        told = client.run(EMPTY + TELL + read)
+        assert re.search(
+            "^ConnectionError: .*(did not give|cannot reach) the (Hub )?set 'tester/faults'", told, re.MULTILINE
+        )
+    hub.faults = []
+    for token in ("hf_wrong", ""):
+        told = client.run(f"import os; os.environ['HF_TOKEN'] = {token!r}\n" + EMPTY + TELL + read)
+        refused = "PermissionError: the Hub does not let this account read|FileNotFoundError: no set"
+        assert re.search(f"^({refused}) 'tester/faults'", told, re.MULTILINE)
+        assert "hf_wrong" not in told
+
+
+@pytest.mark.slow
+def test_a_hub_that_is_not_there_is_told(client: Client) -> None:
+    with Hub() as gone:
+        closed = gone.url
+    environment = {**client.environment, "HF_ENDPOINT": closed, "HF_HOME": str(client.home / "empty")}
+    for code in (TELL + "tell(push)", TELL + "tell(lambda: read('tester/faults', label='label'))"):
+        quick = "import time; time.sleep = lambda seconds: None\n" + code
+        done = subprocess.run(
+            [sys.executable, "-c", quick], env=environment, capture_output=True, text=True, timeout=240
+        )
+        assert done.returncode == 0, done.stderr
+        assert re.search(
+            "^ConnectionError: .*tester/faults.*(cannot be reached|no copy in the local cache)", done.stdout, re.M
+        )

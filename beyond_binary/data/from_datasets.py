@@ -22,14 +22,19 @@ def load_hub(config: DataConfig) -> tuple[dict[str, Any], dict[str, Any]]:
     """
     from datasets import load_dataset_builder
 
+    from ..hub import http_status, patiently
+
     name = config.source.removeprefix("hub:")
-    try:
+
+    def load() -> tuple[Any, dict[str, Any]]:
         builder = load_dataset_builder(name, config.config_name, revision=config.revision)
         if config.streaming:
-            parts = collect(_asked_splits(builder.as_streaming_dataset(), config), config)
-        else:
-            builder.download_and_prepare()
-            parts = _asked_splits(builder.as_dataset(), config)
+            return builder, collect(_asked_splits(builder.as_streaming_dataset(), config), config)
+        builder.download_and_prepare()
+        return builder, _asked_splits(builder.as_dataset(), config)
+
+    try:
+        builder, parts = patiently(load)
     except ConnectionError as error:
         raise ConnectionError(
             f"cannot reach the Hub set {name!r} and there is no copy in the local cache ({error}); check the "
@@ -49,6 +54,16 @@ def load_hub(config: DataConfig) -> tuple[dict[str, Any], dict[str, Any]]:
         ) from error
     except ValueError as error:
         raise ValueError(f"cannot load {name!r} (see data.config_name and data.revision): {error}") from error
+    except Exception as error:
+        if (status := http_status(error)) is None:
+            raise
+        told = " ".join(str(error).split())
+        if status in (401, 403):
+            raise PermissionError(
+                f"the Hub does not let this account read {name!r} ({told}); log in with `hf auth login`, or set HF_TOKEN to "
+                "a token with the right to read it"
+            ) from error
+        raise ConnectionError(f"the Hub did not give the set {name!r} ({told}); try again later") from error
     cached = not str(builder.base_path).startswith(
         "hf://"
     )  # `datasets` falls back to any copy it has, whatever the error
