@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import logging
 import os
-import tempfile
 from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
@@ -29,8 +28,10 @@ from .neighbour_search import (
     upper_bounds,
     within_reach,
 )
+from .parallel import in_parallel
 from .registry import suggest
 from .targets import Target
+from .unfinished import Unfinished, read_tensors, write_tensors
 
 Method = Literal["auto", "exact", "plain", "ivf", "hnsw", "nn_descent"]
 Found = tuple[Tensor, Tensor]
@@ -41,6 +42,10 @@ RANKED = 16
 """Rows whose candidates are ranked together."""
 LARGE = 250_000
 """From so many items on `auto` takes an approximate method where it can."""
+SIDE = 256
+"""Items in a block's row, at least, where distances are computed by blocks over all cores."""
+MANY = 3000
+"""From so many items on these are worth the start of processes."""
 MOST_HITS = 16
 """Pairs for each neighbour wanted that `exact` keeps in memory; with more of them (ties) it gives way to `plain`."""
 log = logging.getLogger(__name__)
@@ -68,7 +73,7 @@ def label_neighbours(
     - `plain`: every distance, by tiles; O(n^2) calls of the target's work.
     - `exact`: the same result. From 8,192 items on, for labels that are vectors (euclidean, cosine, manhattan,
       gaussian, histogram, pose with all joints visible, scaled ones), bounds by matrix products leave only a few
-      distances to compute; else it is `plain`.
+      distances to compute; captions are searched over all cores, each pair once; else it is `plain`.
     - `ivf`, `hnsw`: approximate, for the same labels: faiss (extra `faiss`) looks for candidates by Euclidean distance,
       in the nearest cells, or along a graph. The graph is built by one thread, as many would build it differently
       each time.
@@ -85,7 +90,8 @@ def label_neighbours(
         ids: [n] int64; equal ids are one thing. Default: every item is its own thing.
         tile: rows computed at a time by `plain`; memory is O(tile x n).
         method: how to search, see above.
-        cache: folder that keeps results, by a hash of target, codes, ids, k and method; None: none kept.
+        cache: folder that keeps results, by a hash of target, codes, ids, k and method; None: none kept. A search for
+            captions that is interrupted is kept there too, and the same call goes on with it.
         progress: show a progress bar where distances are computed one by one or all.
 
     Returns:
@@ -106,14 +112,17 @@ def label_neighbours(
     file = (
         None if cache is None else Path(cache) / f"neighbours-{fingerprint(target, code, ids, k, method)}.safetensors"
     )
-    if file is not None and (kept := _read(file)) is not None:
-        return kept
-    found = _search(target, code, k, ids, tile, method, progress)
+    kept = {} if file is None else read_tensors(file)
+    if {"indices", "distances"} <= kept.keys():
+        return kept["indices"], kept["distances"]
+    draft = None if file is None else file.with_suffix(".unfinished")
+    found = _search(target, code, k, ids, tile, method, progress, draft)
     if method in ("ivf", "hnsw", "nn_descent"):
         recall = neighbour_recall(target, code, found[1], ids=ids)
         log.info("label neighbours of %d items by %s: recall@%d %.4f of a sample", n, method, k, recall)
-    if file is not None:
-        _write(file, found)
+    if file is not None and draft is not None:
+        write_tensors(file, {"indices": found[0], "distances": found[1]})
+        draft.unlink(missing_ok=True)
     return found
 
 
@@ -165,10 +174,14 @@ def _choose(target: Target, code: Tensor) -> Method:
     return "nn_descent" if find_spec("pynndescent") else "exact"
 
 
-def _search(target: Target, code: Tensor, k: int, ids: Tensor, tile: int, method: Method, progress: bool) -> Found:
+def _search(
+    target: Target, code: Tensor, k: int, ids: Tensor, tile: int, method: Method, progress: bool, draft: Path | None
+) -> Found:
     own = getattr(target, "neighbours", None)  # a quicker search of the target's own
-    if method == "exact" and own is not None and (found := own(code, k, ids, progress)) is not None:
+    if method == "exact" and own is not None and (found := own(code, k, ids, progress, draft)) is not None:
         return found[0], found[1]
+    if method == "exact" and getattr(target, "slow", False) and len(code) >= 4 * SIDE:
+        return _by_blocks(target, code.cpu(), k, ids.cpu(), progress, draft)
     joints = None if method == "plain" else as_joints(target, code)
     if method == "exact" and joints is not None and len(code) >= QUICK:
         return _exact(target, code, k, ids, tile, joints.cpu(), progress)
@@ -191,6 +204,57 @@ def _plain(target: Target, code: Tensor, k: int, ids: Tensor, tile: int, rows: T
         never = ids[rows[part], None] == ids
         indices[part], distances[part] = _nearest(target.distance(code[rows[part]], code), never, k)
     return indices, distances
+
+
+def _by_blocks(target: Target, code: Tensor, k: int, ids: Tensor, progress: bool, draft: Path | None) -> Found:
+    """Every distance once, by blocks of pairs over all cores, for distances that are the same both ways."""
+    n = len(code)
+    side = min(max(n // 32, SIDE), 4 * SIDE)
+    blocks = [(i, j) for i in range(0, n, side) for j in range(i, n, side)]
+    best = Unfinished(n, k, len(blocks), draft)
+    left = best.left()
+    jobs = [(part, *blocks[part]) for part in left]
+    shared = (target, code, k, ids, side)
+    workers = None if n >= MANY else 1
+    with best.kept():
+        for part, sides in in_parallel(
+            _of_block,
+            shared,
+            jobs,
+            workers=workers,
+            title="label neighbours",
+            progress=progress,
+            done=len(blocks) - len(left),
+        ):
+            for first, indices, distances in sides:
+                rows = slice(first, first + len(indices))
+                merged = _merged((best.indices[rows], best.distances[rows]), (indices, distances), k)
+                best.indices[rows], best.distances[rows] = merged
+            best.finish(part)
+    return best.indices, best.distances
+
+
+def _of_block(shared: Any, job: tuple[int, int, int]) -> tuple[int, list[tuple[int, Tensor, Tensor]]]:
+    """Nearest of the block's columns to its rows, and of its rows to its columns: first item, indices, distances."""
+    (target, code, k, ids, side), (part, i, j) = shared, job
+    rows, columns = slice(i, i + side), slice(j, j + side)
+    with torch.no_grad():
+        distance = target.distance(code[rows], code[columns]).double()
+    distance.masked_fill_(ids[rows, None] == ids[columns], torch.inf)
+    found = []
+    for first, other, table in [(i, j, distance), (j, i, distance.T.contiguous())][: 1 if i == j else 2]:
+        indices, near = smallest(table, min(k, table.shape[1]))
+        found.append((first, torch.where(indices < 0, -1, indices + other), near))
+    return part, found
+
+
+def _merged(a: Found, b: Found, k: int) -> Found:
+    """The `k` nearest of two tables of the same items, each item once, equal distances by position."""
+    indices, order = torch.cat([a[0], b[0]], 1).sort(dim=1, stable=True)
+    distances = torch.cat([a[1], b[1]], 1).gather(1, order)
+    distances[:, 1:][indices[:, 1:] == indices[:, :-1]] = torch.nan  # of a block that was merged before
+    nearest, order = distances.sort(dim=1, stable=True)  # NaN comes last
+    return indices.gather(1, order)[:, :k].masked_fill(nearest[:, :k].isnan(), -1), nearest[:, :k]
 
 
 def _exact(target: Target, code: Tensor, k: int, ids: Tensor, tile: int, joints: Tensor, progress: bool) -> Found:
@@ -249,30 +313,3 @@ def _first_of_level(distance: Tensor, last: Tensor, k: int) -> Tensor:
     nearer, level = distance < last, distance == last
     chosen = nearer | level & (level.cumsum(1, dtype=torch.int32) <= k - nearer.sum(1, keepdim=True))
     return chosen.nonzero()[:, 1].view(-1, k)
-
-
-def _read(file: Path) -> Found | None:
-    """A kept result; None if there is none that can be read."""
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    try:
-        kept = load_file(file)
-        return kept["indices"], kept["distances"]
-    except (FileNotFoundError, SafetensorError, KeyError):
-        return None
-
-
-def _write(file: Path, found: Found) -> None:
-    """Keep a result: under a name of its own until it is whole, so that others see all of it or nothing."""
-    from safetensors.torch import save
-
-    file.parent.mkdir(parents=True, exist_ok=True)
-    handle, part = tempfile.mkstemp(prefix=f".{file.stem[:16]}.", suffix=".part", dir=file.parent)
-    try:
-        with os.fdopen(handle, "wb") as stream:
-            stream.write(save({"indices": found[0].contiguous(), "distances": found[1].contiguous()}))
-        os.replace(part, file)
-    except BaseException:
-        Path(part).unlink(missing_ok=True)
-        raise
