@@ -18,11 +18,13 @@ from tqdm import tqdm
 from . import distributed
 from .fingerprint import fingerprint
 from .neighbour_search import (
+    Around,
     Lists,
     as_joints,
     by_descent,
     by_faiss,
     by_landmarks,
+    close_together,
     side_by_side,
     slack,
     upper_bounds,
@@ -46,6 +48,8 @@ SIDE = 256
 """Items in a block's row, at least, where distances are computed by blocks over all cores."""
 MANY = 3000
 """From so many items on these are worth the start of processes."""
+ROUNDS = 2
+"""How often `nn_descent` looks around what it found, for labels that are no vectors."""
 MOST_HITS = 16
 """Pairs for each neighbour wanted that `exact` keeps in memory; with more of them (ties) it gives way to `plain`."""
 log = logging.getLogger(__name__)
@@ -78,7 +82,8 @@ def label_neighbours(
       in the nearest cells, or along a graph. The graph is built by one thread, as many would build it differently
       each time.
     - `nn_descent`: approximate, for any target: pynndescent (extra `nn_descent`) looks for candidates among the vectors,
-      or, where labels are none, among the items' distances from 64 of them. For metrics.
+      or, where labels are none, among the items' distances from 64 of them; then twice among the neighbours of the
+      neighbours, by the target's own distance. For metrics.
     - `auto`: `exact` below 250,000 items and where the extras are not installed, beyond that `hnsw` or `nn_descent`.
 
     Approximate methods measure their recall (see `neighbour_recall`) and log it (level INFO).
@@ -188,9 +193,15 @@ def _search(
     if method in ("plain", "exact"):
         return _plain(target, code, k, ids, tile, torch.arange(len(code)), progress)
     wanted = min(3 * k + 10, len(code) - 1)
+    if method == "nn_descent" and joints is None:
+        points = by_landmarks(target, code).cpu()
+        order = close_together(points)
+        found = _ranked(target, code, k, ids, by_descent(points, wanted).in_order(order))
+        for _ in range(ROUNDS):
+            found = _ranked(target, code, k, ids, Around(order, found[0].numpy()))
+        return found
     if method == "nn_descent":
-        points = by_landmarks(target, code) if joints is None else joints.flatten(1)
-        return _ranked(target, code, k, ids, by_descent(points.cpu(), wanted))
+        return _ranked(target, code, k, ids, by_descent(joints.cpu().flatten(1), wanted))
     if joints is None:
         raise ValueError(f"method {method!r} needs labels that are vectors, not {target}; take 'nn_descent' or 'exact'")
     return _ranked(target, code, k, ids, by_faiss(joints.cpu().flatten(1), wanted, graph=method == "hnsw"))
@@ -271,7 +282,7 @@ def _exact(target: Target, code: Tensor, k: int, ids: Tensor, tile: int, joints:
     return found
 
 
-def _ranked(target: Target, code: Tensor, k: int, ids: Tensor, candidates: Lists) -> Found:
+def _ranked(target: Target, code: Tensor, k: int, ids: Tensor, candidates: Lists | Around) -> Found:
     """The nearest candidates by the target's own distance."""
     indices = torch.full((len(code), k), -1)
     distances = torch.full((len(code), k), torch.nan, dtype=torch.double)
