@@ -193,15 +193,15 @@ def _search(
     if method in ("plain", "exact"):
         return _plain(target, code, k, ids, tile, torch.arange(len(code)), progress)
     wanted = min(3 * k + 10, len(code) - 1)
-    if method == "nn_descent" and joints is None:
+    if method == "nn_descent" and joints is not None:
+        return _ranked(target, code, k, ids, by_descent(joints.cpu().flatten(1), wanted))
+    if method == "nn_descent":
         points = by_landmarks(target, code).cpu()
         order = close_together(points)
         found = _ranked(target, code, k, ids, by_descent(points, wanted).in_order(order))
         for _ in range(ROUNDS):
             found = _ranked(target, code, k, ids, Around(order, found[0].numpy()))
         return found
-    if method == "nn_descent":
-        return _ranked(target, code, k, ids, by_descent(joints.cpu().flatten(1), wanted))
     if joints is None:
         raise ValueError(f"method {method!r} needs labels that are vectors, not {target}; take 'nn_descent' or 'exact'")
     return _ranked(target, code, k, ids, by_faiss(joints.cpu().flatten(1), wanted, graph=method == "hnsw"))

@@ -25,7 +25,7 @@ import numpy as np
 import torch
 
 from beyond_binary.distances import label_distances
-from beyond_binary.neighbours import label_neighbours
+from beyond_binary.neighbours import Method, label_neighbours
 from beyond_binary.targets.captions import Captions, search
 
 
@@ -83,7 +83,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         timed("relaxed_all_pairs", lambda: label_distances(Captions(target.vectors), code, folder), numbers)
     relaxed = Captions(target.vectors)
-    for name, method in {"relaxed_neighbours": "exact", "relaxed_neighbours_by_rows": "plain"}.items():
+    methods: dict[str, Method] = {"relaxed_neighbours": "exact", "relaxed_neighbours_by_rows": "plain"}
+    for name, method in methods.items():
         timed(name, functools.partial(label_neighbours, relaxed, code, given.k, method=method), numbers)
     found = timed("exact_neighbours", lambda: search(code, target.vectors.vectors, given.k, progress=True), numbers)
     indices, distances, solved = found

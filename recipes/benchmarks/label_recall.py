@@ -38,7 +38,7 @@ def layouts(n: int, rng: np.random.Generator) -> Labels:
     maps = []
     for _ in range(n):
         with np.errstate(divide="ignore"):
-            inverse = 1 / rooms.cast_rays(rooms.random_camera(rng), rooms.MAP)
+            inverse = np.reciprocal(rooms.cast_rays(rooms.random_camera(rng), rooms.MAP))
         maps.append(rooms.hit_room(inverse, rooms.random_room(rng))[1].reshape(rooms.MAP, rooms.MAP))
     return create_target("layout"), np.stack(maps)
 
