@@ -69,11 +69,38 @@ class Lists:
             rows[start], np.concatenate([[0], np.add.reduceat(kept, start, dtype=np.int64).cumsum()]), items[kept]
         )
 
+    def in_order(self, order: np.ndarray) -> Lists:
+        """The lists of all items in another order of the rows."""
+        length = np.diff(self.start)[order]
+        start = np.concatenate([[0], length.cumsum()])
+        place = np.arange(start[-1]) + np.repeat(self.start[order] - start[:-1], length)
+        return Lists(self.rows[order], start, self.items[place])
+
     def group(self, first: int, size: int) -> tuple[Tensor, Tensor]:
         """Some rows from the `first` on, and everything that is a candidate of one of them, by position."""
         last = min(first + size, len(self.rows))
         items = np.unique(self.items[self.start[first] : self.start[last]])
         return torch.from_numpy(self.rows[first:last]), torch.from_numpy(items)
+
+
+@dataclass(frozen=True)
+class Around:
+    """Candidates that earlier neighbours name: each row's neighbours, and the neighbours of these.
+
+    Attributes:
+        rows: all items, near ones beside each other, so that those of a group share their candidates.
+        table: neighbours that are known [n k], -1 for none.
+    """
+
+    rows: np.ndarray
+    table: np.ndarray
+
+    def group(self, first: int, size: int) -> tuple[Tensor, Tensor]:
+        """Some rows from the `first` on, and everything that is a candidate of one of them, by position."""
+        rows = self.rows[first : first + size]
+        near = np.unique(self.table[rows])
+        items = np.unique(np.concatenate([rows, near, self.table[near[near >= 0]].ravel()]))
+        return torch.from_numpy(rows), torch.from_numpy(items[items >= 0])
 
 
 def slack(terms: int) -> float:
@@ -287,3 +314,8 @@ def by_landmarks(target: Target, code: Tensor) -> Tensor:
     distances = torch.cat(found)
     distances = distances.masked_fill(~distances.isfinite(), torch.nan)
     return torch.where(distances.isnan(), distances.nanmean(0).nan_to_num(), distances)
+
+
+def close_together(points: Tensor) -> np.ndarray:
+    """An order of `points` [n d] in which near ones are beside each other."""
+    return torch.cat(cells((points - points.mean(0)).float(), 1)[0]).numpy()

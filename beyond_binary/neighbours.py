@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import logging
 import os
-import tempfile
 from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
@@ -19,18 +18,22 @@ from tqdm import tqdm
 from . import distributed
 from .fingerprint import fingerprint
 from .neighbour_search import (
+    Around,
     Lists,
     as_joints,
     by_descent,
     by_faiss,
     by_landmarks,
+    close_together,
     side_by_side,
     slack,
     upper_bounds,
     within_reach,
 )
+from .parallel import in_parallel
 from .registry import suggest
 from .targets import Target
+from .unfinished import Unfinished, read_tensors, write_tensors
 
 Method = Literal["auto", "exact", "plain", "ivf", "hnsw", "nn_descent"]
 Found = tuple[Tensor, Tensor]
@@ -41,6 +44,12 @@ RANKED = 16
 """Rows whose candidates are ranked together."""
 LARGE = 250_000
 """From so many items on `auto` takes an approximate method where it can."""
+SIDE = 256
+"""Items in a block's row, at least, where distances are computed by blocks over all cores."""
+MANY = 3000
+"""From so many items on these are worth the start of processes."""
+ROUNDS = 2
+"""How often `nn_descent` looks around what it found, for labels that are no vectors."""
 MOST_HITS = 16
 """Pairs for each neighbour wanted that `exact` keeps in memory; with more of them (ties) it gives way to `plain`."""
 log = logging.getLogger(__name__)
@@ -68,12 +77,13 @@ def label_neighbours(
     - `plain`: every distance, by tiles; O(n^2) calls of the target's work.
     - `exact`: the same result. From 8,192 items on, for labels that are vectors (euclidean, cosine, manhattan,
       gaussian, histogram, pose with all joints visible, scaled ones), bounds by matrix products leave only a few
-      distances to compute; else it is `plain`.
+      distances to compute; captions are searched over all cores, each pair once; else it is `plain`.
     - `ivf`, `hnsw`: approximate, for the same labels: faiss (extra `faiss`) looks for candidates by Euclidean distance,
       in the nearest cells, or along a graph. The graph is built by one thread, as many would build it differently
       each time.
     - `nn_descent`: approximate, for any target: pynndescent (extra `nn_descent`) looks for candidates among the vectors,
-      or, where labels are none, among the items' distances from 64 of them. For metrics.
+      or, where labels are none, among the items' distances from 64 of them; then twice among the neighbours of the
+      neighbours, by the target's own distance. For metrics.
     - `auto`: `exact` below 250,000 items and where the extras are not installed, beyond that `hnsw` or `nn_descent`.
 
     Approximate methods measure their recall (see `neighbour_recall`) and log it (level INFO).
@@ -85,7 +95,8 @@ def label_neighbours(
         ids: [n] int64; equal ids are one thing. Default: every item is its own thing.
         tile: rows computed at a time by `plain`; memory is O(tile x n).
         method: how to search, see above.
-        cache: folder that keeps results, by a hash of target, codes, ids, k and method; None: none kept.
+        cache: folder that keeps results, by a hash of target, codes, ids, k and method; None: none kept. A search for
+            captions that is interrupted is kept there too, and the same call goes on with it.
         progress: show a progress bar where distances are computed one by one or all.
 
     Returns:
@@ -106,14 +117,17 @@ def label_neighbours(
     file = (
         None if cache is None else Path(cache) / f"neighbours-{fingerprint(target, code, ids, k, method)}.safetensors"
     )
-    if file is not None and (kept := _read(file)) is not None:
-        return kept
-    found = _search(target, code, k, ids, tile, method, progress)
+    kept = {} if file is None else read_tensors(file)
+    if {"indices", "distances"} <= kept.keys():
+        return kept["indices"], kept["distances"]
+    draft = None if file is None else file.with_suffix(".unfinished")
+    found = _search(target, code, k, ids, tile, method, progress, draft)
     if method in ("ivf", "hnsw", "nn_descent"):
         recall = neighbour_recall(target, code, found[1], ids=ids)
         log.info("label neighbours of %d items by %s: recall@%d %.4f of a sample", n, method, k, recall)
-    if file is not None:
-        _write(file, found)
+    if file is not None and draft is not None:
+        write_tensors(file, {"indices": found[0], "distances": found[1]})
+        draft.unlink(missing_ok=True)
     return found
 
 
@@ -165,20 +179,30 @@ def _choose(target: Target, code: Tensor) -> Method:
     return "nn_descent" if find_spec("pynndescent") else "exact"
 
 
-def _search(target: Target, code: Tensor, k: int, ids: Tensor, tile: int, method: Method, progress: bool) -> Found:
+def _search(
+    target: Target, code: Tensor, k: int, ids: Tensor, tile: int, method: Method, progress: bool, draft: Path | None
+) -> Found:
     own = getattr(target, "neighbours", None)  # a quicker search of the target's own
     if method == "exact" and own is not None:
-        indices, distances = own(code, k, ids, progress)
+        indices, distances = own(code, k, ids, progress, draft)
         return indices, distances
+    if method == "exact" and getattr(target, "slow", False) and len(code) >= 4 * SIDE:
+        return _by_blocks(target, code.cpu(), k, ids.cpu(), progress, draft)
     joints = None if method == "plain" else as_joints(target, code)
     if method == "exact" and joints is not None and len(code) >= QUICK:
         return _exact(target, code, k, ids, tile, joints.cpu(), progress)
     if method in ("plain", "exact"):
         return _plain(target, code, k, ids, tile, torch.arange(len(code)), progress)
     wanted = min(3 * k + 10, len(code) - 1)
+    if method == "nn_descent" and joints is not None:
+        return _ranked(target, code, k, ids, by_descent(joints.cpu().flatten(1), wanted))
     if method == "nn_descent":
-        points = by_landmarks(target, code) if joints is None else joints.flatten(1)
-        return _ranked(target, code, k, ids, by_descent(points.cpu(), wanted))
+        points = by_landmarks(target, code).cpu()
+        order = close_together(points)
+        found = _ranked(target, code, k, ids, by_descent(points, wanted).in_order(order))
+        for _ in range(ROUNDS):
+            found = _ranked(target, code, k, ids, Around(order, found[0].numpy()))
+        return found
     if joints is None:
         raise ValueError(f"method {method!r} needs labels that are vectors, not {target}; take 'nn_descent' or 'exact'")
     return _ranked(target, code, k, ids, by_faiss(joints.cpu().flatten(1), wanted, graph=method == "hnsw"))
@@ -192,6 +216,57 @@ def _plain(target: Target, code: Tensor, k: int, ids: Tensor, tile: int, rows: T
         never = ids[rows[part], None] == ids
         indices[part], distances[part] = _nearest(target.distance(code[rows[part]], code), never, k)
     return indices, distances
+
+
+def _by_blocks(target: Target, code: Tensor, k: int, ids: Tensor, progress: bool, draft: Path | None) -> Found:
+    """Every distance once, by blocks of pairs over all cores, for distances that are the same both ways."""
+    n = len(code)
+    side = min(max(n // 32, SIDE), 4 * SIDE)
+    blocks = [(i, j) for i in range(0, n, side) for j in range(i, n, side)]
+    best = Unfinished(n, k, len(blocks), draft)
+    left = best.left()
+    jobs = [(part, *blocks[part]) for part in left]
+    shared = (target, code, k, ids, side)
+    workers = None if n >= MANY else 1
+    with best.kept():
+        for part, sides in in_parallel(
+            _of_block,
+            shared,
+            jobs,
+            workers=workers,
+            title="label neighbours",
+            progress=progress,
+            done=len(blocks) - len(left),
+        ):
+            for first, indices, distances in sides:
+                rows = slice(first, first + len(indices))
+                merged = _merged((best.indices[rows], best.distances[rows]), (indices, distances), k)
+                best.indices[rows], best.distances[rows] = merged
+            best.finish(part)
+    return best.indices, best.distances
+
+
+def _of_block(shared: Any, job: tuple[int, int, int]) -> tuple[int, list[tuple[int, Tensor, Tensor]]]:
+    """Nearest of the block's columns to its rows, and of its rows to its columns: first item, indices, distances."""
+    (target, code, k, ids, side), (part, i, j) = shared, job
+    rows, columns = slice(i, i + side), slice(j, j + side)
+    with torch.no_grad():
+        distance = target.distance(code[rows], code[columns]).double()
+    distance.masked_fill_(ids[rows, None] == ids[columns], torch.inf)
+    found = []
+    for first, other, table in [(i, j, distance), (j, i, distance.T.contiguous())][: 1 if i == j else 2]:
+        indices, near = smallest(table, min(k, table.shape[1]))
+        found.append((first, torch.where(indices < 0, -1, indices + other), near))
+    return part, found
+
+
+def _merged(a: Found, b: Found, k: int) -> Found:
+    """The `k` nearest of two tables of the same items, each item once, equal distances by position."""
+    indices, order = torch.cat([a[0], b[0]], 1).sort(dim=1, stable=True)
+    distances = torch.cat([a[1], b[1]], 1).gather(1, order)
+    distances[:, 1:][indices[:, 1:] == indices[:, :-1]] = torch.nan  # of a block that was merged before
+    nearest, order = distances.sort(dim=1, stable=True)  # NaN comes last
+    return indices.gather(1, order)[:, :k].masked_fill(nearest[:, :k].isnan(), -1), nearest[:, :k]
 
 
 def _exact(target: Target, code: Tensor, k: int, ids: Tensor, tile: int, joints: Tensor, progress: bool) -> Found:
@@ -208,7 +283,7 @@ def _exact(target: Target, code: Tensor, k: int, ids: Tensor, tile: int, joints:
     return found
 
 
-def _ranked(target: Target, code: Tensor, k: int, ids: Tensor, candidates: Lists) -> Found:
+def _ranked(target: Target, code: Tensor, k: int, ids: Tensor, candidates: Lists | Around) -> Found:
     """The nearest candidates by the target's own distance."""
     indices = torch.full((len(code), k), -1)
     distances = torch.full((len(code), k), torch.nan, dtype=torch.double)
@@ -250,30 +325,3 @@ def _first_of_level(distance: Tensor, last: Tensor, k: int) -> Tensor:
     nearer, level = distance < last, distance == last
     chosen = nearer | level & (level.cumsum(1, dtype=torch.int32) <= k - nearer.sum(1, keepdim=True))
     return chosen.nonzero()[:, 1].view(-1, k)
-
-
-def _read(file: Path) -> Found | None:
-    """A kept result; None if there is none that can be read."""
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    try:
-        kept = load_file(file)
-        return kept["indices"], kept["distances"]
-    except (FileNotFoundError, SafetensorError, KeyError):
-        return None
-
-
-def _write(file: Path, found: Found) -> None:
-    """Keep a result: under a name of its own until it is whole, so that others see all of it or nothing."""
-    from safetensors.torch import save
-
-    file.parent.mkdir(parents=True, exist_ok=True)
-    handle, part = tempfile.mkstemp(prefix=f".{file.stem[:16]}.", suffix=".part", dir=file.parent)
-    try:
-        with os.fdopen(handle, "wb") as stream:
-            stream.write(save({"indices": found[0].contiguous(), "distances": found[1].contiguous()}))
-        os.replace(part, file)
-    except BaseException:
-        Path(part).unlink(missing_ok=True)
-        raise

@@ -243,13 +243,28 @@ def test_approximate_searches_find_most_and_say_how_many(method, caplog):
         share = (found[1] <= expected[1][:, -1:]).double().mean().item()
         recall = neighbour_recall(target, code, found[1], sample=1500)
         assert recall == pytest.approx(share, abs=1e-6)
-        assert recall > 0.6, spec
+        assert recall > (0.98 if "mirror" in spec else 0.6), spec  # landmarks alone find 0.9 of these or less
         assert f"by {method}: recall@10 0." in caplog.messages[-1] or "recall@10 1." in caplog.messages[-1]
         gap = target.distance(code[:40], code).gather(1, found[0][:40])
         assert torch.equal(gap.double(), found[1][:40])  # the target's own distances
         again = label_neighbours(target, code, 10, method=method)
         assert torch.equal(found[0], again[0])
         assert (found[0] != torch.arange(1500)[:, None]).all()
+
+
+def test_lists_in_another_order_of_rows_and_what_lies_around_them():
+    lists = search.Lists.of(np.array([[3, -1], [0, 2], [-1, -1], [1, 2]])).in_order(np.array([1, 3, 2, 0]))
+    groups = [lists.group(i, 1) for i in range(4)]
+    assert [(rows.tolist(), items.tolist()) for rows, items in groups] == [
+        ([1], [0, 2]), ([3], [1, 2]), ([2], []), ([0], [3]),
+    ]  # fmt: skip
+    around = search.Around(np.array([2, 0, 1, 3, 4]), np.array([[1, -1], [3, -1], [4, 0], [-1, -1], [2, -1]]))
+    assert [(rows.tolist(), items.tolist()) for rows, items in (around.group(0, 2), around.group(2, 2))] == [
+        ([2, 0], [0, 1, 2, 3, 4]), ([1, 3], [1, 3]),
+    ]  # fmt: skip
+    order = search.close_together(torch.tensor([[0.0], [5.0], [0.1], [5.1]]).repeat(200, 1))
+    assert sorted(order.tolist()) == list(range(800))
+    assert (np.diff(order % 2) != 0).sum() < 20  # not 400: the two heaps are apart
 
 
 def test_recall_counts_what_is_as_near_as_the_true_ones():

@@ -6,6 +6,7 @@ import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import numpy as np
@@ -14,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..parallel import in_parallel
+from ..unfinished import Unfinished
 from . import TARGETS, Gives, LabelError, transport
 from .vectors import as_floating, exact_cdist
 from .words import STOP_WORDS, Reader, WordVectors, load_word_vectors
@@ -46,6 +48,7 @@ class Captions:
     """
 
     gives: ClassVar[Gives] = "magnitude"
+    slow: ClassVar[bool] = True  # enough for processes
 
     def __init__(
         self,
@@ -118,14 +121,14 @@ class Captions:
         return None if self.relaxed else self._neighbours
 
     def _neighbours(
-        self, code: Tensor, k: int, ids: Tensor | None = None, progress: bool = False
+        self, code: Tensor, k: int, ids: Tensor | None = None, progress: bool = False, draft: Path | None = None
     ) -> tuple[Tensor, Tensor]:
         """The `k` nearest items of each under the exact distance, as `label_neighbours` gives them.
 
         All items are ordered by their relaxed distances, and solves go on until these exceed the k-th smallest exact
-        one.
+        one. What is found is kept in the file `draft` until all is.
         """
-        return search(code, self.vectors.vectors, k, ids, self.reduce, progress)[:2]
+        return search(code, self.vectors.vectors, k, ids, self.reduce, progress, draft=draft)[:2]
 
 
 def search(
@@ -136,24 +139,31 @@ def search(
     reduce: str = "sum",
     progress: bool = False,
     rows: Tensor | None = None,
+    draft: Path | None = None,
 ) -> tuple[Tensor, Tensor, int]:
     """Nearest items [n k] under the exact distance over all cores, their distances, and the number of solves."""
     texts = transport.Texts.of(code, vectors)
     numbers = np.arange(len(code)) if ids is None else ids.cpu().numpy()
     asked = np.arange(len(code)) if rows is None else rows.cpu().numpy()
-    indices, distances = np.empty((len(asked), k), np.int64), np.empty((len(asked), k))
     tile = min(max(TILE // (code.shape[1] ** 2 * len(code)), 1), 64)
-    jobs = [(at, asked[at]) for at in np.array_split(np.arange(len(asked)), max(len(asked) // tile, 1))]
-    solved = 0
+    parts = np.array_split(np.arange(len(asked)), max(len(asked) // tile, 1))
+    found = Unfinished(len(asked), k, len(parts), draft)
+    left, solved = found.left(), 0
+    jobs = [(part, asked[parts[part]]) for part in left]
     shared = (texts, k, numbers, reduce == "mean")
-    for at, where, found, solves in in_parallel(_search, shared, jobs, title="label neighbours", progress=progress):
-        indices[at], distances[at] = where, found
-        solved += solves
-    return torch.from_numpy(indices), torch.from_numpy(distances), solved
+    with found.kept():
+        for part, where, near, solves in in_parallel(
+            _search, shared, jobs, title="label neighbours", progress=progress, done=len(parts) - len(left)
+        ):
+            at = torch.from_numpy(parts[part])
+            found.indices[at], found.distances[at] = torch.from_numpy(where), torch.from_numpy(near)
+            found.finish(part)
+            solved += solves
+    return found.indices, found.distances, solved
 
 
-def _search(shared: tuple[transport.Texts, int, Any, bool], job: tuple[Any, Any]) -> tuple[Any, Any, Any, int]:
-    (texts, k, ids, mean), (at, rows) = shared, job
+def _search(shared: tuple[transport.Texts, int, Any, bool], job: tuple[int, Any]) -> tuple[int, Any, Any, int]:
+    (texts, k, ids, mean), (part, rows) = shared, job
     code = torch.from_numpy(texts.words)
     bounds = Block(code[rows], code, torch.from_numpy(texts.vectors)).relaxed().numpy()
     found = [
@@ -161,7 +171,7 @@ def _search(shared: tuple[transport.Texts, int, Any, bool], job: tuple[Any, Any]
         for i, row in enumerate(rows)
     ]
     where, distance, solves = zip(*found, strict=True)
-    return at, np.stack(where), np.stack(distance), sum(solves)
+    return part, np.stack(where), np.stack(distance), sum(solves)
 
 
 def as_texts(labels: Any, target: str) -> np.ndarray[Any, Any]:

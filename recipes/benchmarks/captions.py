@@ -1,7 +1,7 @@
 """Time of caption distances and neighbours on a folder or zip of captioned images with a table of captions.
 
 For example `python recipes/benchmarks/captions.py flickr8k_112.zip glove_twitter_25d.npz --items 6000`: the codes, the
-relaxed distances of all pairs, the exact nearest neighbours of all items with the share of pairs that were solved, and
+relaxed distances of all pairs, the neighbours by them (each pair once, or row by row), the exact nearest neighbours of all items with the share of pairs that were solved, and
 the same by brute force for some of the items. Wall time, and CPU time with that of all processes.
 """
 
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import csv
+import functools
 import io
 import json
 import os
@@ -24,6 +25,7 @@ import numpy as np
 import torch
 
 from beyond_binary.distances import label_distances
+from beyond_binary.neighbours import Method, label_neighbours
 from beyond_binary.targets.captions import Captions, search
 
 
@@ -80,6 +82,10 @@ def main() -> None:
     print(target.reader.report())
     with tempfile.TemporaryDirectory() as folder:
         timed("relaxed_all_pairs", lambda: label_distances(Captions(target.vectors), code, folder), numbers)
+    relaxed = Captions(target.vectors)
+    methods: dict[str, Method] = {"relaxed_neighbours": "exact", "relaxed_neighbours_by_rows": "plain"}
+    for name, method in methods.items():
+        timed(name, functools.partial(label_neighbours, relaxed, code, given.k, method=method), numbers)
     found = timed("exact_neighbours", lambda: search(code, target.vectors.vectors, given.k, progress=True), numbers)
     indices, distances, solved = found
     numbers["solves_an_item"] = round(solved / len(code), 1)
