@@ -141,6 +141,7 @@ def test_class_report_shows_table_neighbours_and_curves(tmp_path):
     assert charts[-4:-2] == [f"cosine similarity of pairs {name} training" for name in ("before", "after")]
     assert charts[-2:] == [f"map of embeddings {name} training" for name in ("before", "after")]
     assert "1 images left out" in text
+    assert not (tmp_path / "distances.png").exists()  # classes have none
     picture = np.asarray(Image.open(tmp_path / "gallery.png").convert("RGB"))
     green, red = (np.all(picture == colour, -1).sum() for colour in ((0x1A, 0x9F, 0x6D), (0xDD, 0x4E, 0x4B)))
     frame = 104 * 104 - 96 * 96
@@ -180,6 +181,10 @@ def test_distance_report_with_a_gallery(tmp_path):
     assert len(re.findall(r"mean 0\.\d{3}", page.text())) == 16
     charts = [v["aria-label"] for _, v in page.found if "chart" in v.get("class", "").split()]
     assert charts[-4:-2] == ["histogram of the neighbours' label distances", "mean label distance by place"]
+    with Image.open(tmp_path / "distances.png") as picture:
+        assert picture.size == (880, 704)
+        colours = np.asarray(picture.convert("RGB")).reshape(-1, 3)
+    assert len(np.unique(colours, axis=0)) > 100
 
 
 @pytest.mark.parametrize("count", [1, 5])
