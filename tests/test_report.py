@@ -14,12 +14,14 @@ from beyond_binary.data import Items, Splits
 from beyond_binary.evaluation import evaluate
 from beyond_binary.report import write_report
 from beyond_binary.report.charts import COLOURS, density_chart, loss_chart, smoothed
-from beyond_binary.report.gallery import _caption, _title
+from beyond_binary.report.gallery import CAPTION_LINES, _caption, _title, wrapped
 from beyond_binary.report.labels import flattened, label_colours, painter, steady_tree
 from beyond_binary.report.page import duration, way
 from beyond_binary.report.pairs import sample_pairs, separation, spread
 from beyond_binary.report.parts import number
 from beyond_binary.targets import create_target
+from beyond_binary.targets.captions import Captions
+from beyond_binary.targets.words import WordVectors
 
 VOID = {"meta", "img", "br", "wbr"}
 
@@ -139,6 +141,7 @@ def test_class_report_shows_table_neighbours_and_curves(tmp_path):
     assert charts[-4:-2] == [f"cosine similarity of pairs {name} training" for name in ("before", "after")]
     assert charts[-2:] == [f"map of embeddings {name} training" for name in ("before", "after")]
     assert "1 images left out" in text
+    assert not (tmp_path / "distances.png").exists()  # classes have none
     picture = np.asarray(Image.open(tmp_path / "gallery.png").convert("RGB"))
     green, red = (np.all(picture == colour, -1).sum() for colour in ((0x1A, 0x9F, 0x6D), (0xDD, 0x4E, 0x4B)))
     frame = 104 * 104 - 96 * 96
@@ -146,6 +149,28 @@ def test_class_report_shows_table_neighbours_and_curves(tmp_path):
     right = [right[i] for i in (0, 2, 3, 4, 7)]  # best, better quarter, median, worse quarter, worst
     assert green == frame * sum(right)
     assert red == frame * (40 - sum(right))
+
+
+def test_captions_are_wrapped_below_the_pictures(tmp_path):
+    assert wrapped("a red square is here", 9, 3, len) == ["a red", "square is", "here"]
+    assert wrapped("a red square is here now", 9, 2, len) == ["a red", "square i…"]
+    assert wrapped("extraordinary", 5, 2, len) == ["extraordinary"]  # the picture cuts it
+    assert wrapped("a red", 5, 1, len) == ["a red"]
+    assert wrapped("", 5, 2, len) == [""]
+    words, rng = ["dog", "cat", "red", "ball", "man", "runs"], np.random.default_rng(0)
+    texts = np.array([[" ".join(rng.choice(words, 12)), "cat"] for _ in range(20)])
+    target = Captions(WordVectors(torch.eye(6), {word: i for i, word in enumerate(words)}))
+    make_run(tmp_path, texts, target)
+    with Image.open(tmp_path / "gallery.png") as picture:
+        pixels = np.asarray(picture.convert("L"))
+    high = 104 + 16 * (2 + CAPTION_LINES) + 6
+    assert pixels.shape == (5 * high, 9 * 110 + 32)
+    for query in range(5):
+        for column, left in enumerate([0, *(32 + 110 * np.arange(1, 9))]):
+            dark = [
+                (pixels[query * high + 16 + 104 + 16 * line :][:16, left : left + 104] < 200).any() for line in range(4)
+            ]
+            assert dark == [True, True, True, column > 0]  # neighbours have their distance above
 
 
 def test_distance_report_with_a_gallery(tmp_path):
@@ -156,6 +181,10 @@ def test_distance_report_with_a_gallery(tmp_path):
     assert len(re.findall(r"mean 0\.\d{3}", page.text())) == 16
     charts = [v["aria-label"] for _, v in page.found if "chart" in v.get("class", "").split()]
     assert charts[-4:-2] == ["histogram of the neighbours' label distances", "mean label distance by place"]
+    with Image.open(tmp_path / "distances.png") as picture:
+        assert picture.size == (880, 704)
+        colours = np.asarray(picture.convert("RGB")).reshape(-1, 3)
+    assert len(np.unique(colours, axis=0)) > 100
 
 
 @pytest.mark.parametrize("count", [1, 5])

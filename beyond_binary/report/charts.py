@@ -118,21 +118,21 @@ def pair_chart(name: str, title: str, x: np.ndarray, y: np.ndarray, label: str) 
 def density_chart(name: str, title: str, x: np.ndarray, y: np.ndarray, label: str, colour: str) -> str:
     """2-D histogram of embedding distance (or similarity) over label distance, with its median per bin."""
 
-    def draw(figure: Figure) -> None:
-        axes: Any = figure.subplots()
-        known = ~np.isnan(y)
-        across, up = _limits(y[known], low=0.0), _limits(x[known])
-        counts, edges, _ = np.histogram2d(y[known], x[known], bins=(48, 40), range=(across, up))
-        pixels = np.zeros((*counts.T.shape, 4))
-        pixels[..., :3] = [int(COLOURS[colour][i : i + 2], 16) / 255 for i in (1, 3, 5)]
-        pixels[..., 3] = np.sqrt(counts.T / max(counts.max(), 1))
-        axes.imshow(pixels, origin="lower", extent=(*across, *up), aspect="auto", interpolation="none")
-        axes.plot(*_medians(y[known], x[known], edges), color=COLOURS["ink"], linewidth=1.1, label="median")
-        axes.set_title(title, loc="left")
-        axes.set(xlabel="label distance", ylabel=label, xlim=across, ylim=up)
-        axes.legend(loc="lower right")
+    return _svg(name, (4.4, 3.0), lambda figure: _density(figure.subplots(), title, x, y, label, colour))
 
-    return _svg(name, (4.4, 3.0), draw)
+
+def _density(axes: Any, title: str, x: np.ndarray, y: np.ndarray, label: str, colour: str) -> None:
+    known = ~np.isnan(y)
+    across, up = _limits(y[known], low=0.0), _limits(x[known])
+    counts, edges, _ = np.histogram2d(y[known], x[known], bins=(48, 40), range=(across, up))
+    pixels = np.zeros((*counts.T.shape, 4))
+    pixels[..., :3] = [int(COLOURS[colour][i : i + 2], 16) / 255 for i in (1, 3, 5)]
+    pixels[..., 3] = np.sqrt(counts.T / max(counts.max(), 1))
+    axes.imshow(pixels, origin="lower", extent=(*across, *up), aspect="auto", interpolation="none")
+    axes.plot(*_medians(y[known], x[known], edges), color=COLOURS["ink"], linewidth=1.1, label="median")
+    axes.set_title(title, loc="left")
+    axes.set(xlabel="label distance", ylabel=label, xlim=across, ylim=up)
+    axes.legend(loc="lower right")
 
 
 def neighbour_chart(distances: Mapping[str, np.ndarray]) -> str:
@@ -175,14 +175,40 @@ def rank_chart(distances: Mapping[str, np.ndarray]) -> str:
 def map_chart(name: str, title: str, place: np.ndarray, colours: np.ndarray) -> str:
     """Embeddings as points of a plane [n 2] in given colours [n 3]."""
 
-    def draw(figure: Figure) -> None:
-        axes: Any = figure.subplots()
-        axes.scatter(place[:, 0], place[:, 1], c=colours, s=9, alpha=0.8, linewidths=0)
-        axes.set_title(title, loc="left")
-        axes.set_aspect("equal", adjustable="datalim")
-        axes.tick_params(labelbottom=False, labelleft=False)
+    return _svg(name, (4.4, 3.6), lambda figure: _map(figure.subplots(), title, place, colours))
 
-    return _svg(name, (4.4, 3.6), draw)
+
+def _map(axes: Any, title: str, place: np.ndarray, colours: np.ndarray) -> None:
+    axes.scatter(place[:, 0], place[:, 1], c=colours, s=9, alpha=0.8, linewidths=0)
+    axes.set_title(title, loc="left")
+    axes.set_aspect("equal", adjustable="datalim")
+    axes.tick_params(labelbottom=False, labelleft=False)
+
+
+def distance_picture(
+    x: Mapping[str, np.ndarray], y: np.ndarray, label: str, place: Mapping[str, np.ndarray], colours: np.ndarray
+) -> bytes:
+    """Distances of pairs over label distances and maps of the embeddings, before and after, as a PNG on white.
+
+    Args:
+        x: distances or similarities of pairs [s c] by "before" and "after".
+        y: their label distances [s c].
+        label: what x is.
+        place: points of a plane [n 2] by "before" and "after".
+        colours: of these points [n 3].
+    """
+    import matplotlib
+    from matplotlib.figure import Figure
+
+    buffer = io.BytesIO()
+    with matplotlib.rc_context(cast(Any, STYLE)):
+        figure = Figure(figsize=(8, 6.4), layout="constrained")
+        axes: Any = figure.subplots(2, 2)
+        for column, name in enumerate(("before", "after")):
+            _density(axes[0, column], f"{name} training", x[name], y, label, name)
+            _map(axes[1, column], f"map {name} training, coloured by label", place[name], colours)
+        figure.savefig(buffer, format="png", dpi=110, facecolor="white", metadata={"Software": None})
+    return buffer.getvalue()
 
 
 def training_picture(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from html import escape
 
@@ -24,6 +24,7 @@ SHOWN = 8
 ON_CARD = ("best", "better quarter", "median", "worse quarter", "worst")
 SIDE, FRAME, LINE = 96, 4, 16
 """Sizes of the picture in pixels: an image's longer side, its frame, a line of text."""
+CAPTION_LINES = 3
 
 
 @dataclass(frozen=True)
@@ -86,17 +87,18 @@ def gallery_section(sample: Sample, view: View) -> str:
 def gallery_picture(sample: Sample, view: View) -> Image.Image | None:
     """Five queries from best to worst, each with its nearest neighbours after training; None without a query.
 
-    Frames and numbers tell how right a neighbour is, as in the report.
+    Frames and numbers tell how right a neighbour is, as in the report; captions, the first of each picture, are below.
     """
     chosen = [(row, word) for row, word in spread(sample, SHOWN).items() if word in ON_CARD]
     if not chosen:
         return None
-    step, high = SIDE + 2 * FRAME + 6, SIDE + 2 * FRAME + 2 * LINE + 6
+    texts = CAPTION_LINES if view.splits.query.labels.dtype.kind == "U" else 0
+    step, high = SIDE + 2 * FRAME + 6, SIDE + 2 * FRAME + (2 + texts) * LINE + 6
     sheet = Image.new("RGB", ((SHOWN + 1) * step + 2 * LINE, len(chosen) * high), "white")
     pen, font = ImageDraw.Draw(sheet), ImageFont.load_default(size=11)
 
     def put(items: Items, place: int, left: int, top: int, colour: str, text: str) -> None:
-        """An image in its frame, with a line of text below."""
+        """An image in its frame, with a line of text below, and the lines of its caption."""
         pen.rectangle((left, top, left + SIDE + 2 * FRAME - 1, top + SIDE + 2 * FRAME - 1), fill=colour)
         image = ImageOps.contain(_small(items, place, SIDE, view.paint), (SIDE, SIDE))
         free = SIDE - image.width, SIDE - image.height
@@ -104,14 +106,19 @@ def gallery_picture(sample: Sample, view: View) -> Image.Image | None:
             (left + FRAME, top + FRAME, left + FRAME + SIDE - 1, top + FRAME + SIDE - 1), fill=COLOURS["line"]
         )
         sheet.paste(image, (left + FRAME + free[0] // 2, top + FRAME + free[1] // 2))
-        while text and font.getlength(text) > SIDE + 2 * FRAME:
-            text = text[:-1]
-        pen.text((left, top + SIDE + 2 * FRAME + 1), text, fill=COLOURS["muted"], font=font)
+        words = [text] if text else []
+        if texts:
+            words += wrapped(_words(items, place, view.splits)[0], SIDE + 2 * FRAME, texts, font.getlength)
+        for line, word in enumerate(words):
+            while font.getlength(word) > SIDE + 2 * FRAME:
+                word = word[:-1]
+            pen.text((left, top + SIDE + 2 * FRAME + 1 + line * LINE), word, fill=COLOURS["muted"], font=font)
 
     for i, (row, word) in enumerate(chosen):
         place, top = int(sample.rows[row]), i * high + LINE
         pen.text((0, top - LINE), word, fill=COLOURS["ink"], font=font)
-        put(view.splits.query, place, 0, top, "white", _words(view.splits.query, place, view.splits)[0])
+        asked = "" if texts else _words(view.splits.query, place, view.splits)[0]
+        put(view.splits.query, place, 0, top, "white", asked)
         for j, (neighbour, y) in enumerate(_found(sample, row, "after")):
             words = _words(view.searched, neighbour, view.splits)
             put(
@@ -119,6 +126,25 @@ def gallery_picture(sample: Sample, view: View) -> Image.Image | None:
                 view.colour(y), words[0] if view.classes else number(y, 3),
             )  # fmt: skip
     return sheet
+
+
+def wrapped(text: str, width: float, most: int, length: Callable[[str], float]) -> list[str]:
+    """At most so many lines of whole words that are no longer than `width`; "…" ends a text that is cut off."""
+    words, lines = text.split(), [""]
+    while words:
+        longer = f"{lines[-1]} {words[0]}".strip()
+        if lines[-1] and length(longer) > width:
+            if len(lines) == most:
+                break
+            longer = words[0]
+            lines.append("")
+        lines[-1] = longer
+        words.pop(0)
+    if words:
+        while lines[-1] and length(lines[-1] + "…") > width:
+            lines[-1] = lines[-1][:-1]
+        lines[-1] += "…"
+    return lines
 
 
 def _found(sample: Sample, row: int, ranking: str) -> list[tuple[int, float]]:

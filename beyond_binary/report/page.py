@@ -17,6 +17,7 @@ from ..metrics import COUNTS, MAIN, higher_is_better
 from ..targets import Target
 from .charts import (
     density_chart,
+    distance_picture,
     loss_chart,
     map_chart,
     metric_chart,
@@ -32,7 +33,7 @@ from .parts import chart, key, number, section
 from .style import CSS
 
 RANKINGS = ("before", "after", "random", "oracle")
-PICTURE = "gallery.png"
+PICTURE, DISTANCES = "gallery.png", "distances.png"
 
 
 def write_report(
@@ -48,7 +49,8 @@ def write_report(
     before: Pair,
     after: Pair,
 ) -> None:
-    """Write the report of a run as one self-contained HTML file, and beside it `gallery.png` for the model card.
+    """Write the report of a run as one self-contained HTML file, and beside it pictures: `gallery.png` for the model card
+    and, where labels are more than classes, `distances.png`, the pairs and the map of the embeddings.
 
     Args:
         path: the file; overwritten.
@@ -69,13 +71,14 @@ def write_report(
     """
     sample = sample_pairs(splits, target, geometry, before, after)
     view = make_view(sample, splits, target)
+    placed = _placed(splits, target, before, after)
     body = [
         f"<header><h1>{escape(title)}</h1>{_facts(config, metrics, splits)}</header>",
         _results(metrics),
         gallery_section(sample, view),
         _curves(history, metrics),
         _pairs(sample, geometry, view.classes),
-        _map(splits, target, before, after),
+        _map(*placed),
         _settings(config, metrics),
     ]
     page = [
@@ -89,6 +92,9 @@ def write_report(
     path.write_text("\n".join(page), encoding="utf-8")
     if (picture := gallery_picture(sample, view)) is not None:
         picture.save(path.with_name(PICTURE), optimize=True)
+    if not view.classes:
+        x = {name: part.numpy() for name, part in sample.x.items()}
+        path.with_name(DISTANCES).write_bytes(distance_picture(x, sample.y.numpy(), _nearness(geometry), *placed))
 
 
 def way(table: Mapping[str, Mapping[str, float]], ranking: str, name: str) -> float:
@@ -209,10 +215,15 @@ def _curves(history: Iterable[Mapping[str, Any]], metrics: Mapping[str, Any]) ->
     return section("Training", "".join(parts))
 
 
+def _nearness(geometry: str) -> str:
+    """What a geometry gives, in words."""
+    words = {"cosine": "cosine similarity", "dot": "inner product"}
+    return words.get(geometry, f"{geometry} distance".replace("_", " "))
+
+
 def _pairs(sample: Sample, geometry: str, classes: bool) -> str:
     """How embedding distances relate to the labels, before and after training."""
-    words = {"cosine": "cosine similarity", "dot": "inner product"}
-    label = words.get(geometry, f"{geometry} distance".replace("_", " "))
+    label = _nearness(geometry)
     y, charts, note = sample.y.numpy(), [], ""
     for name in ("before", "after"):
         x = sample.x[name].numpy()
@@ -237,21 +248,26 @@ def _pairs(sample: Sample, geometry: str, classes: bool) -> str:
     return section("Pairs", body, f"{known:,} pairs of a seeded sample. {note}")
 
 
-def _map(splits: Splits, target: Target, before: Pair, after: Pair, most: int = 800) -> str:
-    """Where the embeddings lie, in two dimensions, in colours that say where the labels do."""
+def _placed(
+    splits: Splits, target: Target, before: Pair, after: Pair, most: int = 800
+) -> tuple[dict[str, np.ndarray], np.ndarray]:
+    """Where embeddings of some items lie in a plane [n 2], before and after training, and colours of their labels [n 3]."""
     items = splits.gallery or splits.query
     some = np.sort(np.random.default_rng(0).permutation(len(items))[:most])
     found = {name: pair[0] if pair[1] is None else pair[1] for name, pair in (("before", before), ("after", after))}
     z = {name: part[torch.as_tensor(some)] for name, part in found.items()}
     colours = label_colours(target, target.encode(items.labels[some], z["after"]))
+    return {name: flattened(part) for name, part in z.items()}, colours
+
+
+def _map(place: Mapping[str, np.ndarray], colours: np.ndarray) -> str:
+    """Where the embeddings lie, in two dimensions, in colours that say where the labels do."""
     charts = (
-        chart(
-            map_chart(f"map-{name}", f"{name} training", flattened(part), colours), f"map of embeddings {name} training"
-        )
-        for name, part in z.items()
+        chart(map_chart(f"map-{name}", f"{name} training", part, colours), f"map of embeddings {name} training")
+        for name, part in place.items()
     )
     note = "The two leading principal components of the embeddings; colours are near where labels are near."
-    return section("Map", f'<div class="charts">{"".join(charts)}</div>', f"{len(some):,} items. {note}")
+    return section("Map", f'<div class="charts">{"".join(charts)}</div>', f"{len(colours):,} items. {note}")
 
 
 def _settings(config: Mapping[str, Any], metrics: Mapping[str, Any]) -> str:
