@@ -401,7 +401,8 @@ def create_embedder(
     """Make an embedder from a timm or open_clip network, in training mode, on the CPU.
 
     Args:
-        trunk: "timm/<architecture>", "timm/<architecture>.<tag>" or "open_clip/<architecture>".
+        trunk: "timm/<architecture>", "timm/<architecture>.<tag>" or "open_clip/<architecture>"; or, with the weights that lie
+            there as safetensors, a repository on the Hub: "timm/hf-hub:user/name" or "open_clip/hf-hub:user/name".
         dim: length of an embedding; None keeps the trunk's width (the only choice with head "none").
         pretrained: let timm or open_clip download their weights.
         weights: a pretrained tag (implies `pretrained`), or the path of a safetensors file in the library's

@@ -39,12 +39,20 @@ def create_trunk(
     `build_trunk` of that `trunk` and `model_args` makes the same network without its weights. The arguments
     and errors are those of `create_embedder`.
     """
+    from .hub_trunks import PREFIX, create_hub_trunk
+
     library, name = split_name(trunk)
     file = _weights_file(weights)
     tag = None if weights is None or file else str(weights)
     pretrained = file is None and (pretrained or tag is not None)
-    make = _create_timm if library == "timm" else _create_open_clip
-    model, config = make(name, pretrained, tag, pooling, image_size, dict(options or {}))
+    if name.startswith(PREFIX):
+        if tag is not None:
+            raise ValueError(f"{trunk} has weights of its own, got the tag weights={tag!r}; leave it out")
+        hub_id = name.removeprefix(PREFIX)
+        model, config = create_hub_trunk(library, hub_id, pooling=pooling, image_size=image_size, options=options)
+    else:
+        make = _create_timm if library == "timm" else _create_open_clip
+        model, config = make(name, pretrained, tag, pooling, image_size, dict(options or {}))
     if file is not None:
         place = model if library == "timm" else _place(model, file)
         load_weights(place, file, _classifier_names(place) if hasattr(place, "pretrained_cfg") else ())
@@ -53,7 +61,7 @@ def create_trunk(
 
 
 def split_name(trunk: str) -> tuple[str, str]:
-    """`"timm/resnet18"` -> `("timm", "resnet18")`.
+    """`"timm/resnet18"` -> `("timm", "resnet18")`; `"timm/hf-hub:user/name"` -> `("timm", "hf-hub:user/name")`.
 
     Raises:
         ValueError: unknown library, architecture or timm tag; near names are suggested.
@@ -66,6 +74,8 @@ def split_name(trunk: str) -> tuple[str, str]:
     if library not in known:
         hint = _hint(trunk, [f"{kind}/{n}" for kind, names in known.items() for n in names], "timm")
         raise ValueError(f"expected a trunk 'timm/<architecture>' or 'open_clip/<architecture>', got {trunk!r}{hint}")
+    if name.startswith("hf-hub:"):
+        return library, name
     architecture, _, tag = name.partition(".") if library == "timm" else (name, "", "")
     if architecture not in known[library]:
         hint = _hint(architecture, known[library], library)
@@ -112,8 +122,7 @@ def _create_timm(
 
     if tag is not None:
         _, name = split_name(f"timm/{name.partition('.')[0]}.{tag}")
-    if reserved := sorted({"num_classes", "global_pool", "pretrained", "checkpoint_path"} & set(options)):
-        raise ValueError(f"trunk_options may not hold {', '.join(reserved)}; use pooling, pretrained, weights")
+    check_timm_options(options)
     arguments = {"num_classes": 0, **options}
     if pooling is not None:
         arguments["global_pool"] = "" if pooling == "gem" else pooling  # timm pools nothing, we pool
@@ -121,11 +130,11 @@ def _create_timm(
     source = timm.models.get_pretrained_cfg(name)
     fixed = source is not None and source.fixed_input_size and not options.get("dynamic_img_size")
     if image_size is not None and fixed:
-        arguments["img_size"] = _two(image_size)
+        arguments["img_size"] = two(image_size)
     model = build_trunk(f"timm/{name}", arguments, pretrained)
     data = timm.data.resolve_model_data_config(model)
     mode = "squash" if data["crop_mode"] == "squash" else "shortest"
-    preprocess = _preprocess(data, image_size or data["input_size"][1:], mode)
+    preprocess = preprocess_config(data, image_size or data["input_size"][1:], mode)
     config = {"trunk": f"timm/{name}", "weights": tag, "model_args": arguments}
     return model, config | {"preprocess": preprocess}
 
@@ -142,21 +151,17 @@ def _create_open_clip(
     import open_clip
     from open_clip.transform import PreprocessCfg
 
-    if pooling is not None:
-        raise ValueError(f"open_clip trunks pool by themselves, got pooling={pooling!r}; leave it out")
+    check_open_clip_pooling(pooling)
     tag = _open_clip_tag(name, tag) if pretrained else None
     source = open_clip.get_pretrained_cfg(name, tag) if tag else {}
     if source.get("quick_gelu"):
         options.setdefault("quick_gelu", True)
-    if image_size is not None:
-        height, width = _two(image_size)
-        options["force_image_size"] = height if height == width else [height, width]
-    arguments = _open_clip_arguments(name, options)
+    arguments = open_clip_arguments(deepcopy(open_clip.get_model_config(name)), options, image_size)
     model = build_trunk(f"open_clip/{name}", arguments)
     if tag is not None:
         open_clip.load_checkpoint(model, open_clip.download_pretrained(source))
     data = {**vars(PreprocessCfg()), **source}
-    preprocess = _preprocess(data, model.visual.image_size, data["resize_mode"])  # type: ignore[union-attr]
+    preprocess = preprocess_config(data, model.visual.image_size, data["resize_mode"])  # type: ignore[union-attr]
     config = {"trunk": f"open_clip/{name}", "weights": tag, "model_args": arguments}
     return model, config | {"preprocess": preprocess}
 
@@ -176,11 +181,23 @@ def _open_clip_tag(name: str, tag: str | None) -> str:
     return tag
 
 
-def _open_clip_arguments(name: str, options: dict[str, Any]) -> dict[str, Any]:
-    """open_clip's model config of `name`, with other entries or `force_*` options merged in."""
-    import open_clip
+def check_timm_options(options: dict[str, Any]) -> None:
+    """Raise a ValueError for options that have an argument of their own."""
+    if reserved := sorted({"num_classes", "global_pool", "pretrained", "checkpoint_path"} & set(options)):
+        raise ValueError(f"trunk_options may not hold {', '.join(reserved)}; use pooling, pretrained, weights")
 
-    arguments = deepcopy(open_clip.get_model_config(name))
+
+def check_open_clip_pooling(pooling: str | None) -> None:
+    """Raise a ValueError if a pooling is asked for."""
+    if pooling is not None:
+        raise ValueError(f"open_clip trunks pool by themselves, got pooling={pooling!r}; leave it out")
+
+
+def open_clip_arguments(arguments: dict[str, Any], options: dict[str, Any], image_size: Any) -> dict[str, Any]:
+    """open_clip's model config `arguments`, with other entries or `force_*` options merged in, and the image size."""
+    if image_size is not None:
+        height, width = two(image_size)
+        options = {**options, "force_image_size": height if height == width else [height, width]}
     for key, value in options.items():
         section, _, entry = _OPEN_CLIP_FORCE.get(key, key).rpartition(".")
         place = arguments[section] if section else arguments
@@ -190,10 +207,10 @@ def _open_clip_arguments(name: str, options: dict[str, Any]) -> dict[str, Any]:
     return arguments
 
 
-def _preprocess(source: dict[str, Any], size: Any, resize_mode: str) -> dict[str, Any]:
+def preprocess_config(source: dict[str, Any], size: Any, resize_mode: str) -> dict[str, Any]:
     """Evaluation preprocessing, without timm's `crop_pct` on purpose: nothing is cut off a square image."""
     return {
-        "size": _two(size),
+        "size": two(size),
         "mean": [float(m) for m in source["mean"]],
         "std": [float(s) for s in source["std"]],
         "interpolation": source["interpolation"],
@@ -201,7 +218,7 @@ def _preprocess(source: dict[str, Any], size: Any, resize_mode: str) -> dict[str
     }
 
 
-def _two(size: Any) -> list[int]:
+def two(size: Any) -> list[int]:
     """`96` or `(64, 96)` -> [h, w]."""
     height, width = (size, size) if isinstance(size, int) else size
     return [int(height), int(width)]
