@@ -75,7 +75,9 @@ def _metadata(embedder: Mapping[str, Any], hub_id: str, run: Record | None, lice
         "tags": ["beyond_binary", "metric-learning", "image-retrieval", library],
         "pipeline_tag": "zero-shot-image-classification" if searches_text else "image-feature-extraction",
     }
-    if library == "timm" and weights and not weights.endswith(".safetensors"):  # else a file of somebody's machine
+    if weights and weights.startswith("hf-hub:"):
+        known["base_model"] = weights.removeprefix("hf-hub:")
+    elif library == "timm" and weights and not weights.endswith(".safetensors"):  # else a file of somebody's machine
         known["base_model"] = f"{embedder['trunk'].split('.')[0]}.{weights}"
     if run is not None:
         source, origin = run.config["data"]["source"], run.metrics.get("origin") or {}

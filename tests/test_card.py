@@ -103,6 +103,7 @@ def test_every_loss_is_cited(loss: str) -> None:
     [
         ({"weights": "a1_in1k"}, {"base_model": "timm/resnet18.a1_in1k"}),
         ({"trunk": "timm/resnet18.old", "weights": "a1_in1k"}, {"base_model": "timm/resnet18.a1_in1k"}),
+        ({"weights": "hf-hub:user/net"}, {"base_model": "user/net"}),
         ({"weights": "mine.safetensors"}, {"base_model": None}),
         ({"trunk": "open_clip/ViT-B-32"}, {"pipeline_tag": "image-feature-extraction"}),
         ({"trunk": "open_clip/ViT-B-32", "head": "none"}, {"pipeline_tag": "zero-shot-image-classification"}),
