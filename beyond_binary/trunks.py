@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Callable, Sequence
 from copy import deepcopy
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from beyond_binary.registry import suggest
-from beyond_binary.storage import load_weights, tensor_names
+from beyond_binary.storage import TOKENIZER_FILES, load_weights, tensor_names
 
 POOLINGS = ("avg", "max", "avgmax", "catavgmax", "token", "map", "gem")
 
@@ -303,15 +304,33 @@ def open_clip_config(config: dict[str, Any]) -> dict[str, Any]:
     return {"model_cfg": config["model_args"], "preprocess_cfg": config["preprocess"]}
 
 
-def tokenizer(config: dict[str, Any]) -> Callable[[list[str]], Tensor]:
-    """Texts -> token ids [n length] for the open_clip trunk of an embedder with this config."""
+def tokenizer(config: dict[str, Any], folder: Path | None = None) -> Callable[[list[str]], Tensor]:
+    """Texts -> token ids [n length] for the open_clip trunk of an embedder with this config, saved in `folder`.
+
+    A tokenizer of transformers is read from the folder where it lies there, else from the Hub.
+    """
     import open_clip
+    from open_clip.tokenizer import HFTokenizer
 
     name, text = config["trunk"].split("/", 1)[1], config["model_args"]["text_cfg"]
-    length = text.get("context_length", 77)
-    if name in open_clip.list_models():
-        made: Callable[[list[str]], Tensor] = open_clip.get_tokenizer(name, context_length=length)
-        return made
-    if "hf_tokenizer_name" in text:
-        raise ValueError(f"open_clip does not know {name!r} here; register it with open_clip.add_model_config")
-    return open_clip.SimpleTokenizer(context_length=length, **text.get("tokenizer_kwargs", {}))
+    length, options = text.get("context_length", 77), text.get("tokenizer_kwargs", {})
+    made: Callable[[list[str]], Tensor]
+    if source := text.get("hf_tokenizer_name"):
+        saved = folder is not None and (folder / TOKENIZER_FILES[0]).is_file()
+        mode = text.get("tokenizer_mode")
+        made = HFTokenizer(str(folder) if saved else source, context_length=length, tokenizer_mode=mode, **options)
+    elif name in open_clip.list_models():
+        made = open_clip.get_tokenizer(name, context_length=length)
+    else:
+        made = open_clip.SimpleTokenizer(context_length=length, **options)
+    return made
+
+
+def save_tokenizer(made: Callable[[], Any], config: dict[str, Any], folder: Path) -> None:
+    """Write a tokenizer of transformers into the folder; where it is not to be had, a warning says so."""
+    if not config["model_args"]["text_cfg"].get("hf_tokenizer_name"):
+        return
+    try:
+        made().save_pretrained(str(folder))
+    except (OSError, ImportError) as error:
+        warnings.warn(f"the tokenizer is not saved with the embedder, texts will need the Hub: {error}", stacklevel=3)
