@@ -23,7 +23,8 @@ class EmbedderConfig:
     """The model that turns images into embeddings.
 
     Args:
-        trunk: Backbone: "timm/ARCH" or "open_clip/ARCH".
+        trunk: Backbone: "timm/ARCH" or "open_clip/ARCH", or with published weights "timm/hf-hub:USER/NAME" or
+            "open_clip/hf-hub:USER/NAME".
         dim: Width of the embedding; unset with head "none": the trunk's own width.
         pretrained: Download the library's default weights.
         weights: Pretrained tag, or path of a safetensors file with the trunk's weights (for open_clip: all of them,

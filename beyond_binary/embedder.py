@@ -43,9 +43,11 @@ class Embedder(nn.Module):
         trunk: the timm model, or the whole open_clip model (the image tower embeds images, the text tower texts; it
             takes no gradient unless `create_embedder` was told to train it).
         trains_text: whether the text tower is trained.
+        folder: where it was loaded from; None for a new one.
     """
 
     trains_text: bool = False
+    folder: Path | None = None
 
     def __init__(self, trunk: nn.Module, config: dict[str, Any]) -> None:
         super().__init__()
@@ -241,7 +243,7 @@ class Embedder(nn.Module):
     @functools.cached_property
     def tokenizer(self) -> Callable[[list[str]], Tensor]:
         """Texts -> token ids [n length] for the text tower."""
-        return trunks.tokenizer(self.config)
+        return trunks.tokenizer(self.config, self.folder)
 
     @property
     def has_text(self) -> bool:
@@ -292,6 +294,8 @@ class Embedder(nn.Module):
                 config = trunks.timm_config(self.trunk, self.config) | config
             else:
                 storage.write_json(part / storage.OPEN_CLIP_CONFIG_FILE, trunks.open_clip_config(self.config))
+                if self.has_text:
+                    trunks.save_tokenizer(lambda: self.tokenizer, self.config, part)
             storage.write_json(part / storage.CONFIG_FILE, config)
             storage.write_tensors(part / storage.TRUNK_FILES[library], trunk)
             if state:
@@ -393,6 +397,7 @@ class Embedder(nn.Module):
         folder = storage.find_folder(id_or_path, revision=revision, token=token, cache_dir=cache_dir)
         config = storage.read_config(folder)
         embedder = cls(trunks.build_trunk(config["trunk"], config["model_args"]), config)
+        embedder.folder = folder
         storage.load_weights(embedder.trunk, folder / storage.TRUNK_FILES[config["trunk"].split("/")[0]])
         rest = nn.ModuleDict({name: m for name, m in embedder.named_children() if name != "trunk"})
         if rest.state_dict():
@@ -423,7 +428,8 @@ def create_embedder(
     """Make an embedder from a timm or open_clip network, in training mode, on the CPU.
 
     Args:
-        trunk: "timm/<architecture>", "timm/<architecture>.<tag>" or "open_clip/<architecture>".
+        trunk: "timm/<architecture>", "timm/<architecture>.<tag>" or "open_clip/<architecture>"; or, with the weights that lie
+            there as safetensors, a repository on the Hub: "timm/hf-hub:user/name" or "open_clip/hf-hub:user/name".
         dim: length of an embedding; None keeps the trunk's width (the only choice with head "none").
         pretrained: let timm or open_clip download their weights.
         weights: a pretrained tag (implies `pretrained`), or the path of a safetensors file in the library's

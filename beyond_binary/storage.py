@@ -22,7 +22,11 @@ OBJECTIVE_FILE = "beyond_binary_objective.safetensors"
 OPEN_CLIP_CONFIG_FILE = "open_clip_config.json"
 TRUNK_FILES = {"timm": "model.safetensors", "open_clip": "open_clip_model.safetensors"}
 CONFIG_KEYS = {"dim", "freeze_batch_norm", "head", "model_args", "normalize", "pooling", "preprocess", "trunk"}
-EMBEDDER_FILES = (CONFIG_FILE, HEAD_FILE, OPEN_CLIP_CONFIG_FILE, *TRUNK_FILES.values())
+TOKENIZER_FILES = (
+    "tokenizer_config.json", "tokenizer.json", "special_tokens_map.json", "added_tokens.json", "vocab.json", "vocab.txt",
+    "merges.txt", "spiece.model", "sentencepiece.bpe.model", "tokenizer.model",
+)  # fmt: skip
+EMBEDDER_FILES = (CONFIG_FILE, HEAD_FILE, OPEN_CLIP_CONFIG_FILE, *TRUNK_FILES.values(), *TOKENIZER_FILES)
 FILES = (*EMBEDDER_FILES, OBJECTIVE_FILE)
 
 

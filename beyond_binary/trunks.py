@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from beyond_binary.registry import suggest
-from beyond_binary.storage import load_weights, tensor_names
+from beyond_binary.storage import TOKENIZER_FILES, load_weights, tensor_names
 
 POOLINGS = ("avg", "max", "avgmax", "catavgmax", "token", "map", "gem")
 
@@ -39,12 +40,20 @@ def create_trunk(
     `build_trunk` of that `trunk` and `model_args` makes the same network without its weights. The arguments
     and errors are those of `create_embedder`.
     """
+    from .hub_trunks import PREFIX, create_hub_trunk
+
     library, name = split_name(trunk)
     file = _weights_file(weights)
     tag = None if weights is None or file else str(weights)
     pretrained = file is None and (pretrained or tag is not None)
-    make = _create_timm if library == "timm" else _create_open_clip
-    model, config = make(name, pretrained, tag, pooling, image_size, dict(options or {}))
+    if name.startswith(PREFIX):
+        if tag is not None:
+            raise ValueError(f"{trunk} has weights of its own, got the tag weights={tag!r}; leave it out")
+        hub_id = name.removeprefix(PREFIX)
+        model, config = create_hub_trunk(library, hub_id, pooling=pooling, image_size=image_size, options=options)
+    else:
+        make = _create_timm if library == "timm" else _create_open_clip
+        model, config = make(name, pretrained, tag, pooling, image_size, dict(options or {}))
     if file is not None:
         place = model if library == "timm" else _place(model, file)
         load_weights(place, file, _classifier_names(place) if hasattr(place, "pretrained_cfg") else ())
@@ -53,7 +62,7 @@ def create_trunk(
 
 
 def split_name(trunk: str) -> tuple[str, str]:
-    """`"timm/resnet18"` -> `("timm", "resnet18")`.
+    """`"timm/resnet18"` -> `("timm", "resnet18")`; `"timm/hf-hub:user/name"` -> `("timm", "hf-hub:user/name")`.
 
     Raises:
         ValueError: unknown library, architecture or timm tag; near names are suggested.
@@ -66,6 +75,8 @@ def split_name(trunk: str) -> tuple[str, str]:
     if library not in known:
         hint = _hint(trunk, [f"{kind}/{n}" for kind, names in known.items() for n in names], "timm")
         raise ValueError(f"expected a trunk 'timm/<architecture>' or 'open_clip/<architecture>', got {trunk!r}{hint}")
+    if name.startswith("hf-hub:"):
+        return library, name
     architecture, _, tag = name.partition(".") if library == "timm" else (name, "", "")
     if architecture not in known[library]:
         hint = _hint(architecture, known[library], library)
@@ -112,8 +123,7 @@ def _create_timm(
 
     if tag is not None:
         _, name = split_name(f"timm/{name.partition('.')[0]}.{tag}")
-    if reserved := sorted({"num_classes", "global_pool", "pretrained", "checkpoint_path"} & set(options)):
-        raise ValueError(f"trunk_options may not hold {', '.join(reserved)}; use pooling, pretrained, weights")
+    check_timm_options(options)
     arguments = {"num_classes": 0, **options}
     if pooling is not None:
         arguments["global_pool"] = "" if pooling == "gem" else pooling  # timm pools nothing, we pool
@@ -121,14 +131,14 @@ def _create_timm(
     source = timm.models.get_pretrained_cfg(name)
     fixed = source is not None and source.fixed_input_size and not options.get("dynamic_img_size")
     if image_size is not None and fixed:
-        arguments["img_size"] = _two(image_size)
+        arguments["img_size"] = two(image_size)
     model = build_trunk(f"timm/{name}", arguments, pretrained)
     if pretrained:
         loaded: dict[str, Any] = model.pretrained_cfg  # type: ignore[assignment]
         tag = Path(loaded["file"]).name if loaded.get("file") else loaded["tag"]
     data = timm.data.resolve_model_data_config(model)
     mode = "squash" if data["crop_mode"] == "squash" else "shortest"
-    preprocess = _preprocess(data, image_size or data["input_size"][1:], mode)
+    preprocess = preprocess_config(data, image_size or data["input_size"][1:], mode)
     config = {"trunk": f"timm/{name}", "weights": tag, "model_args": arguments}
     return model, config | {"preprocess": preprocess}
 
@@ -145,21 +155,17 @@ def _create_open_clip(
     import open_clip
     from open_clip.transform import PreprocessCfg
 
-    if pooling is not None:
-        raise ValueError(f"open_clip trunks pool by themselves, got pooling={pooling!r}; leave it out")
+    check_open_clip_pooling(pooling)
     tag = _open_clip_tag(name, tag) if pretrained else None
     source = open_clip.get_pretrained_cfg(name, tag) if tag else {}
     if source.get("quick_gelu"):
         options.setdefault("quick_gelu", True)
-    if image_size is not None:
-        height, width = _two(image_size)
-        options["force_image_size"] = height if height == width else [height, width]
-    arguments = _open_clip_arguments(name, options)
+    arguments = open_clip_arguments(deepcopy(open_clip.get_model_config(name)), options, image_size)
     model = build_trunk(f"open_clip/{name}", arguments)
     if tag is not None:
         open_clip.load_checkpoint(model, open_clip.download_pretrained(source))
     data = {**vars(PreprocessCfg()), **source}
-    preprocess = _preprocess(data, model.visual.image_size, data["resize_mode"])  # type: ignore[union-attr]
+    preprocess = preprocess_config(data, model.visual.image_size, data["resize_mode"])  # type: ignore[union-attr]
     config = {"trunk": f"open_clip/{name}", "weights": tag, "model_args": arguments}
     return model, config | {"preprocess": preprocess}
 
@@ -179,11 +185,23 @@ def _open_clip_tag(name: str, tag: str | None) -> str:
     return tag
 
 
-def _open_clip_arguments(name: str, options: dict[str, Any]) -> dict[str, Any]:
-    """open_clip's model config of `name`, with other entries or `force_*` options merged in."""
-    import open_clip
+def check_timm_options(options: dict[str, Any]) -> None:
+    """Raise a ValueError for options that have an argument of their own."""
+    if reserved := sorted({"num_classes", "global_pool", "pretrained", "checkpoint_path"} & set(options)):
+        raise ValueError(f"trunk_options may not hold {', '.join(reserved)}; use pooling, pretrained, weights")
 
-    arguments = deepcopy(open_clip.get_model_config(name))
+
+def check_open_clip_pooling(pooling: str | None) -> None:
+    """Raise a ValueError if a pooling is asked for."""
+    if pooling is not None:
+        raise ValueError(f"open_clip trunks pool by themselves, got pooling={pooling!r}; leave it out")
+
+
+def open_clip_arguments(arguments: dict[str, Any], options: dict[str, Any], image_size: Any) -> dict[str, Any]:
+    """open_clip's model config `arguments`, with other entries or `force_*` options merged in, and the image size."""
+    if image_size is not None:
+        height, width = two(image_size)
+        options = {**options, "force_image_size": height if height == width else [height, width]}
     for key, value in options.items():
         section, _, entry = _OPEN_CLIP_FORCE.get(key, key).rpartition(".")
         place = arguments[section] if section else arguments
@@ -193,10 +211,10 @@ def _open_clip_arguments(name: str, options: dict[str, Any]) -> dict[str, Any]:
     return arguments
 
 
-def _preprocess(source: dict[str, Any], size: Any, resize_mode: str) -> dict[str, Any]:
+def preprocess_config(source: dict[str, Any], size: Any, resize_mode: str) -> dict[str, Any]:
     """Evaluation preprocessing, without timm's `crop_pct` on purpose: nothing is cut off a square image."""
     return {
-        "size": _two(size),
+        "size": two(size),
         "mean": [float(m) for m in source["mean"]],
         "std": [float(s) for s in source["std"]],
         "interpolation": source["interpolation"],
@@ -204,7 +222,7 @@ def _preprocess(source: dict[str, Any], size: Any, resize_mode: str) -> dict[str
     }
 
 
-def _two(size: Any) -> list[int]:
+def two(size: Any) -> list[int]:
     """`96` or `(64, 96)` -> [h, w]."""
     height, width = (size, size) if isinstance(size, int) else size
     return [int(height), int(width)]
@@ -264,6 +282,8 @@ def base_model(config: Mapping[str, Any]) -> str | None:
     library, name = config["trunk"].split("/", 1)
     if not (weights := config.get("weights")):
         return None
+    if weights.startswith("hf-hub:"):
+        return str(weights.removeprefix("hf-hub:"))
     if library == "open_clip":
         import open_clip
 
@@ -308,15 +328,33 @@ def open_clip_config(config: dict[str, Any]) -> dict[str, Any]:
     return {"model_cfg": config["model_args"], "preprocess_cfg": config["preprocess"]}
 
 
-def tokenizer(config: dict[str, Any]) -> Callable[[list[str]], Tensor]:
-    """Texts -> token ids [n length] for the open_clip trunk of an embedder with this config."""
+def tokenizer(config: dict[str, Any], folder: Path | None = None) -> Callable[[list[str]], Tensor]:
+    """Texts -> token ids [n length] for the open_clip trunk of an embedder with this config, saved in `folder`.
+
+    A tokenizer of transformers is read from the folder where it lies there, else from the Hub.
+    """
     import open_clip
+    from open_clip.tokenizer import HFTokenizer
 
     name, text = config["trunk"].split("/", 1)[1], config["model_args"]["text_cfg"]
-    length = text.get("context_length", 77)
-    if name in open_clip.list_models():
-        made: Callable[[list[str]], Tensor] = open_clip.get_tokenizer(name, context_length=length)
-        return made
-    if "hf_tokenizer_name" in text:
-        raise ValueError(f"open_clip does not know {name!r} here; register it with open_clip.add_model_config")
-    return open_clip.SimpleTokenizer(context_length=length, **text.get("tokenizer_kwargs", {}))
+    length, options = text.get("context_length", 77), text.get("tokenizer_kwargs", {})
+    made: Callable[[list[str]], Tensor]
+    if source := text.get("hf_tokenizer_name"):
+        saved = folder is not None and (folder / TOKENIZER_FILES[0]).is_file()
+        mode = text.get("tokenizer_mode")
+        made = HFTokenizer(str(folder) if saved else source, context_length=length, tokenizer_mode=mode, **options)
+    elif name in open_clip.list_models():
+        made = open_clip.get_tokenizer(name, context_length=length)
+    else:
+        made = open_clip.SimpleTokenizer(context_length=length, **options)
+    return made
+
+
+def save_tokenizer(made: Callable[[], Any], config: dict[str, Any], folder: Path) -> None:
+    """Write a tokenizer of transformers into the folder; where it is not to be had, a warning says so."""
+    if not config["model_args"]["text_cfg"].get("hf_tokenizer_name"):
+        return
+    try:
+        made().save_pretrained(str(folder))
+    except (OSError, ImportError) as error:
+        warnings.warn(f"the tokenizer is not saved with the embedder, texts will need the Hub: {error}", stacklevel=3)

@@ -137,6 +137,7 @@ def test_bibtex() -> None:
     [
         ({"weights": "a1_in1k"}, {"base_model": "timm/resnet18.a1_in1k"}),
         ({"trunk": "timm/resnet18.old", "weights": "a1_in1k"}, {"base_model": "timm/resnet18.a1_in1k"}),
+        ({"weights": "hf-hub:user/net"}, {"base_model": "user/net"}),
         ({"weights": "mine.safetensors"}, {"base_model": None}),
         ({"trunk": "open_clip/ViT-B-32", "weights": "mine.safetensors"}, {"base_model": None}),
         (

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import shutil
 import sys
 from pathlib import Path
 
@@ -518,3 +519,37 @@ def test_settings_survive_the_file(tmp_path):
     again = parse_config(["--config", str(tmp_path / "config.yaml")])
     assert again.embedder.lora == {"r": 2}
     assert dump_config(again) == dump_config(config)
+
+
+def test_a_tokenizer_of_transformers_is_saved_with_the_embedder(tmp_path):
+    """As SigLIP has one: the folder is all that texts need, also for open_clip."""
+    tokenizers = pytest.importorskip("tokenizers")
+    transformers = pytest.importorskip("transformers")
+    words = {word: i for i, word in enumerate(["[PAD]", "[UNK]", "a", "cat", "red", "dog"])}
+    made = tokenizers.Tokenizer(tokenizers.models.WordLevel(words, unk_token="[UNK]"))
+    made.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
+    published = tmp_path / "published"
+    transformers.PreTrainedTokenizerFast(tokenizer_object=made, pad_token="[PAD]", unk_token="[UNK]").save_pretrained(
+        str(published)
+    )
+    config = {
+        "embed_dim": 16,
+        "vision_cfg": {"image_size": 32, "layers": 1, "width": 32, "patch_size": 16, "head_width": 16},
+        "text_cfg": {"context_length": 6, "vocab_size": 6, "layers": 1, "width": 32, "heads": 2},
+    }
+    config["text_cfg"] |= {"hf_tokenizer_name": str(published), "pad_id": 0}
+    embedder = create_embedder("open_clip/ViT-B-32", head="none", dim=None, trunk_options=config)
+    assert embedder.tokenizer(["a red cat"]).tolist() == [[2, 4, 3, 0, 0, 0]]
+    z = embedder.encode_text(["a red cat", "a dog"])
+    embedder.save_pretrained(tmp_path / "first")
+    shutil.rmtree(published)
+    Embedder.from_pretrained(tmp_path / "first").save_pretrained(tmp_path / "second")
+    for folder in ("first", "second"):
+        assert torch.equal(Embedder.from_pretrained(tmp_path / folder).encode_text(["a red cat", "a dog"]), z)
+    theirs, _ = open_clip.create_model_from_pretrained(f"local-dir:{tmp_path / 'first'}")
+    tokens = open_clip.get_tokenizer(f"local-dir:{tmp_path / 'first'}")(["a red cat", "a dog"])
+    with torch.no_grad():
+        torch.testing.assert_close(theirs.eval().encode_text(tokens, normalize=True), z)
+    lost = create_embedder("open_clip/ViT-B-32", head="none", dim=None, trunk_options=config)
+    with pytest.warns(UserWarning, match="tokenizer is not saved with the embedder, texts will need the Hub"):
+        lost.save_pretrained(tmp_path / "lost")

@@ -115,6 +115,56 @@ assert torch.allclose(model.encode_text(tokens, normalize=True), clip.encode_tex
     assert "pipeline_tag: zero-shot-image-classification" in card
 
 
+def test_published_weights_are_a_trunk(hub: Hub, client: Client, tmp_path: Path) -> None:
+    """What timm and open_clip push themselves; a saved embedder then needs neither the Hub nor their cache."""
+    client.run(MAKE + CLIP + f"""
+import timm
+from timm.models import push_to_hf_hub
+torch.manual_seed(3)
+theirs = {{
+    "net": timm.create_model("test_efficientnet", num_classes=5), "vit": timm.create_model("test_vit", num_classes=3),
+}}
+for name, model in theirs.items():
+    push_to_hf_hub(model, f"tester/{{name}}", safe_serialization=True)
+    made = make(seed=1, trunk=f"timm/hf-hub:tester/{{name}}", image_size=None)
+    state = made.trunk.state_dict()
+    assert all(torch.equal(v, state[k]) for k, v in model.state_dict().items() if k in state) and len(state) > 20
+    data = timm.data.resolve_model_data_config(model)
+    assert made.preprocess["size"] == list(data["input_size"][1:]) and made.preprocess["mean"] == list(data["mean"])
+    assert made.config["weights"] == f"hf-hub:tester/{{name}}" and made.config["trunk"] == f"timm/{{model.pretrained_cfg['architecture']}}"
+    made.save_pretrained(f"{tmp_path}/{{name}}")
+    small = make(seed=1, trunk=f"timm/hf-hub:tester/{{name}}", image_size=64, pooling="avg")
+    assert small.preprocess["size"] == [64, 64]
+    small.save_pretrained(f"{tmp_path}/{{name}}-small")
+    torch.save([made(torch.ones(1, 3, *made.preprocess["size"])), small(torch.ones(1, 3, 64, 64))], f"{tmp_path}/{{name}}.z")
+clip.push_to_hub("tester/clip")
+again = make(seed=1, trunk="open_clip/hf-hub:tester/clip", head="none", dim=None, image_size=None)
+x = torch.randn(2, 3, 32, 32)
+assert torch.equal(again(x), clip(x)) and again.preprocess == clip.preprocess
+assert again.config["trunk"] == "open_clip/hf-hub:tester/clip"
+assert torch.equal(again.encode_text(["a cat"]), clip.encode_text(["a cat"]))
+again.save_pretrained("{tmp_path}/clip")
+same(again, bb.Embedder.from_pretrained("{tmp_path}/clip"))
+for trunk, options, told in (
+    ("open_clip/hf-hub:tester/net", {{}}, "tester/net is no trunk of open_clip: expected open_clip_config.json"),
+    ("timm/hf-hub:tester/net", {{"weights": "a1_in1k"}}, "has weights of its own"),
+    ("timm/hf-hub:tester/none", {{}}, "no folder 'tester/none' here, and the Hub did not give it"),
+):
+    try:
+        make(trunk=trunk, **options)
+    except (ValueError, FileNotFoundError) as error:
+        assert told in str(error), error
+    else:
+        raise AssertionError(trunk)
+""")  # fmt: skip
+    hub.repos.clear()
+    for name in ("net", "vit"):
+        expected = torch.load(tmp_path / f"{name}.z", weights_only=True)
+        for folder, z in zip((name, f"{name}-small"), expected, strict=True):
+            again = Embedder.from_pretrained(tmp_path / folder)
+            torch.testing.assert_close(again(torch.ones(1, 3, *again.preprocess["size"])), z)
+
+
 def test_the_snippets_of_the_card_work_as_pasted(hub: Hub, client: Client) -> None:
     client.run(MAKE + CLIP + 'make().push_to_hub("tester/paste"); clip.push_to_hub("tester/paste-clip")')
     for name, count in (("tester/paste", 2), ("tester/paste-clip", 3)):
