@@ -158,7 +158,8 @@ def draw_questions(page: Path, asked: Mapping[str, Sequence[str]], metric: str, 
         axes.invert_yaxis()
         axes.set_title(question, loc="left", fontsize=9)
         axes.tick_params(labelsize=8)
-    grid[-1].set_xlabel(f"{metric.replace('_', ' ')}, mean and 95 % interval; dots: seeds; {DASHED}")
+    words = f"{metric.replace('_', ' ')}, mean and 95 % interval; dots: seeds"
+    grid[-1].set_xlabel(f"{words}\n{DASHED}", fontsize=8)
     return [saved(figure, page, "questions")]
 
 
@@ -177,7 +178,8 @@ def draw_curves(
         means, halves = zip(*found, strict=True)
         axes.errorbar([*points], means, yerr=halves, marker="o", ms=4, capsize=3, label=label)
     levels(axes, results, next(iter(next(iter(curves.values())).values())), metric, across=True)
-    axes.set(xscale="log", xlabel=f"{axis}; {DASHED}", ylabel=metric.replace("_", " "))
+    axes.set(xscale="log", ylabel=metric.replace("_", " "))
+    axes.set_xlabel(f"{axis}\n{DASHED}", fontsize=8)
     ticks = sorted({x for points in curves.values() for x in points})
     axes.set_xticks(ticks, [f"{x:g}" for x in ticks])
     axes.xaxis.minorticks_off()
