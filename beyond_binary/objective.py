@@ -512,7 +512,7 @@ def create_objective(
         "mining": mining,
         "num_classes": num_classes,
         "dim": dim,
-        "proxy_init": proxy_init,
+        "proxy_init": proxy_init or facts.proxy_init,
         "memory": memory,
         "gather": gather,
         "block": block,

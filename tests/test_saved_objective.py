@@ -80,7 +80,7 @@ def test_settings_are_resolved_and_plain(tmp_path: Path) -> None:
     told = json.loads((tmp_path / "e" / "config.json").read_text())["beyond_binary"]["objective"]
     assert told == {
         "loss": "proxy_anchor", "target": "classes", "geometry": "cosine", "mining": None, "num_classes": 3, "dim": DIM,
-        "proxy_init": "random", "memory": 0, "gather": True, "block": 1024, "options": {"alpha": 32.0, "margin": 0.1},
+        "proxy_init": "random", "memory": 0, "gather": True, "block": 1024, "anchors": None, "options": {"alpha": 32.0, "margin": 0.1},
         "has_tensors": True,
     }  # fmt: skip
 
