@@ -19,7 +19,7 @@ from .geometry import Geometry, create_geometry
 from .keys import Boundary, Memory, Proxies
 from .losses import LOSSES, LossFacts
 from .mining import MINERS
-from .points import Points
+from .points import Points, alike, checked_ids, full_precision, nan_if_nan
 from .registry import options_of, parse_spec
 from .targets import Target, create_target, innermost
 from .targets.algebra import Within
@@ -198,27 +198,27 @@ class Objective(nn.Module):
                 )
             if labels is not None and not isinstance(labels, Points):
                 raise ValueError(f"expected keys as Points beside queries as Points, got {type(labels).__name__}")
-            return _full(embeddings), None if labels is None else _full(labels)
+            return full_precision(embeddings), None if labels is None else full_precision(labels)
         if ref_ids is not None and ref_embeddings is None:
             raise ValueError("ref_ids were given without ref_embeddings")
         if labels is None or (ref_embeddings is None) != (ref_labels is None):
             raise ValueError("expected objective(embeddings, labels) or with ref_embeddings and ref_labels both")
-        z = _full(embeddings)
+        z = full_precision(embeddings)
         if ids is None:
             start = 0 if self.memory is None else int(self.memory.seen)  # what is remembered is not what comes now
             if self.gather and distributed.world_size() > 1:
                 start += sum(distributed.sizes(len(z), z.device)[: distributed.rank()])
             ids = torch.arange(start, start + len(z), device=z.device)
         else:
-            ids = _ids(ids, z)
+            ids = checked_ids(ids, z)
         queries = Points(z, self.target.encode(labels, z.detach()).to(z.device), ids)
         if ref_embeddings is None:
             return queries, None
-        z = _full(ref_embeddings)
+        z = full_precision(ref_embeddings)
         if ref_ids is None:
             top = int(queries.id.max()) + 1 if len(queries) else 0
             ref_ids = torch.arange(top, top + len(z), device=z.device)
-        return queries, Points(z, self.target.encode(ref_labels, z.detach()).to(z.device), _ids(ref_ids, z))
+        return queries, Points(z, self.target.encode(ref_labels, z.detach()).to(z.device), checked_ids(ref_ids, z))
 
     def _loss(self, queries: Points, keys: Points | None) -> Tensor:
         if self.proxies is not None:
@@ -252,7 +252,7 @@ class Objective(nn.Module):
             if proxies is None:
                 loss = loss + self._penalty(self.geometry.prepare(everything.z), None)
             else:
-                loss = loss + self._penalty(*_alike(everything.z, proxies.z))
+                loss = loss + self._penalty(*alike(everything.z, proxies.z))
         if self.memory is not None and self.training:
             self.memory.push(everything)
         return loss
@@ -284,13 +284,13 @@ class Objective(nn.Module):
         return max(1, min(self.block, TILE // max(keys, 1)))
 
     def _pairs(self, queries: Points, keys: Points) -> Tensor:
-        zq, zk = _alike(queries.z, keys.z)
+        zq, zk = alike(queries.z, keys.z)
         q = Points(zq, queries.code, queries.id)
         k = q if keys is queries else Points(zk, keys.code, keys.id)
         if len(q) == 0 or len(k) == 0:
             return zq.sum() * 0 + zk.sum() * 0
         loss: Tensor = self._function(Pairs.of(q, k, self.geometry, self.target, self._mining(zq), self._tile(len(k))))
-        return _nan_if_nan(loss, zq, zk)
+        return nan_if_nan(loss, zq, zk)
 
     def _softmax(self, queries: Points, share: int) -> Tensor:
         assert self.proxies is not None
@@ -302,7 +302,7 @@ class Objective(nn.Module):
         loss = softmax.Softmax(
             function, self._merge, self.proxies.centers, self.facts.others_only, self.facts.per_row == "norm", share
         )
-        z, w = _alike(queries.z, self.proxies.weight)
+        z, w = alike(queries.z, self.proxies.weight)
         if self.block is None or torch.compiler.is_compiling() or self.geometry not in softmax.TILED:
             return softmax.dense(loss, self.geometry, z, w, queries.code)
         rows = max(1, min(2 * self.block, len(z)))
@@ -316,7 +316,7 @@ class Objective(nn.Module):
             rows, keys = Points(w, proxies.code, proxies.id), Points(z, items.code, items.id)
             return self._rows(rows[mine] if share > 1 else rows, keys, share)
 
-        z, w = _alike(items.z, proxies.z)
+        z, w = alike(items.z, proxies.z)
         classes = self._tile(len(z))
         numbered = self.proxies is not None and self.proxies.code is None
         if self._by_proxy is None or classes is None or self.geometry not in softmax.TILED or not numbered:
@@ -329,7 +329,7 @@ class Objective(nn.Module):
             self.geometry, self.target, self._mining(queries.z), queries.code, keys.code, queries.id, keys.id,
             self._function, self._in_place, share, rows,
         )  # fmt: skip
-        zq, zk = _alike(queries.z, keys.z)
+        zq, zk = alike(queries.z, keys.z)
         row = None
         if self.facts.per_row == "norm":
             row = torch.linalg.vector_norm(zq, dim=1)
@@ -340,44 +340,13 @@ class Objective(nn.Module):
         if len(keys) == 0:
             return q.sum() * 0 + k.sum() * 0
         loss = dense(block, q, k, row) if rows is None else tiled(block, q, k, rows, row)
-        return _nan_if_nan(loss, q, k)
+        return nan_if_nan(loss, q, k)
 
 
 def _bind(function: Callable[..., Any], options: dict[str, Any]) -> Callable[..., Any]:
     """The function with those of the options that are its own."""
     own = set(options_of(function))
     return functools.partial(function, **{name: value for name, value in options.items() if name in own})
-
-
-def _nan_if_nan(loss: Tensor, q: Tensor, k: Tensor) -> Tensor:
-    """The loss, or NaN if there is a NaN in an embedding (which a maximum shows, quicker than a look at each)."""
-    tops = [z.detach().amax() for z in ([q] if k is q else [q, k]) if z.numel()]
-    return torch.where(torch.stack(tops).isnan().any(), torch.nan, loss) if tops else loss
-
-
-def _full(x: Any) -> Any:
-    """Points or embeddings in at least single precision."""
-    if isinstance(x, Points):
-        return Points(_full(x.z), x.code, x.id)
-    if not isinstance(x, Tensor) or x.ndim != 2 or not x.is_floating_point():
-        what = f"{x.dtype} {list(x.shape)}" if isinstance(x, Tensor) else type(x).__name__
-        raise ValueError(f"expected floating-point embeddings [n d] as a tensor, got {what}")
-    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
-
-
-def _alike(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
-    """Both in the wider of their precisions, at least single (a proxy may be wider or narrower than the batch)."""
-    wide = torch.promote_types(torch.promote_types(a.dtype, b.dtype), torch.float32)
-    return a.to(wide), b.to(wide)
-
-
-def _ids(ids: Any, z: Tensor) -> Tensor:
-    ids = torch.as_tensor(ids, device=z.device)
-    if ids.is_floating_point():
-        raise ValueError(f"expected integer ids [n], got {ids.dtype}")
-    if not torch.compiler.is_compiling() and ids.numel() and int(ids.min()) < 0:
-        raise ValueError(f"expected ids of 0 and more, got {int(ids.min())}; negative ids belong to proxies")
-    return ids.long()
 
 
 _READS = {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -48,3 +49,35 @@ class Points:
         return Points(
             torch.cat([p.z for p in parts]), torch.cat([p.code for p in parts]), torch.cat([p.id for p in parts])
         )
+
+
+def nan_if_nan(loss: Tensor, q: Tensor, k: Tensor) -> Tensor:
+    """The loss, or NaN if there is a NaN in an embedding (which a maximum shows, quicker than a look at each)."""
+    tops = [z.detach().amax() for z in ([q] if k is q else [q, k]) if z.numel()]
+    return torch.where(torch.stack(tops).isnan().any(), torch.nan, loss) if tops else loss
+
+
+def full_precision(x: Any) -> Any:
+    """Points or embeddings in at least single precision."""
+    if isinstance(x, Points):
+        return Points(full_precision(x.z), x.code, x.id)
+    if not isinstance(x, Tensor) or x.ndim != 2 or not x.is_floating_point():
+        what = f"{x.dtype} {list(x.shape)}" if isinstance(x, Tensor) else type(x).__name__
+        raise ValueError(f"expected floating-point embeddings [n d] as a tensor, got {what}")
+    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
+
+
+def alike(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+    """Both in the wider of their precisions, at least single (a proxy may be wider or narrower than the batch)."""
+    wide = torch.promote_types(torch.promote_types(a.dtype, b.dtype), torch.float32)
+    return a.to(wide), b.to(wide)
+
+
+def checked_ids(ids: Any, z: Tensor) -> Tensor:
+    """Identities [n] int64 on the device of the embeddings, none below zero."""
+    ids = torch.as_tensor(ids, device=z.device)
+    if ids.is_floating_point():
+        raise ValueError(f"expected integer ids [n], got {ids.dtype}")
+    if not torch.compiler.is_compiling() and ids.numel() and int(ids.min()) < 0:
+        raise ValueError(f"expected ids of 0 and more, got {int(ids.min())}; negative ids belong to proxies")
+    return ids.long()
