@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -145,21 +145,13 @@ def test_ready_configs_read_the_columns_of_uploads(tmp_path: Path, name: str) ->
         assert len(splits.query) == 2
 
 
-@pytest.fixture(scope="module")
-def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Hub, Client]]:
-    with Hub() as hub:
-        process = Client(hub, tmp_path_factory.mktemp("home"))
-        yield hub, process
-        process.close()
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("name", HUB)
 def test_ready_configs_read_uploads_under_the_names_they_give(
-    tmp_path: Path, client: tuple[Hub, Client], name: str
+    tmp_path: Path, running: tuple[Hub, Client], name: str
 ) -> None:
     """The unchanged config, with its revision and configuration, through the Hub's own clients; and streamed."""
-    hub, process = client
+    hub, process = running
     config = parse_config(
         ["--config", str(CONFIGS / f"{name}.yaml"), "--config", str(CONFIGS / "hub" / f"{name}.yaml")]
     )

@@ -122,15 +122,15 @@ def test_few_genuine_pairs_warn_once_and_while_training_starts(monkeypatch: pyte
             bb.create_objective("d_loss", **options)(z, labels)
         return [str(w.message) for w in caught]
 
-    monkeypatch.setattr(moments, "_looks", [2])
+    monkeypatch.setattr(moments, "_looks", [5])
     assert told(torch.zeros(6, dtype=torch.int64)) == []  # 30 pairs
     with torch.no_grad():
         assert told(labels) == []
     assert told(labels, warn_below=0) == []
     assert "2 genuine pairs, fewer than 30; draw batches of classes times items" in told(labels)[0]
     assert told(labels) == []
-    monkeypatch.setattr(moments, "_looks", [0])
-    assert told(labels) == []
+    monkeypatch.setattr(moments, "_looks", [1])
+    assert told(torch.zeros(6, dtype=torch.int64)) == told(labels) == []  # no longer looked at
 
 
 def test_other_targets_are_walked_in_tiles() -> None:
