@@ -192,8 +192,7 @@ class Embedder(nn.Module):
             weight = next(self.parameters())
             return self(stack([self._pixels(image) for image in batch]).to(weight.device, weight.dtype))
 
-        bar = progress if show_progress_bar is None else show_progress_bar
-        z = encoded(self, embed, images, batch_size, bar, normalize_embeddings, device)
+        z = encoded(self, embed, images, batch_size, progress, show_progress_bar, normalize_embeddings, device)
         return z.numpy() if (convert_to_numpy if convert_to_tensor is None else not convert_to_tensor) else z
 
     def _pixels(self, image: ImageLike) -> Tensor:
@@ -226,8 +225,9 @@ class Embedder(nn.Module):
         """
         self._check_text()
         texts = [texts] if isinstance(texts, str) else texts
-        bar = progress if show_progress_bar is None else show_progress_bar
-        z = encoded(self, self.embed_texts, texts, batch_size, bar, normalize_embeddings, device, "text")
+        z = encoded(
+            self, self.embed_texts, texts, batch_size, progress, show_progress_bar, normalize_embeddings, device, "text"
+        )
         return z.numpy() if (convert_to_numpy if convert_to_tensor is None else not convert_to_tensor) else z
 
     def embed_texts(self, texts: Sequence[str]) -> Tensor:

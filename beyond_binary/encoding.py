@@ -22,6 +22,7 @@ def encoded(
     items: Iterable[Any],
     batch_size: int,
     progress: bool,
+    show_progress_bar: bool | None,
     normalize: bool,
     device: str | torch.device | None,
     unit: str = "image",
@@ -34,6 +35,7 @@ def encoded(
         items: read batch by batch.
         batch_size: items at once.
         progress: show a progress bar.
+        show_progress_bar: unset: as `progress` says; else this says it.
         normalize: bring embeddings to length 1 where the embedder does not.
         device: None: where the embedder is.
         unit: what the bar counts.
@@ -45,7 +47,8 @@ def encoded(
         raise ValueError(f"batch_size must be at least 1, got {batch_size}")
     if device is not None:
         embedder.to(device)
+    bar = progress if show_progress_bar is None else show_progress_bar
     with evaluating(embedder):
-        rows = [embed(batch).float().cpu() for batch in batches(items, batch_size, progress, unit)]
+        rows = [embed(batch).float().cpu() for batch in batches(items, batch_size, bar, unit)]
     z = torch.cat(rows) if rows else torch.zeros(0, embedder.dim)
     return F.normalize(z, dim=-1) if normalize and not embedder.normalize else z

@@ -20,7 +20,7 @@ from .keys import Boundary, Memory, Proxies
 from .losses import LOSSES, LossFacts
 from .mining import MINERS
 from .points import Points, alike, checked_ids, full_precision, nan_if_nan
-from .registry import options_of, parse_spec
+from .registry import bind, options_of, parse_spec
 from .targets import Target, create_target, innermost
 from .targets.algebra import Within
 from .targets.sets import MultiLabel
@@ -68,12 +68,12 @@ class Objective(nn.Module):
         self.facts: LossFacts = entry.info["facts"]
         self.proxies, self.boundary, self.memory = proxies, boundary, memory
         self.gather, self.block, self.anchors = gather, block, anchors
-        self._function = _bind(entry.build, options)
+        self._function = bind(entry.build, options)
         every = {**options_of(entry.build), **options}
-        self._in_place = _bind(self.facts.in_place, every) if self.facts.in_place else None
-        self._penalty = _bind(self.facts.penalty, options) if self.facts.penalty else None
-        self._by_proxy = _bind(self.facts.by_proxy, every) if self.facts.by_proxy else None
-        self._merge = _bind(self.facts.merge, options) if self.facts.merge else None
+        self._in_place = bind(self.facts.in_place, every) if self.facts.in_place else None
+        self._penalty = bind(self.facts.penalty, options) if self.facts.penalty else None
+        self._by_proxy = bind(self.facts.by_proxy, every) if self.facts.by_proxy else None
+        self._merge = bind(self.facts.merge, options) if self.facts.merge else None
         if "step" in options_of(entry.build):
             self.register_buffer("step", torch.zeros((), dtype=torch.int64))
         self._miner = None
@@ -341,12 +341,6 @@ class Objective(nn.Module):
             return q.sum() * 0 + k.sum() * 0
         loss = dense(block, q, k, row) if rows is None else tiled(block, q, k, rows, row)
         return nan_if_nan(loss, q, k)
-
-
-def _bind(function: Callable[..., Any], options: dict[str, Any]) -> Callable[..., Any]:
-    """The function with those of the options that are its own."""
-    own = set(options_of(function))
-    return functools.partial(function, **{name: value for name, value in options.items() if name in own})
 
 
 _READS = {

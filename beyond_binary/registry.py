@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import difflib
+import functools
 import inspect
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -192,3 +193,9 @@ class Registry:
             raise ValueError(f"{self.kind} {name!r}: {error}") from None
         self.check_values(name, bound.arguments)
         return entry.build(*positional, **options)
+
+
+def bind(function: Callable[..., Any], options: dict[str, Any]) -> Callable[..., Any]:
+    """The function with those of the options that are its own."""
+    own = set(options_of(function))
+    return functools.partial(function, **{name: value for name, value in options.items() if name in own})
