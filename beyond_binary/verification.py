@@ -177,11 +177,24 @@ class Pairs:
         """
         if missing := sorted({name for pair in self.files for name in pair} - embeddings.keys()):
             raise ValueError(f"{len(missing)} images of the pairs have no embedding, the first {missing[0]!r}")
-        space = create_geometry(geometry)
-        left, right = (torch.stack([torch.as_tensor(embeddings[pair[i]]) for pair in self.files]) for i in (0, 1))
-        both = zip(space.prepare(left), space.prepare(right), strict=True)
-        x = torch.stack([space.pairs(a[None], b[None])[0, 0] for a, b in both])
-        return x if space.kind == "similarity" else -x
+        return pair_scores(
+            *(torch.stack([torch.as_tensor(embeddings[pair[i]]) for pair in self.files]) for i in (0, 1)), geometry
+        )
+
+
+def pair_scores(left: Any, right: Any, geometry: str = "cosine") -> Tensor:
+    """Similarities [n] of each embedding of `left` [n d] with the one in the same place of `right` [n d]; of a geometry with
+    distances, the negative distances.
+
+    Raises:
+        ValueError: shapes differ.
+    """
+    space, left, right = create_geometry(geometry), torch.as_tensor(left), torch.as_tensor(right)
+    if left.ndim != 2 or left.shape != right.shape:
+        raise ValueError(f"expected two embeddings [n d] of one shape, got {list(left.shape)} and {list(right.shape)}")
+    both = zip(space.prepare(left), space.prepare(right), strict=True)
+    x = torch.stack([space.pairs(a[None], b[None])[0, 0] for a, b in both])
+    return x if space.kind == "similarity" else -x
 
 
 def read_lfw_pairs(path: str | os.PathLike[str], suffix: str = ".jpg") -> Pairs:

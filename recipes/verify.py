@@ -2,28 +2,67 @@
 
 python recipes/verify.py --embedder runs/photos/embedder --data.source lfw:FOLDER           # trained on other people
 python recipes/verify.py --embedder runs/lfw/embedder --data.source lfw:FOLDER --fold 1     # trained on the other folds
+python recipes/verify.py --embedder USER/NAME --data.source hub:logasja/lfw --data.config_name pairs            # View 1
+
+A set on the Hub has a pair in each row: two images and whether they are the same. The threshold is the most accurate one on
+the pairs of split train, the figures are those of split test.
 """
 
 from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
+from beyond_binary.data import DataConfig
+from beyond_binary.data.from_datasets import load_hub
 from beyond_binary.data.originals.faces import face_folder
 from beyond_binary.devices import usable_device
 from beyond_binary.embedder import Embedder
-from beyond_binary.verification import Pairs, read_lfw_pairs, ten_fold, verify
+from beyond_binary.verification import Pairs, best_threshold, pair_scores, read_lfw_pairs, ten_fold, verify
 
 
 def embedded_scores(embedder: Embedder, pairs: Pairs, folder: Path, batch_size: int = 64) -> np.ndarray:
     """Similarities [n] of the pairs, whose files are in `folder`."""
     names = sorted({name for pair in pairs.files for name in pair})
     z = embedder.encode([folder / name for name in names], batch_size=batch_size, progress=True)
-    geometry = "cosine" if embedder.normalize else "euclidean"
-    return np.asarray(pairs.scores(dict(zip(names, z, strict=True)), geometry))
+    return np.asarray(pairs.scores(dict(zip(names, z, strict=True)), geometry_of(embedder)))
+
+
+def geometry_of(embedder: Embedder) -> str:
+    """What similarity means between its embeddings."""
+    return "cosine" if embedder.normalize else "euclidean"
+
+
+def hub_table(embedder: Embedder, config: DataConfig, columns: Sequence[str], batch_size: int = 64) -> dict[str, float]:
+    """The accuracy on split test with the threshold of split train, and what `verify` gives on split test.
+
+    Args:
+        embedder: what embeds the images.
+        config: which set on the Hub, with `train_split` and `query_split` for other names of the two splits.
+        columns: of the two images and of "the same" (1 or True).
+
+    Raises:
+        ValueError: a split or a column that is not there.
+    """
+    splits, _ = load_hub(config)
+    scores, same = {}, {}
+    for split in (config.train_split or "train", config.query_split or "test"):
+        if split not in splits or not set(columns) <= set(splits[split].column_names):
+            found = {name: part.column_names for name, part in splits.items()}
+            raise ValueError(
+                f"{config.source} has no split {split!r} with columns {', '.join(columns)}; it has {found}"
+            )
+        part = splits[split]
+        left, right = (embedder.encode(part[name], batch_size=batch_size, progress=True) for name in columns[:2])
+        scores[split] = np.asarray(pair_scores(left, right, geometry_of(embedder)))
+        same[split] = np.asarray(part[columns[2]]).astype(bool)
+    train, test = scores
+    right_ones = (scores[test] >= best_threshold(scores[train], same[train])) == same[test]
+    return {"accuracy": float(right_ones.mean())} | verify(scores[test], same[test])
 
 
 def table(scores: np.ndarray, pairs: Pairs, fold: int | None, bootstrap: int) -> dict[str, float]:
@@ -47,18 +86,36 @@ def main(argv: list[str] | None = None) -> None:
     """Read the command line and print the table; what does not fit ends with a short message and status 2."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--embedder", required=True, help="folder of a saved embedder, or a Hub id")
-    parser.add_argument("--data.source", dest="source", required=True, help="lfw:FOLDER, with pairs.txt in it")
+    parser.add_argument(
+        "--data.source", dest="source", required=True, help="lfw:FOLDER, with pairs.txt in it, or hub:USER/NAME"
+    )
     parser.add_argument("--pairs", help="another pairs file")
+    parser.add_argument("--data.config_name", dest="config_name", help="of a set on the Hub: its configuration")
+    parser.add_argument("--data.revision", dest="revision", help="of a set on the Hub: branch, tag or commit")
+    parser.add_argument(
+        "--columns",
+        nargs=3,
+        default=("img_0", "img_1", "pair"),
+        help="of a set on the Hub: two images, and whether they are the same",
+    )
     parser.add_argument("--fold", type=int, help="only the pairs of this fold, counted from 1")
     parser.add_argument("--bootstrap", type=int, default=0, help="replicates over people, for 95 %% intervals")
     parser.add_argument("--device", default="auto", help="where the embedder runs; auto: a GPU where there is one")
     given = parser.parse_args(argv)
     try:
-        path = Path(given.source.removeprefix("lfw:")).expanduser()
-        pairs = read_lfw_pairs(given.pairs or path / "pairs.txt")
         embedder = Embedder.from_pretrained(given.embedder).to(usable_device(given.device))
-        scores = embedded_scores(embedder, pairs, face_folder(path))
-        for name, value in table(scores, pairs, given.fold, given.bootstrap).items():
+        if given.source.startswith("hub:"):
+            if given.pairs or given.fold or given.bootstrap:
+                raise ValueError(
+                    "--pairs, --fold and --bootstrap need lfw:FOLDER: pairs on the Hub have no folds and no names"
+                )
+            config = DataConfig(source=given.source, config_name=given.config_name, revision=given.revision)
+            found = hub_table(embedder, config, given.columns)
+        else:
+            path = Path(given.source.removeprefix("lfw:")).expanduser()
+            pairs = read_lfw_pairs(given.pairs or path / "pairs.txt")
+            found = table(embedded_scores(embedder, pairs, face_folder(path)), pairs, given.fold, given.bootstrap)
+        for name, value in found.items():
             print(f"{name:<22}{value:.4f}")
     except (OSError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import datasets
 import numpy as np
 import pytest
+import yaml
 from hub_client import Client
 from hub_double import Hub, Repo
 from originals import (
@@ -177,3 +179,56 @@ for streaming in (config.data.streaming, True):
     assert set(origin.pop("splits")) <= {set(files)!r}
     assert origin == {{"set": {uploaded!r}, "config": "default", "revision": "main", "commit": {commit.sha!r}}}, origin
 """)
+
+
+@pytest.mark.slow
+def test_pairs_of_faces_come_from_the_hub(tmp_path: Path, running: tuple[Hub, Client]) -> None:
+    """Configuration pairs of logasja/lfw: the threshold of split train is taken to split test."""
+
+    def split(kinds: list[tuple[int, int, int]]) -> bytes:
+        face = datasets.Image()
+        rows = [
+            {"pair": s, "img_0": Image.new("L", (4, 4), a), "img_1": Image.new("L", (4, 4), b)} for a, b, s in kinds
+        ]
+        known = datasets.Features({"pair": datasets.Value("int64"), "img_0": face, "img_1": face})
+        datasets.Dataset.from_list(rows, features=known).to_parquet(tmp_path / "part")
+        return (tmp_path / "part").read_bytes()
+
+    hub, process = running
+    hub.repos["datasets:logasja/lfw"] = repo = Repo("datasets:logasja/lfw", private=False)
+    files = [{"split": name, "path": f"pairs/{name}-*"} for name in ("train", "test")]
+    card = yaml.safe_dump({"configs": [{"config_name": "pairs", "data_files": files}]})
+    train = [(10, 20, 1), (200, 215, 1), (10, 60, 0), (100, 0, 0)]  # accepted up to a difference of 32.5
+    test = [(10, 40, 1), (90, 90, 1), (50, 85, 1), (0, 34, 0), (0, 255, 0)]  # the third one is missed
+    named = {"pairs/train-0.parquet": split(train), "pairs/test-0.parquet": split(test)}
+    repo.commit("main", "upload", {"README.md": f"---\n{card}---\n".encode(), **named}, set())
+    command = ["--embedder", "any", "--data.source", "hub:logasja/lfw", "--data.config_name", "pairs"]
+    told = process.run(f"""
+import sys
+import torch
+from beyond_binary.embedder import Embedder
+
+class Grey:
+    normalize = False
+
+    def to(self, device):
+        return self
+
+    def encode(self, images, batch_size, progress):
+        return torch.tensor([[image.getextrema()[0] / 1.0] for image in images])
+
+Embedder.from_pretrained = lambda name: Grey()
+sys.path.insert(0, {str(CONFIGS.parent)!r})
+import verify
+verify.main({command!r})
+for wrong in (["--columns", "image", "img_1", "pair"], ["--fold", "1"]):
+    try:
+        verify.main([*{command!r}, *wrong])
+        raise AssertionError(wrong)
+    except SystemExit as stop:
+        assert stop.code == 2
+""")
+    assert re.search(r"^accuracy +0\.8000$", told, re.M)
+    assert re.search(r"^genuine +3\.0000$", told, re.M)
+    assert "no split 'train' with columns image, img_1, pair; it has {'train': ['pair', 'img_0', 'img_1']" in told
+    assert "pairs on the Hub have no folds" in told
