@@ -23,7 +23,7 @@ def make_optimizer(config: OptimizerConfig, embedder: Embedder, objective: Objec
         config.lr, head_lr=config.head_lr, weight_decay=config.weight_decay, layer_decay=config.layer_decay
     )
     if learned := list(objective.parameters()):
-        rate = 100 * config.lr if config.proxy_lr is None else config.proxy_lr
+        rate = objective.facts.proxy_rate * config.lr if config.proxy_lr is None else config.proxy_lr
         groups.append({"name": "proxies", "params": learned, "lr": rate, "weight_decay": 0.0})
     if not groups:
         raise ValueError(

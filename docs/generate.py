@@ -52,6 +52,8 @@ FIELDS = {
     "penalty": "has a regulariser",
     "scale_free": "unchanged when all embeddings are scaled",
     "any_proxies": "takes proxies with labels of any kind (`proxy_codes=`)",
+    "proxy_init": "proxies start as",
+    "proxy_rate": "learning rate of proxies, times the network's",
     "label_sets": "takes sets of labels, too",
     "weighted_by": "reads the value of label distances, too, with",
 }

@@ -535,6 +535,18 @@ def test_embeddings_are_judged_as_the_objective_compares_them(
     assert expected != bb.evaluate(z, setup.splits.query.labels, geometry="euclidean") or geometry == "euclidean"
 
 
+@pytest.mark.parametrize(("loss", "times"), [("proxy_anchor", 100), ("margin", 100), ("mean_field_contrastive", 2000)])
+def test_what_a_loss_learns_has_a_multiple_of_the_learning_rate(tmp_path: Path, loss: str, times: int) -> None:
+    config = tiny(tmp_path / "run", "--objective.loss", loss, "--optimizer.lr", "0.001")
+    setup, *_ = recipe.start(config)
+    for given, expected in ((None, 0.001 * times), (0.3, 0.3)):
+        groups = recipe.make_optimizer(
+            replace(config.optimizer, proxy_lr=given), setup.embedder, setup.objective
+        ).param_groups
+        assert [g["lr"] for g in groups if g["name"] == "proxies"] == [pytest.approx(expected)]
+        assert {g["lr"] for g in groups if g["name"] != "proxies"} == {0.001}
+
+
 def test_learning_rate_rises_then_falls() -> None:
     settings = OptimizerConfig(warmup=0.25)
     factors = [recipe.learning_rate(settings, p) for p in np.linspace(0, 1, 9)]

@@ -64,6 +64,7 @@ def _contrastive_penalty(
     keys="proxy",
     penalty=_contrastive_penalty,
     any_proxies=True,
+    proxy_rate=2000.0,
     paper=MFT,
 )
 def mean_field_contrastive(
@@ -80,7 +81,7 @@ def mean_field_contrastive(
     an item is pulled to the mean field of each of its labels, the first part summed over them.
 
     Paper settings: margins 0.02 and 0.3, regularizer 0 in all published commands; the learning rate of the mean fields
-    is 2000 times that of the network.
+    is 2000 times that of the network (the trainer's default for them).
     Cost: O(n c d), the regulariser O(c^2 d); memory of a tile.
 
     Args:
@@ -112,6 +113,7 @@ def _pull(log_mean: Tensor, alpha: float, weight: float) -> Tensor:
     keys="proxy",
     form="pairs",
     any_proxies=True,
+    proxy_rate=2000.0,
     between={"alpha": (0, math.inf), "beta": (0, math.inf)},
     paper=MFT,
 )
@@ -137,7 +139,8 @@ def mean_field_class_wise_multi_similarity(
     Our extension to several labels per item (target `within('multi_label', radius=0.999)`, `proxy_codes=torch.eye(c)`):
     an item is in the class of each of its labels, and the mean of N(c, c') leaves out items that are in both.
 
-    Paper settings: alpha 0.01, beta 80, base (delta) 0.8, regularizer 0 in all published commands.
+    Paper settings: alpha 0.01, beta 80, base (delta) 0.8, regularizer 0 in all published commands; the learning rate of the
+    mean fields is 2000 times that of the network (the trainer's default for them).
     Cost: O(n C d + K^2) time, O((n + C) d + K^2) memory beside a tile; the regulariser O(C^2 d) time, memory of a tile.
     With exponents past 75 or another geometry, O(n C + C^2) memory; with several labels also O(n C^2) time.
 

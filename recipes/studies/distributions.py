@@ -31,7 +31,7 @@ def contrastive(*changes: str) -> Cell:
 
 
 def fields(loss: str, *changes: str, rate: str = "1.2", options: str = "") -> Cell:
-    """A mean-field loss with its paper's learning rate, 2,000 times the trunk's."""
+    """A mean-field loss; its own learning rate is 2,000 times the trunk's, as in its paper."""
     return cell(loss, "--optimizer.proxy_lr", rate, *changes, options=options)
 
 
