@@ -223,7 +223,7 @@ class Embedder(nn.Module):
         Raises:
             ValueError: the trunk is not from open_clip, or a head lies on top of it.
         """
-        self._check_text()
+        self.check_text()
         texts = [texts] if isinstance(texts, str) else texts
         z = encoded(
             self, self.embed_texts, texts, batch_size, progress, show_progress_bar, normalize_embeddings, device, "text"
@@ -236,8 +236,11 @@ class Embedder(nn.Module):
         Raises:
             ValueError: as `encode_text`.
         """
-        self._check_text()
-        tokens = self.tokenizer(list(texts)).to(next(self.parameters()).device)
+        self.check_text()
+        return self.embed_tokens(self.tokenizer(list(texts)).to(next(self.parameters()).device))
+
+    def embed_tokens(self, tokens: Tensor) -> Tensor:
+        """Tokens [n length] of the module's tokenizer -> embeddings [n dim]."""
         return self._normalized(self.trunk.encode_text(tokens, normalize=False))  # type: ignore[operator]
 
     @functools.cached_property
@@ -250,7 +253,8 @@ class Embedder(nn.Module):
         """Whether texts can be embedded beside images: an open_clip trunk without a head."""
         return self.config["trunk"].startswith("open_clip/") and self.config["head"] == "none"
 
-    def _check_text(self) -> None:
+    def check_text(self) -> None:
+        """Raise ValueError where no text can be embedded."""
         if not self.has_text:
             raise ValueError(
                 "encode_text needs a trunk 'open_clip/...' and head='none'; "
@@ -347,26 +351,26 @@ class Embedder(nn.Module):
                 commit_message=commit_message,
             )
 
-    def export_onnx(self, path: str | os.PathLike[str]) -> None:
-        """Write the embedder as ONNX: `pixels` [n 3 h w] -> `embeddings` [n dim], see `beyond_binary.export`.
+    def export_onnx(self, path: str | os.PathLike[str], tower: Literal["image", "text"] = "image") -> None:
+        """Write one tower as ONNX: `pixels` [n 3 h w] or `tokens` [n length] -> `embeddings` [n dim], see `beyond_binary.export`.
 
         Raises:
-            ValueError: `path` does not end in .onnx.
+            ValueError: `path` does not end in .onnx, or there is no such tower.
             ImportError: onnx or onnxscript is not installed (extra `onnx`).
         """
         from beyond_binary import export
 
-        export.write_onnx(self, path)
+        export.write_onnx(self, path, tower)
 
-    def export_torch(self, path: str | os.PathLike[str]) -> None:
-        """Write the embedder as a program of `torch.export`, see `beyond_binary.export`.
+    def export_torch(self, path: str | os.PathLike[str], tower: Literal["image", "text"] = "image") -> None:
+        """Write one tower as a program of `torch.export`, see `beyond_binary.export`.
 
         Raises:
-            ValueError: `path` does not end in .pt2.
+            ValueError: `path` does not end in .pt2, or there is no such tower.
         """
         from beyond_binary import export
 
-        export.write_program(self, path)
+        export.write_program(self, path, tower)
 
     def merge_lora(self) -> None:
         """Add LoRA's adapters to the weights, in place: the trunk is then as its library made it."""
@@ -489,7 +493,7 @@ def create_embedder(
     embedder = Embedder(module, json.loads(json.dumps(config)))  # fails now, not when it is saved
     library = trunk.split("/")[0]
     if text:
-        embedder._check_text()
+        embedder.check_text()
         towers.train_text(embedder.trunk)
         embedder.trains_text = True
     if unlocked is not None:

@@ -8,10 +8,11 @@ import os
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
+from torch import Tensor, nn
 
 from . import towers
 
@@ -19,67 +20,93 @@ if TYPE_CHECKING:
     from .embedder import Embedder
     from .index import Index
 
-PIXELS, EMBEDDINGS = "pixels", "embeddings"
+Tower = Literal["image", "text"]
+INPUTS: dict[Tower, str] = {"image": "pixels", "text": "tokens"}
+OUTPUT = "embeddings"
 FACTS = "beyond_binary.json"  # the file in a program's archive that has the facts
 NOT_OF_NPZ = ("geometry", "k", "file", "allow_pickle")  # facts, and the names that numpy.savez takes itself
 LARGEST = 1.5e9  # bytes of weights in one ONNX file; its format ends at 2 GB
 
 
-def facts(embedder: Embedder) -> dict[str, Any]:
-    """What a user of the file must know: how pixels are made, and what comes out (JSON-able)."""
+class _Texts(nn.Module):
+    """The text tower: tokens [n length] -> embeddings [n dim]."""
+
+    def __init__(self, embedder: Embedder) -> None:
+        super().__init__()
+        self.embedder = embedder
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        return self.embedder.embed_tokens(tokens)
+
+
+def facts(embedder: Embedder, tower: Tower = "image") -> dict[str, Any]:
+    """What a user of the file must know: how pixels (or tokens) are made, and what comes out (JSON-able)."""
+    text = {"context_length": embedder.trunk.context_length} if tower == "text" else None
     return {
-        "input": PIXELS,
-        "output": EMBEDDINGS,
+        "input": INPUTS[tower],
+        "output": OUTPUT,
         "trunk": embedder.config["trunk"],
         "dim": embedder.dim,
         "normalize": embedder.normalize,
-        "preprocess": embedder.preprocess,
+        **(text or {"preprocess": embedder.preprocess}),
     }
 
 
-def program(embedder: Embedder) -> torch.export.ExportedProgram:
-    """The embedder in evaluation mode as a graph on the CPU: float32 pixels [n 3 h w] -> embeddings [n dim], any n.
+def program(embedder: Embedder, tower: Tower = "image") -> torch.export.ExportedProgram:
+    """One tower of the embedder in evaluation mode as a graph on the CPU, for any n.
 
-    Head and normalisation are in it, adapters of LoRA are added to the weights, and of an open_clip trunk the text
-    tower is left out. The embedder itself stays as it is.
+    `image`: float32 pixels [n 3 h w] -> embeddings [n dim]. Head and normalisation are in it, adapters of LoRA are added to the
+    weights, and of an open_clip trunk the text tower is left out. `text`: int64 tokens [n length], as
+    `embedder.tokenizer(texts)` gives them, -> embeddings [n dim], without the image tower. The embedder itself stays as it is.
+
+    Raises:
+        ValueError: another tower, or `text` of an embedder that embeds no texts.
     """
+    if tower not in INPUTS:
+        raise ValueError(f"tower must be 'image' or 'text', got {tower!r}")
+    if tower == "text":
+        embedder.check_text()
     plain = copy.copy(embedder)
     plain.__dict__ = {name: value for name, value in embedder.__dict__.items() if name != "tokenizer"}
     plain._modules = {**embedder._modules, "trunk": towers.merged(embedder.trunk)}
     plain = copy.deepcopy(plain).cpu().float().eval()
     if plain.config["trunk"].startswith("open_clip/"):
         for name, parameter in plain.trunk.named_parameters():
-            if not name.startswith("visual."):
+            if name.startswith("visual.") == (tower == "text"):
                 parameter.data = parameter.data.new_empty(0)
-    pixels = torch.zeros(2, 3, *plain.preprocess["size"])
+    if tower == "text":
+        module: nn.Module = _Texts(plain)
+        example = torch.zeros(2, plain.trunk.context_length, dtype=torch.long)  # type: ignore[arg-type]
+    else:
+        module, example = plain, torch.zeros(2, 3, *plain.preprocess["size"])
     with torch.no_grad():
-        return torch.export.export(plain, (pixels,), dynamic_shapes=({0: torch.export.Dim("n")},))
+        return torch.export.export(module, (example,), dynamic_shapes=({0: torch.export.Dim("n")},))
 
 
-def write_program(embedder: Embedder, path: str | os.PathLike[str]) -> None:
+def write_program(embedder: Embedder, path: str | os.PathLike[str], tower: Tower = "image") -> None:
     """Write `program` with `torch.export.save`, and what `facts` says as the extra file `beyond_binary.json`.
 
     `torch.export.load` reads it where torch is installed. That may unpickle: load files of your own making only.
 
     Raises:
-        ValueError: `path` does not end in .pt2.
+        ValueError: `path` does not end in .pt2, or as `program`.
     """
     path = _named(path, ".pt2")
-    made = program(embedder)
+    made = program(embedder, tower)
     with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as folder:
         part = Path(folder) / path.name
-        torch.export.save(made, part, extra_files={FACTS: json.dumps(facts(embedder))})
+        torch.export.save(made, part, extra_files={FACTS: json.dumps(facts(embedder, tower))})
         part.replace(path)
 
 
-def write_onnx(embedder: Embedder, path: str | os.PathLike[str]) -> None:
-    """Write `program` as ONNX, input `pixels` and output `embeddings`; the facts are its metadata, each as JSON.
+def write_onnx(embedder: Embedder, path: str | os.PathLike[str], tower: Tower = "image") -> None:
+    """Write `program` as ONNX, input `pixels` (`tokens`) and output `embeddings`; the facts are its metadata, each as JSON.
 
     Weights beyond 1.5 GB lie in a second file beside it, `path` with .data behind, to which it refers by name; one that is there
     from an earlier export and not needed now is removed.
 
     Raises:
-        ValueError: `path` does not end in .onnx.
+        ValueError: `path` does not end in .onnx, or as `program`.
         ImportError: onnx or onnxscript is not installed.
     """
     path = _named(path, ".onnx")
@@ -88,11 +115,11 @@ def write_onnx(embedder: Embedder, path: str | os.PathLike[str]) -> None:
         import onnxscript  # noqa: F401
     except ImportError as error:
         raise ImportError("writing ONNX needs onnx and onnxscript; pip install 'beyond_binary[onnx]'") from error
-    made = program(embedder)
-    graph = torch.onnx.export(made, dynamo=True, verbose=False, input_names=[PIXELS], output_names=[EMBEDDINGS])
+    made = program(embedder, tower)
+    graph = torch.onnx.export(made, dynamo=True, verbose=False, input_names=[INPUTS[tower]], output_names=[OUTPUT])
     assert graph is not None
     _name_batch(graph.model.graph)
-    graph.model.metadata_props.update({name: json.dumps(value) for name, value in facts(embedder).items()})
+    graph.model.metadata_props.update({name: json.dumps(value) for name, value in facts(embedder, tower).items()})
     size = sum(tensor.numel() * tensor.element_size() for tensor in made.state_dict.values())
     with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as folder:
         graph.save(Path(folder) / path.name, external_data=size > LARGEST)

@@ -87,6 +87,33 @@ def test_a_program_read_back_gives_what_torch_gives(kind, make, tmp_path) -> Non
         assert embedder.trunk.token_embedding.weight.numel() > 100
 
 
+def test_the_text_tower_alone(make, tmp_path) -> None:
+    onnxruntime = pytest.importorskip("onnxruntime")
+    with pytest.raises(ValueError, match="head='none'"):
+        make("clip").export_onnx(tmp_path / "a.onnx", "text")
+    embedder = create_embedder("open_clip/tiny-clip", dim=None, head="none")
+    embedder.export_onnx(tmp_path / "text.onnx", "text")
+    embedder.export_torch(tmp_path / "text.pt2", "text")
+    session = onnxruntime.InferenceSession(tmp_path / "text.onnx")
+    assert [(i.name, i.shape, i.type) for i in session.get_inputs()] == [("tokens", ["n", 8], "tensor(int64)")]
+    assert [(o.name, o.shape) for o in session.get_outputs()] == [("embeddings", ["n", 16])]
+    told = {name: json.loads(text) for name, text in session.get_modelmeta().custom_metadata_map.items()}
+    assert told == export.facts(embedder, "text")
+    assert (told["input"], told["context_length"]) == ("tokens", 8)
+    read = torch.export.load(tmp_path / "text.pt2")
+    assert not [name for name, value in read.state_dict.items() if ".visual." in name and value.numel() > 1]
+    for texts in (["a dog"], ["a dog", "two cats on a mat, asleep in the afternoon sun", ""]):
+        tokens = embedder.tokenizer(texts)
+        expected = embedder.encode_text(texts)
+        assert expected.norm(dim=1).allclose(torch.ones(len(texts)))
+        (z,) = session.run(None, {"tokens": tokens.numpy()})
+        torch.testing.assert_close(torch.from_numpy(z), expected, atol=1e-5, rtol=1e-5)
+        with torch.no_grad():
+            torch.testing.assert_close(read.module()(tokens), expected, atol=1e-5, rtol=1e-5)
+    with pytest.raises(ValueError, match="'image' or 'text', got 'sound'"):
+        embedder.export_onnx(tmp_path / "a.onnx", "sound")
+
+
 @pytest.mark.slow
 def test_weights_beyond_a_file_lie_beside_it(make, tmp_path, monkeypatch) -> None:
     onnxruntime = pytest.importorskip("onnxruntime")
