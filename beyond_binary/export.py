@@ -76,7 +76,7 @@ def program(embedder: Embedder, tower: Tower = "image") -> torch.export.Exported
                 parameter.data = parameter.data.new_empty(0)
     if tower == "text":
         module: nn.Module = _Texts(plain)
-        example = torch.zeros(2, plain.trunk.context_length, dtype=torch.long)  # type: ignore[arg-type]
+        example = plain.tokenizer(["", ""])
     else:
         module, example = plain, torch.zeros(2, 3, *plain.preprocess["size"])
     with torch.no_grad():

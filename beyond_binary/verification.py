@@ -177,9 +177,8 @@ class Pairs:
         """
         if missing := sorted({name for pair in self.files for name in pair} - embeddings.keys()):
             raise ValueError(f"{len(missing)} images of the pairs have no embedding, the first {missing[0]!r}")
-        return pair_scores(
-            *(torch.stack([torch.as_tensor(embeddings[pair[i]]) for pair in self.files]) for i in (0, 1)), geometry
-        )
+        left, right = (torch.stack([torch.as_tensor(embeddings[pair[i]]) for pair in self.files]) for i in (0, 1))
+        return pair_scores(left, right, geometry)
 
 
 def pair_scores(left: Any, right: Any, geometry: str = "cosine") -> Tensor:
