@@ -14,6 +14,7 @@ from .embedder import Embedder
 from .evaluation import evaluate
 from .geometry import Geometry
 from .objective import Objective
+from .points import Points
 from .targets.captions import as_texts
 
 KS = (1, 5, 10)
@@ -89,21 +90,19 @@ class ClipCriterion(nn.Module):
             logit_bias: not read.
             output_dict: whether to return a dict, as open_clip's training does.
             labels: what the objective's target takes [n ...]; None: each image and its text are a class of their own.
-
-        Raises:
-            ValueError: `across` under several processes, where an objective would see its own process's keys alone.
         """
-        n, device, processes = len(image_features), image_features.device, distributed.world_size()
-        first = sum(distributed.sizes(n, device)[: distributed.rank()]) if processes > 1 else 0
+        n, device = len(image_features), image_features.device
+        counts = distributed.sizes(n, device)
+        first = sum(counts[: distributed.rank()])
         ids = torch.arange(first, first + n, device=device)
         labels = ids if labels is None else labels
-        if self.across and processes > 1:
-            raise ValueError("across=True compares within one process; take across=False under several processes")
         if self.across:
-            loss = (
-                self.objective(image_features, labels, text_features, labels)
-                + self.objective(text_features, labels, image_features, labels)
-            ) / 2
+            towers = [
+                Points(z, self.objective.target.encode(labels, z.detach()).to(device), 2 * ids + text)
+                for text, z in enumerate((image_features, text_features))
+            ]
+            images, texts = (distributed.gather(z, counts) if self.objective.gather else z for z in towers)
+            loss = (self.objective(images, texts) + self.objective(texts, images)) / 2
         else:
             z, labels, ids = beside(image_features, text_features, labels, ids)
             loss = self.objective(z, labels, ids=ids)

@@ -358,6 +358,52 @@ def test_two_processes_give_both_towers_the_gradients_of_one(tmp_path):
             torch.testing.assert_close(part[name], whole[name], rtol=1e-3, atol=1e-5)
 
 
+class Criterion(torch.nn.Module):
+    """Two linear towers below open_clip's place for a loss."""
+
+    def __init__(self, gather):
+        super().__init__()
+        torch.manual_seed(4)
+        self.towers = torch.nn.ModuleList(torch.nn.Linear(6, 4) for _ in range(2))
+        self.loss = clip.ClipCriterion(create_objective("nt_xent", gather=gather), across=True)
+
+    def forward(self, images, texts):
+        return self.loss(self.towers[0](images), self.towers[1](texts))
+
+
+PAIRED = torch.randn(2, 5, 6, generator=torch.Generator().manual_seed(5))
+
+
+def _of_towers(module, part):
+    loss = module(*PAIRED[:, part])
+    loss.backward()
+    return {n.removeprefix("module."): p.grad for n, p in module.named_parameters()} | {"loss": loss.detach()}
+
+
+def _share_towers(folder):
+    torch.set_num_threads(1)
+    rank = PartialState(cpu=True).process_index
+    part = slice(0, 3) if rank == 0 else slice(3, 5)
+    for gather in (True, False):
+        module = DistributedDataParallel(Criterion(gather))
+        save_file(_of_towers(module, part), f"{folder}/{gather}-{rank}.safetensors")
+
+
+@pytest.mark.slow
+def test_two_processes_compare_all_images_with_all_texts(tmp_path):
+    debug_launcher(_share_towers, (str(tmp_path),), num_processes=2)
+    whole = _of_towers(Criterion(True), slice(0, 5))
+    own = [_of_towers(Criterion(True), part) for part in (slice(0, 3), slice(3, 5))]
+    for rank in range(2):
+        part = load_file(tmp_path / f"True-{rank}.safetensors")
+        alone = load_file(tmp_path / f"False-{rank}.safetensors")
+        torch.testing.assert_close(alone["loss"], own[rank]["loss"])
+        for name in whole:
+            torch.testing.assert_close(part[name], whole[name])
+            if name != "loss":
+                torch.testing.assert_close(alone[name], (own[0][name] + own[1][name]) / 2)
+
+
 # ---- scores
 
 
