@@ -351,13 +351,14 @@ _READS = {
 _GIVES = {"same": "only same or different", "order": "only ranks", "magnitude": "distances"}
 
 
-def check_fit(loss: str, reads: str, target: str, gives: str) -> None:
-    """Raise a ValueError, with the way out, if a loss cannot read what a target gives."""
+def check_fit(loss: str, reads: str, target: str, gives: str, option: str | None = None) -> None:
+    """Raise a ValueError, with the way out, if a loss cannot read what a target gives, unless `option` were set."""
     if reads == gives or (gives == "magnitude" and reads == "order") or (reads == "order" and gives == "same"):
         return
     if reads == "same":
         way_out = (
             f"equality of distances is not a class; wrap it: within({target!r}, radius=0.1) or nearest({target!r}, k=5)"
+            f"{f', or give {option}=, with which {loss} reads distances' if option and gives == 'magnitude' else ''}"
         )
     else:
         way_out = (
@@ -416,7 +417,13 @@ def create_objective(
     made = create_target(target, num_classes=num_classes, dim=dim)
     spec = target if isinstance(target, str) else type(target).__name__
     weighted = facts.weighted_by is not None and options.get(facts.weighted_by) is not None
-    check_fit(f"{loss} with {facts.weighted_by}" if weighted else loss, facts.reads_with(options), spec, made.gives)
+    check_fit(
+        f"{loss} with {facts.weighted_by}" if weighted else loss,
+        facts.reads_with(options),
+        spec,
+        made.gives,
+        facts.weighted_by,
+    )
     if mining is not None and (reads := MINERS[parse_spec(mining)[0]].info.get("reads", "same")) != "anything":
         check_fit(f"mining {mining!r}", reads, spec, made.gives)
     space = create_geometry(geometry or facts.geometry)
@@ -434,7 +441,7 @@ def create_objective(
         if proxy_codes is not None and not facts.any_proxies:
             raise ValueError(f"{loss} learns one proxy per class and takes no proxy_codes")
         if proxy_codes is None and not isinstance(made, Classes):
-            way_out = "; for other labels give proxy_codes=, such as label_centres(target, code, 100)"
+            way_out = "; for other labels give proxy_codes=, such as label_centres(target, code, 100) (trainer: objective.num_proxies)"
             raise ValueError(
                 f"{loss} learns one proxy per class and takes target 'classes' alone, got {target!r}"
                 f"{way_out if facts.any_proxies else ''}"

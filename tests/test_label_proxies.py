@@ -283,3 +283,13 @@ def test_items_and_proxies_must_have_labels_of_one_shape() -> None:
     objective = fields(4, 3)
     with pytest.raises(ValueError, match=r"the proxies have labels \[4\] but the items \[5\]"):
         objective(torch.randn(6, 3), some_sets(6, 5))
+
+
+@pytest.mark.parametrize("loss", ["pd_loss", "d_loss"])
+def test_without_a_bandwidth_the_way_to_distances_is_told(loss: str) -> None:
+    with pytest.raises(ValueError, match=rf"or give bandwidth=, with which {loss} reads distances"):
+        bb.create_objective(loss, target="euclidean", dim=4)
+    with pytest.raises(ValueError, match=r"nearest\('euclidean', k=5\)$"):
+        bb.create_objective("contrastive", target="euclidean")
+    with pytest.raises(ValueError, match="take a target with distances"):
+        bb.create_objective(loss, target="classes", bandwidth=1.0, num_classes=3, dim=4)
