@@ -13,8 +13,12 @@ if TYPE_CHECKING:
     from study import Study
 
 Runs = Mapping[str, Mapping[str, Any]]
-LEVELS = {"frozen": "tab:purple", "before": "tab:orange", "random": "0.6", "oracle": "tab:green"}
-DASHED = "dashed: frozen trunk (purple), before training (orange), random (grey), oracle (green)"
+LEVELS = {
+    "frozen": ("tab:purple", "frozen trunk (purple)"),
+    "before": ("tab:orange", "before training (orange)"),
+    "random": ("0.6", "random (grey)"),
+    "oracle": ("tab:green", "oracle (green)"),
+}
 
 
 def interval(values: Sequence[float]) -> tuple[float, float]:
@@ -151,7 +155,7 @@ def draw_questions(page: Path, asked: Mapping[str, Sequence[str]], metric: str, 
     for axes, (question, names) in zip(grid, asked.items(), strict=True):
         each = [[*scores(results, name, metric).values()] for name in names]
         means, halves = zip(*map(interval, each), strict=True)
-        levels(axes, results, names[0], metric, across=False)
+        lines = levels(axes, results, names[0], metric, across=False)
         axes.barh(names, means, xerr=halves, height=0.6, alpha=0.5)
         for place, values in enumerate(each):
             axes.plot(values, [place] * len(values), "k.", ms=4)
@@ -159,7 +163,7 @@ def draw_questions(page: Path, asked: Mapping[str, Sequence[str]], metric: str, 
         axes.set_title(question, loc="left", fontsize=9)
         axes.tick_params(labelsize=8)
     words = f"{metric.replace('_', ' ')}, mean and 95 % interval; dots: seeds"
-    grid[-1].set_xlabel(f"{words}\n{DASHED}", fontsize=8)
+    grid[-1].set_xlabel(f"{words}\n{lines}", fontsize=8)
     return [saved(figure, page, "questions")]
 
 
@@ -171,19 +175,19 @@ def draw_curves(
 
     if not curves:
         return []
-    figure = Figure(figsize=(6, 4), layout="constrained")
+    figure = Figure(figsize=(7.5, 4), layout="constrained")
     axes = figure.subplots()
     for label, points in curves.items():
         found = [interval([*scores(results, name, metric).values()]) for name in points.values()]
         means, halves = zip(*found, strict=True)
         axes.errorbar([*points], means, yerr=halves, marker="o", ms=4, capsize=3, label=label)
-    levels(axes, results, next(iter(next(iter(curves.values())).values())), metric, across=True)
+    lines = levels(axes, results, next(iter(next(iter(curves.values())).values())), metric, across=True)
     axes.set(xscale="log", ylabel=metric.replace("_", " "))
-    axes.set_xlabel(f"{axis}\n{DASHED}", fontsize=8)
+    axes.set_xlabel(f"{axis}\n{lines}", fontsize=8)
     ticks = sorted({x for points in curves.values() for x in points})
     axes.set_xticks(ticks, [f"{x:g}" for x in ticks])
     axes.xaxis.minorticks_off()
-    axes.legend(frameon=False)
+    axes.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0), frameon=False)
     return [saved(figure, page, axis.replace(" ", "_"))]
 
 
@@ -194,8 +198,11 @@ def saved(figure: Any, page: Path, name: str) -> Path:
     return path
 
 
-def levels(axes: Any, results: Runs, name: str, metric: str, *, across: bool) -> None:
-    """Lines where the embedder before training, a random ranking and the oracle stand."""
-    for level, colour in LEVELS.items():
+def levels(axes: Any, results: Runs, name: str, metric: str, *, across: bool) -> str:
+    """Draw where the embedder before training, a random ranking and the oracle stand, as far as known; what is drawn."""
+    drawn = []
+    for level, (colour, words) in LEVELS.items():
         if values := [*scores(results, name, metric, level).values()]:
             (axes.axhline if across else axes.axvline)(interval(values)[0], color=colour, ls="--", lw=1, zorder=0)
+            drawn.append(words)
+    return f"dashed: {', '.join(drawn)}"

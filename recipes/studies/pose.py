@@ -126,12 +126,13 @@ STUDY = Study(
     questions={
         "1. dense or random batches": (MAIN, "log_ratio, random batches"),
         "2. losses": (MAIN, "triplet M(Binary), 128-d", "dense_triplet", "rank_n_contrast", "pose regression, features", "pose regression, joints"),
-        "4. anchors": (MAIN, "log_ratio, one anchor", "log_ratio, one neighbourhood, all anchors"),
-        "5. the logarithm": (MAIN, "plain ratio"),
-        "6. triplet batches": ("triplet M(Binary), 128-d", "triplet M(Binary), random batches"),
         "3. size, log_ratio": [f"log_ratio, {dim}-d" for dim in reversed(DIMS)],
         "3. size, triplet": [f"triplet M(Binary), {dim}-d" for dim in reversed(DIMS)],
+        "4. anchors": (MAIN, "log_ratio, one anchor", "log_ratio, one neighbourhood, all anchors"),
+        "5. the logarithm": (MAIN, "plain ratio"),
+        "5. normalised or not": ("log_ratio, 128-d", "log_ratio normalised, 128-d"),
         "5. size, normalised": [f"log_ratio normalised, {dim}-d" for dim in reversed(DIMS)],
+        "6. triplet batches": ("triplet M(Binary), 128-d", "triplet M(Binary), random batches"),
     },
     curves={
         "embedding size": {
