@@ -80,10 +80,10 @@ def gains(names: Sequence[str], metrics: Sequence[str], results: Runs) -> str:
 def seconds(names: Sequence[str], results: Runs) -> str:
     """Median seconds of training, of an epoch of it, of getting ready, and of the neighbour search that is part of that."""
     lines = ["| configuration | training, s | an epoch, s | getting ready, s | neighbour search, s |", "|---" * 5 + "|"]
+    kinds = ("train_seconds", "epochs", "ready_seconds", "search_seconds")
     for name in names:
-        runs = [run for key, run in results.items() if key.rsplit("/", 1)[0] == name]
+        runs = [run for key, run in results.items() if key.rsplit("/", 1)[0] == name and {*kinds} <= run.keys()]
         if runs:
-            kinds = ("train_seconds", "epochs", "ready_seconds", "search_seconds")
             train, epochs, ready, search = (statistics.median(run[kind] for run in runs) for kind in kinds)
             lines.append(f"| {name} | {train:.0f} | {train / max(epochs, 1):.1f} | {ready:.1f} | {search:.2f} |")
     return "\n".join(lines) + "\n"
@@ -144,7 +144,7 @@ def plots(page: Path, study: Study, results: Runs) -> list[Path]:
 
 
 def draw_questions(page: Path, asked: Mapping[str, Sequence[str]], metric: str, results: Runs) -> list[Path]:
-    """A bar for each configuration with its interval and seeds, a panel for each question."""
+    """Each configuration's mean with its interval and seeds, a panel for each question."""
     from matplotlib.figure import Figure
 
     if not asked:
@@ -156,7 +156,9 @@ def draw_questions(page: Path, asked: Mapping[str, Sequence[str]], metric: str, 
         each = [[*scores(results, name, metric).values()] for name in names]
         means, halves = zip(*map(interval, each), strict=True)
         lines = levels(axes, results, names[0], metric, across=False)
-        axes.barh(names, means, xerr=halves, height=0.6, alpha=0.5)
+        axes.errorbar(means, [*range(len(names))], xerr=halves, fmt="D", ms=6, capsize=4, alpha=0.6)
+        axes.set_yticks([*range(len(names))], names)
+        axes.set_ylim(-0.7, len(names) - 0.3)
         for place, values in enumerate(each):
             axes.plot(values, [place] * len(values), "k.", ms=4)
         axes.invert_yaxis()
