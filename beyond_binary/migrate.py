@@ -14,7 +14,8 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from .objective import Objective, check_fit, create_objective
+from .losses import check_fit
+from .objective import Objective, create_objective
 from .points import Points
 from .registry import suggest
 from .targets import Gives

@@ -17,7 +17,7 @@ from .blocks import Block, dense, tiled
 from .centres import nearest
 from .geometry import Geometry, create_geometry
 from .keys import Boundary, Memory, Proxies
-from .losses import LOSSES, LossFacts
+from .losses import LOSSES, LossFacts, check_fit
 from .mining import MINERS
 from .points import Points, alike, checked_ids, full_precision, nan_if_nan
 from .registry import bind, options_of, parse_spec
@@ -341,31 +341,6 @@ class Objective(nn.Module):
             return q.sum() * 0 + k.sum() * 0
         loss = dense(block, q, k, row) if rows is None else tiled(block, q, k, rows, row)
         return nan_if_nan(loss, q, k)
-
-
-_READS = {
-    "same": "same/different",
-    "order": "the order of label distances",
-    "magnitude": "the value of label distances",
-}
-_GIVES = {"same": "only same or different", "order": "only ranks", "magnitude": "distances"}
-
-
-def check_fit(loss: str, reads: str, target: str, gives: str, option: str | None = None) -> None:
-    """Raise a ValueError, with the way out, if a loss cannot read what a target gives, unless `option` were set."""
-    if reads == gives or (gives == "magnitude" and reads == "order") or (reads == "order" and gives == "same"):
-        return
-    if reads == "same":
-        way_out = (
-            f"equality of distances is not a class; wrap it: within({target!r}, radius=0.1) or nearest({target!r}, k=5)"
-            f"{f', or give {option}=, with which {loss} reads distances' if option and gives == 'magnitude' else ''}"
-        )
-    else:
-        way_out = (
-            f"take a target with distances (euclidean, pose, circular, ...), or a loss that reads same/different: "
-            f"{', '.join(n for n in LOSSES.names() if LOSSES[n].info['facts'].reads == 'same')}"
-        )
-    raise ValueError(f"{loss} reads {_READS[reads]}, but target {target!r} gives {_GIVES[gives]}; {way_out}")
 
 
 def create_objective(

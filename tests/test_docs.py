@@ -10,8 +10,7 @@ from typing import Literal
 import pytest
 
 import beyond_binary as bb
-from beyond_binary.losses import LOSSES
-from beyond_binary.objective import check_fit
+from beyond_binary.losses import LOSSES, check_fit
 from beyond_binary.targets import TARGETS
 from recipes import ROOT, load
 

@@ -141,6 +141,31 @@ def register_loss(name: str, **facts: Any) -> Callable[[Build], Build]:
     return LOSSES.register(name, parts=about.parts, facts=about)
 
 
+_READS = {
+    "same": "same/different",
+    "order": "the order of label distances",
+    "magnitude": "the value of label distances",
+}
+_GIVES = {"same": "only same or different", "order": "only ranks", "magnitude": "distances"}
+
+
+def check_fit(loss: str, reads: str, target: str, gives: str, option: str | None = None) -> None:
+    """Raise a ValueError, with the way out, if a loss cannot read what a target gives, unless `option` were set."""
+    if reads == gives or (gives == "magnitude" and reads == "order") or (reads == "order" and gives == "same"):
+        return
+    if reads == "same":
+        way_out = (
+            f"equality of distances is not a class; wrap it: within({target!r}, radius=0.1) or nearest({target!r}, k=5)"
+            f"{f', or give {option}=, with which {loss} reads distances' if option and gives == 'magnitude' else ''}"
+        )
+    else:
+        way_out = (
+            f"take a target with distances (euclidean, pose, circular, ...), or a loss that reads same/different: "
+            f"{', '.join(n for n in LOSSES.names() if LOSSES[n].info['facts'].reads == 'same')}"
+        )
+    raise ValueError(f"{loss} reads {_READS[reads]}, but target {target!r} gives {_GIVES[gives]}; {way_out}")
+
+
 def list_losses() -> list[str]:
     """Names of all registered losses."""
     return LOSSES.names()
