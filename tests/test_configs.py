@@ -199,7 +199,13 @@ def test_pairs_of_faces_come_from_the_hub(tmp_path: Path, running: tuple[Hub, Cl
     files = [{"split": name, "path": f"pairs/{name}-*"} for name in ("train", "test")]
     card = yaml.safe_dump({"configs": [{"config_name": "pairs", "data_files": files}]})
     train = [(10, 20, 1), (200, 215, 1), (10, 60, 0), (100, 0, 0)]  # accepted up to a difference of 32.5
-    test = [(10, 40, 1), (90, 90, 1), (50, 85, 1), (0, 34, 0), (0, 255, 0)]  # the third one is missed
+    test = [
+        (10, 40, 1),
+        (90, 90, 1),
+        (50, 85, 1),
+        (0, 40, 0),
+        (0, 255, 0),
+    ]  # the third one is missed; 37.5 would be right on all
     named = {"pairs/train-0.parquet": split(train), "pairs/test-0.parquet": split(test)}
     repo.commit("main", "upload", {"README.md": f"---\n{card}---\n".encode(), **named}, set())
     command = ["--embedder", "any", "--data.source", "hub:logasja/lfw", "--data.config_name", "pairs"]
