@@ -3,6 +3,7 @@
 python recipes/verify.py --embedder runs/photos/embedder --data.source lfw:FOLDER           # trained on other people
 python recipes/verify.py --embedder runs/lfw/embedder --data.source lfw:FOLDER --fold 1     # trained on the other folds
 python recipes/verify.py --embedder USER/NAME --data.source hub:logasja/lfw --data.config_name pairs            # View 1
+... --histogram scores.png          # what genuine and impostor pairs score
 
 A set on the Hub has a pair in each row: two images and whether they are the same. The threshold is the most accurate one on
 the pairs of split train, the figures are those of split test.
@@ -22,6 +23,7 @@ from beyond_binary.data.from_datasets import load_hub
 from beyond_binary.data.originals.faces import face_folder
 from beyond_binary.devices import usable_device
 from beyond_binary.embedder import Embedder
+from beyond_binary.report.charts import pair_picture, require_matplotlib
 from beyond_binary.verification import Pairs, best_threshold, pair_scores, read_lfw_pairs, ten_fold, verify
 
 
@@ -37,8 +39,10 @@ def geometry_of(embedder: Embedder) -> str:
     return "cosine" if embedder.normalize else "euclidean"
 
 
-def hub_table(embedder: Embedder, config: DataConfig, columns: Sequence[str], batch_size: int = 64) -> dict[str, float]:
-    """The accuracy on split test with the threshold of split train, and what `verify` gives on split test.
+def hub_scores(
+    embedder: Embedder, config: DataConfig, columns: Sequence[str], batch_size: int = 64
+) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Similarities, and whether the two are the same, of the pairs of split train and of split test.
 
     Args:
         embedder: what embeds the images.
@@ -49,37 +53,31 @@ def hub_table(embedder: Embedder, config: DataConfig, columns: Sequence[str], ba
         ValueError: a split or a column that is not there.
     """
     splits, _ = load_hub(config)
-    scores, same = {}, {}
+    found = []
     for split in (config.train_split or "train", config.query_split or "test"):
         if split not in splits or not set(columns) <= set(splits[split].column_names):
-            found = {name: part.column_names for name, part in splits.items()}
+            there = {name: part.column_names for name, part in splits.items()}
             raise ValueError(
-                f"{config.source} has no split {split!r} with columns {', '.join(columns)}; it has {found}"
+                f"{config.source} has no split {split!r} with columns {', '.join(columns)}; it has {there}"
             )
         part = splits[split]
         left, right = (embedder.encode(part[name], batch_size=batch_size, progress=True) for name in columns[:2])
-        scores[split] = np.asarray(pair_scores(left, right, geometry_of(embedder)))
-        same[split] = np.asarray(part[columns[2]]).astype(bool)
-    train, test = scores
-    right_ones = (scores[test] >= best_threshold(scores[train], same[train])) == same[test]
-    return {"accuracy": float(right_ones.mean())} | verify(scores[test], same[test])
+        scores = np.asarray(pair_scores(left, right, geometry_of(embedder)))
+        found.append((scores, np.asarray(part[columns[2]]).astype(bool)))
+    return found
 
 
-def table(scores: np.ndarray, pairs: Pairs, fold: int | None, bootstrap: int) -> dict[str, float]:
-    """The accuracy over the folds (each with the threshold of the others), or of one, and what `verify` gives.
+def inside(pairs: Pairs, fold: int | None) -> np.ndarray:
+    """Which pairs are of this fold, counted from 1; None: all.
 
     Raises:
         ValueError: no such fold.
     """
-    found = ten_fold(scores, pairs.same, pairs.folds)
     if fold is None:
-        head, inside = {"accuracy": found.accuracy, "accuracy_error": found.error}, np.ones(len(scores), dtype=bool)
-    else:
-        if not 1 <= fold <= len(found.accuracies):
-            raise ValueError(f"--fold {fold}: expected 1 to {len(found.accuracies)}")
-        head, inside = {"accuracy": found.accuracies[fold - 1]}, pairs.folds == fold - 1
-    people = pairs.identities[inside]
-    return head | verify(scores[inside], pairs.same[inside], identities=people, bootstrap=bootstrap)
+        return np.ones(len(pairs.same), dtype=bool)
+    if fold - 1 not in pairs.folds:
+        raise ValueError(f"--fold {fold}: expected 1 to {pairs.folds.max() + 1}")
+    return pairs.folds == fold - 1
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -100,9 +98,12 @@ def main(argv: list[str] | None = None) -> None:
     )
     parser.add_argument("--fold", type=int, help="only the pairs of this fold, counted from 1")
     parser.add_argument("--bootstrap", type=int, default=0, help="replicates over people, for 95 %% intervals")
+    parser.add_argument("--histogram", help="write the histograms of genuine and impostor scores here, as a PNG")
     parser.add_argument("--device", default="auto", help="where the embedder runs; auto: a GPU where there is one")
     given = parser.parse_args(argv)
     try:
+        if given.histogram:
+            require_matplotlib()
         embedder = Embedder.from_pretrained(given.embedder).to(usable_device(given.device))
         if given.source.startswith("hub:"):
             if given.pairs or given.fold or given.bootstrap:
@@ -110,14 +111,25 @@ def main(argv: list[str] | None = None) -> None:
                     "--pairs, --fold and --bootstrap need lfw:FOLDER: pairs on the Hub have no folds and no names"
                 )
             config = DataConfig(source=given.source, config_name=given.config_name, revision=given.revision)
-            found = hub_table(embedder, config, given.columns)
+            train, (scores, same) = hub_scores(embedder, config, given.columns)
+            found = {"accuracy": float(((scores >= best_threshold(*train)) == same).mean())} | verify(scores, same)
         else:
             path = Path(given.source.removeprefix("lfw:")).expanduser()
             pairs = read_lfw_pairs(given.pairs or path / "pairs.txt")
-            found = table(embedded_scores(embedder, pairs, face_folder(path)), pairs, given.fold, given.bootstrap)
+            chosen = inside(pairs, given.fold)
+            scores = embedded_scores(embedder, pairs, face_folder(path))
+            folds = ten_fold(scores, pairs.same, pairs.folds)
+            if given.fold is None:
+                found = {"accuracy": folds.accuracy, "accuracy_error": folds.error}
+            else:
+                found = {"accuracy": folds.accuracies[given.fold - 1]}
+            scores, same, people = scores[chosen], pairs.same[chosen], pairs.identities[chosen]
+            found |= verify(scores, same, identities=people, bootstrap=given.bootstrap)
         for name, value in found.items():
             print(f"{name:<22}{value:.4f}")
-    except (OSError, ValueError) as error:
+        if given.histogram:
+            Path(given.histogram).write_bytes(pair_picture(scores, same, "similarity"))
+    except (ImportError, OSError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         raise SystemExit(2) from None
 

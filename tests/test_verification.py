@@ -11,6 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from originals import write_lfw
+from PIL import Image
 from scipy.optimize import brentq
 from scipy.stats import norm
 from sklearn.metrics import adjusted_mutual_info_score, normalized_mutual_info_score, roc_curve
@@ -20,6 +21,7 @@ import beyond_binary as bb
 from beyond_binary import evaluation
 from beyond_binary.metrics import METRICS, clustering, verification
 from beyond_binary.metrics.verification import Separation
+from beyond_binary.report.charts import pair_picture
 from beyond_binary.verification import best_threshold, read_lfw_pairs, ten_fold, verify
 from recipes import load
 
@@ -333,6 +335,13 @@ def test_the_recipe_scores_the_pairs_of_all_folds_or_of_one(
     assert wrong["accuracy"] == pytest.approx(5 / 6, abs=1e-4)
     assert told("--embedder", "Cy_0003.jpg", "--fold", "2")["accuracy"] == 0.5
     assert told("--embedder", "Cy_0003.jpg", "--fold", "1")["accuracy"] == 1
+    drawn = []
+    monkeypatch.setattr(recipe, "pair_picture", lambda *given: drawn.append(given) or pair_picture(*given))
+    told("--embedder", "Cy_0003.jpg", "--fold", "2", "--histogram", str(tmp_path / "scores.png"))
+    with Image.open(tmp_path / "scores.png") as picture:
+        assert picture.format == "PNG"
+    scores, same, _ = drawn[0]
+    assert (len(scores), same.sum(), scores.max()) == (4, 2, 0)  # of fold 2 alone
     with pytest.raises(SystemExit):
         told("--embedder", "x", "--fold", "4")
     assert "--fold 4: expected 1 to 3" in capsys.readouterr().err

@@ -97,22 +97,35 @@ def metric_chart(name: str, epochs: Sequence[float], values: Sequence[float], le
 def pair_chart(name: str, title: str, x: np.ndarray, y: np.ndarray, label: str) -> str:
     """Histograms of embedding distance or similarity of genuine (y = 0) and impostor (y > 0) pairs."""
 
-    def draw(figure: Figure) -> None:
-        axes: Any = figure.subplots()
-        known = x[~np.isnan(y)]
-        bins = np.linspace(*_limits(known), 61)
-        for kind, part in (("different", x[y > 0]), ("same", x[y == 0])):
-            if len(part):
-                weights = np.full(len(part), 1 / len(part))
-                word = {"same": "genuine", "different": "impostor"}[kind]
-                for style in ({"histtype": "stepfilled", "alpha": 0.25}, {"histtype": "step", "label": word}):
-                    axes.hist(part, bins=bins, weights=weights, color=COLOURS[kind], **style)
-        axes.set_title(title, loc="left")
-        axes.set(xlabel=label, ylabel="share of pairs")
-        if axes.get_legend_handles_labels()[0]:
-            axes.legend(loc="best")
+    return _svg(name, (4.4, 2.7), lambda figure: _pairs(figure.subplots(), title, x, y, label))
 
-    return _svg(name, (4.4, 2.7), draw)
+
+def pair_picture(x: np.ndarray, same: np.ndarray, label: str) -> bytes:
+    """Histograms of what genuine and impostor pairs score [n], as a PNG on white."""
+    require_matplotlib()
+    import matplotlib
+    from matplotlib.figure import Figure
+
+    buffer = io.BytesIO()
+    with matplotlib.rc_context(cast(Any, STYLE)):
+        figure = Figure(figsize=(5.5, 3.2), layout="constrained")
+        _pairs(figure.subplots(), f"{same.sum():,} genuine pairs, {(~same).sum():,} impostors", x, 1.0 - same, label)
+        figure.savefig(buffer, format="png", dpi=150, facecolor="white", metadata={"Software": None})
+    return buffer.getvalue()
+
+
+def _pairs(axes: Any, title: str, x: np.ndarray, y: np.ndarray, label: str) -> None:
+    bins = np.linspace(*_limits(x[~np.isnan(y)]), 61)
+    for kind, part in (("different", x[y > 0]), ("same", x[y == 0])):
+        if len(part):
+            weights = np.full(len(part), 1 / len(part))
+            word = {"same": "genuine", "different": "impostor"}[kind]
+            for style in ({"histtype": "stepfilled", "alpha": 0.25}, {"histtype": "step", "label": word}):
+                axes.hist(part, bins=bins, weights=weights, color=COLOURS[kind], **style)
+    axes.set_title(title, loc="left")
+    axes.set(xlabel=label, ylabel="share of pairs")
+    if axes.get_legend_handles_labels()[0]:
+        axes.legend(loc="best")
 
 
 def density_chart(name: str, title: str, x: np.ndarray, y: np.ndarray, label: str, colour: str) -> str:
