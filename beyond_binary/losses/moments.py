@@ -43,7 +43,7 @@ def pd_loss(
     pairs: Pairs,
     *,
     form: Form = "neg_log",
-    gap_floor: float = 0.05,
+    gap_floor: float = 0.1,
     variance_floor: float = 1e-6,
     bandwidth: float | None = None,
 ) -> Tensor:
@@ -70,8 +70,8 @@ def pd_loss(
     Args:
         pairs: items against proxies.
         form: what is made of `d = (mu_gen - mu_imp) / sqrt(var_gen + var_imp)`: `-log d` (published), `1 / d` or `-d`.
-        gap_floor: below this gap of the means `-log` and `1 / gap` go on as their tangents, so that a gap of 0 or less
-            still has a gradient.
+        gap_floor: below this d `-log d` and `1 / d` go on as their tangents, so that a gap of 0 or less still has a
+            gradient.
         variance_floor: added to the summed variances; 0 lets the loss fall without bound as both spreads vanish.
         bandwidth: label distance within which a pair is mostly genuine, in the target's unit; None: pairs are either.
 
@@ -88,13 +88,15 @@ def pd_loss(
 def decidability(form: Form, gap: Tensor, variance: Tensor, gap_floor: float, variance_floor: float) -> Tensor:
     """`-log d`, `1 / d` or `-d` for `d = gap / sqrt(variance + variance_floor)`.
 
-    Below `gap_floor` the first two go on as their tangents in the gap.
+    Below `gap_floor` the first two go on as their tangents in d. It bounds d, not the gap: with a bound on the gap, scores
+    that all draw together would lose a bounded amount there and gain without end by `log(variance)`, and every embedding
+    would collapse to one point.
     """
-    below, above = (gap_floor - gap).clamp_min(0) / gap_floor, gap.clamp_min(gap_floor)
-    if form == "neg_log":
-        return below - above.log() + (variance + variance_floor).log() / 2
-    spread = (variance + variance_floor).sqrt()
-    return spread * (1 / above + below / gap_floor) if form == "inverse" else -gap / spread
+    d = gap / (variance + variance_floor).sqrt()
+    if form == "neg":
+        return -d
+    below, above = (gap_floor - d).clamp_min(0) / gap_floor, d.clamp_min(gap_floor)
+    return below - above.log() if form == "neg_log" else 1 / above + below / gap_floor
 
 
 @register_loss(
@@ -110,7 +112,7 @@ def d_loss(
     pairs: Pairs,
     *,
     form: Form = "neg_log",
-    gap_floor: float = 0.05,
+    gap_floor: float = 0.1,
     variance_floor: float = 1e-4,
     warn_below: int = 30,
     bandwidth: float | None = None,
@@ -136,7 +138,7 @@ def d_loss(
     Args:
         pairs: the block of pairs.
         form: what is made of d'.
-        gap_floor: below this gap of the means `-log` and `1 / gap` go on as their tangents.
+        gap_floor: below this d' `-log d'` and `1 / d'` go on as their tangents.
         variance_floor: added to the mean of the variances; 0 lets the loss fall without bound as both spreads vanish.
         warn_below: warn, once in a process, if one of the first 20 batches with gradients has fewer genuine pairs than
             this. 0: never.

@@ -8,15 +8,16 @@ from .common import Batch, Case, cosine, mean, others
 
 
 def made(form: str, gap: float, variance: float, f: float) -> float:
-    """-log d, 1 / d or -d for d = gap / sqrt(variance), the first two going on as lines below the floor f."""
+    """-log d, 1 / d or -d for d = gap / sqrt(variance), the first two going on as lines below d = f."""
+    d = gap / math.sqrt(variance)
     if form == "neg":
-        return -gap / math.sqrt(variance)
+        return -d
     if form == "inverse":
-        return math.sqrt(variance) * (1 / gap if gap > f else 1 / f + (f - gap) / f**2)
-    return math.log(variance) / 2 - (math.log(gap) if gap > f else math.log(f) + (gap - f) / f)
+        return 1 / d if d > f else 1 / f + (f - d) / f**2
+    return -math.log(d) if d > f else -math.log(f) + (f - d) / f
 
 
-def pd_loss(q: Batch, k: Batch, form: str = "neg_log", gap_floor: float = 0.05, variance_floor: float = 1e-6) -> float:
+def pd_loss(q: Batch, k: Batch, form: str = "neg_log", gap_floor: float = 0.1, variance_floor: float = 1e-6) -> float:
     """Silva et al. 2025: -log(mu_gen - mu_imp) + log(var_gen + var_imp) / 2."""
     genuine, impostor = [], []
     for z, label in zip(q.z, q.label, strict=True):
@@ -33,11 +34,11 @@ def d_loss(
     q: Batch,
     k: Batch,
     form: str = "neg_log",
-    gap_floor: float = 0.05,
+    gap_floor: float = 0.1,
     variance_floor: float = 1e-4,
     warn_below: int = 0,
 ) -> float:
-    """Daugman's d' of all pairs, made into a loss; -log and 1 / gap go on as lines below the floor."""
+    """Daugman's d' of all pairs, made into a loss; -log d' and 1 / d' go on as lines below the floor."""
     genuine, impostor = [], []
     for i in range(len(q)):
         for same, part in ((True, genuine), (False, impostor)):
