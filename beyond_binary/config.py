@@ -79,7 +79,7 @@ class ObjectiveConfig:
             1, with the sampler dense_triplet(anchors=1), is the log-ratio paper's batch. Unset: all.
         geometry: How embeddings are compared; unset: the one of the loss's paper.
         mining: Miner, for example "multi_similarity(epsilon=0.1)"; unset: all pairs.
-        memory: How many embeddings of earlier batches join the batch as keys; 0: none.
+        memory: How many embeddings of earlier batches join the batch as keys, once there are so many; 0: none.
         proxy_init: "random", "class_mean" (one pass over the training set before the first step), or "text" (the text
             tower's embeddings of the class names); unset: the loss's default, class_mean for pd_loss, random for others.
         num_proxies: On labels that are not classes, for losses such as pd_loss: proxies sit at that many k-means centres

@@ -124,8 +124,11 @@ class Boundary(nn.Module):
 class Memory(nn.Module):
     """The last `size` embeddings and labels of earlier batches, as keys without gradient (cross-batch memory).
 
-    Wang et al.: Cross-Batch Memory for Embedding Learning, CVPR 2020. Nothing is stored before the first `push`, which
-    decides on width and kind of labels. Older entries make room for newer ones.
+    Wang et al.: Cross-Batch Memory for Embedding Learning, CVPR 2020. It counts once it is full, then older entries make
+    room for newer ones. Sooner, embeddings change fast, and few old ones are nearly all of other classes than the batch:
+    a loss then falls by moving the whole batch away from where it was, and everything ends in one point.
+
+    Nothing is stored before the first `push`, which decides on width and kind of labels.
 
     Args:
         size: how many embeddings are kept.
@@ -144,13 +147,17 @@ class Memory(nn.Module):
         self.register_buffer("seen", torch.zeros((), dtype=torch.int64))
 
     def points(self) -> Points | None:
-        """What is remembered, oldest first; None before the first push."""
+        """What is remembered, oldest first; None before it is full."""
+        kept = self._kept()
+        return kept if kept is not None and len(kept) == self.size else None
+
+    def _kept(self) -> Points | None:
         return Points(self.z, self.code, self.id) if hasattr(self, "z") else None
 
     @torch.no_grad()
     def push(self, points: Points) -> None:
         """Remember the newest points, but for embeddings that are not finite: these would spoil all later batches."""
-        kept, new = self.points(), points.detach()
+        kept, new = self._kept(), points.detach()
         new = new[new.z.isfinite().all(1)]
         new = new if kept is None else Points.cat(kept, new)
         self._hold(new.z[-self.size :].clone(), new.code[-self.size :].clone(), new.id[-self.size :].clone())

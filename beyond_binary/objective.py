@@ -372,7 +372,8 @@ def create_objective(
         proxy_codes: labels of the proxies [c ...] as the target encodes them, for losses that take proxies with labels of
             any kind: `label_centres(target, code, c)` for continuous labels, `torch.eye(c)` for sets of c labels. None:
             one proxy per class.
-        memory: how many embeddings of earlier batches join the batch as keys, without gradient (0: none).
+        memory: how many embeddings of earlier batches join the batch as keys, without gradient, once there are so many
+            (0: none).
         anchors: rows of the loss are the first so many items of the batch (of all processes together) alone, while all are
             keys: 1 is the batch of the log-ratio paper. None: every item is a row. For losses whose rows are items of
             the batch.

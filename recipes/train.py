@@ -167,6 +167,12 @@ def set_up(config: Config, accelerator: Accelerator) -> Setup:
         world_size=accelerator.num_processes,
         rank=accelerator.process_index,
     )
+    met = len(sampler) * config.sampler.batch_size * config.optimizer.epochs
+    if config.objective.memory > met > 0:
+        raise ValueError(
+            f"objective.memory {config.objective.memory} never fills, and counts only once it is full: "
+            f"{config.optimizer.epochs} epochs have {met} embeddings"
+        )
     if not sampler.drop_last and 0 < len(train) % config.sampler.batch_size < accelerator.num_processes:
         raise ValueError(
             "the last batch has fewer items than there are processes; use the sampler random(drop_last=True)"

@@ -40,7 +40,7 @@ def test_no_anchor_is_refused() -> None:
         bb.create_objective("triplet", anchors=0)
 
 
-@pytest.mark.parametrize("memory", [0, 40])
+@pytest.mark.parametrize("memory", [0, 20])
 def test_listed_neighbours_of_a_whole_set_are_the_positives_of_every_batch(memory: int) -> None:
     draw = torch.Generator().manual_seed(7)
     poses, z = torch.randn(40, 3, generator=draw), torch.randn(40, 8, generator=draw, dtype=torch.float64)

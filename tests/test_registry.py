@@ -43,14 +43,14 @@ def shapes() -> Registry:
 
 
 def test_names_entries_and_facts(shapes: Registry) -> None:
-    assert shapes.names() == ["box", "circle"]
+    assert shapes.names() == [*shapes] == ["box", "circle"]
     assert "box" in shapes
     assert "Box" not in shapes
     assert shapes["circle"].info == {"corners": 0}
     assert shapes["circle"].build(2) == ("circle", 2)
     with pytest.raises(ValueError, match="shape 'box' is registered twice"):
         shapes.register("box")(dict)
-    assert shapes.names() == ["box", "circle"]
+    assert shapes.names() == [*shapes] == ["box", "circle"]
 
 
 def test_create(shapes: Registry) -> None:

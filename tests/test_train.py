@@ -274,6 +274,18 @@ def test_a_memory_of_earlier_batches_trains(tmp_path: Path) -> None:
     assert int(setup.objective.memory.seen) == 0  # trying the loss out leaves nothing there
     result = recipe.fit(config, setup, run, accelerator)
     assert int(setup.objective.memory.seen) == result["steps"] * config.sampler.batch_size
+    with pytest.raises(ValueError, match="memory 5000 never fills"):
+        recipe.start(
+            tiny(
+                tmp_path / "other",
+                "--objective.loss",
+                "supcon",
+                "--objective.memory",
+                "5000",
+                "--optimizer.epochs",
+                "1",
+            )
+        )
 
 
 def test_neighbours_are_kept_from_run_to_run(tmp_path: Path) -> None:
