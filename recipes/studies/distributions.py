@@ -13,7 +13,7 @@ from study import ROOT, Cell, Study
 
 BATCHES = (16, 64, 256)
 DIMS = (16, 64, 512)
-LONG = ("--optimizer.epochs", "20", "--evaluation.every", "1")
+LONG = ("--optimizer.epochs", "40", "--evaluation.every", "4")
 PAIRS = ("--sampler.name", "classes(samples_per_class=4)")
 FIELDS = "mean_field_class_wise_multi_similarity"
 
@@ -70,7 +70,7 @@ def cells() -> dict[str, Cell]:
         for dim in DIMS:
             if dim != 512 or name not in (FIELDS, "pd_loss"):  # those are the configurations with B = 64
                 found[f"{name}, {dim}-d"] = make("--embedder.dim", str(dim))
-        found[f"{name}, 20 epochs"] = make(*LONG)
+        found[f"{name}, 40 epochs"] = make(*LONG)
     for beta, base in ((40, 0.6), (40, 0.8), (40, 0.9), (80, 0.6), (80, 0.9)):
         found[f"{FIELDS}, beta {beta}, delta {base}"] = fields(FIELDS, options=f"{{beta: {beta}, base: {base}}}")
     for weight in ("0.1", "10.0"):
@@ -106,7 +106,7 @@ STUDY = Study(
             "pd_loss, random proxies, proxy rate 0.6, B = 32",
         ],
         **{f"3. mean fields, {dim}-d": of_size(dim) for dim in DIMS},
-        "3. 20 epochs": [name for name in CELLS if name.endswith(", 20 epochs")],
+        "3. 40 epochs": [name for name in CELLS if name.endswith(", 40 epochs")],
         "3. settings of mean fields": [MAIN_FIELDS, *(n for n in CELLS if n.startswith(FIELDS) and any(w in n for w in OF_FIELDS))],
     },
     curves={
