@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from torch import Tensor, nn
 
-from . import clip, distributed
+from . import clip, distributed, towers
 from .config import EvaluationConfig
 from .data import Items, Splits
+from .data.items import Picked
 from .embedder import Embedder
 from .evaluation import evaluate
 from .geometry import create_geometry
@@ -83,7 +84,7 @@ class Judge:
         """Embeddings [n d] on the CPU of the `query` items, the `gallery`, the queries' `captions` and the `classes`."""
         parts = {"query": self.splits.query, "gallery": self.splits.gallery}
         size = self.config.batch_size
-        z = {name: encode(embedder, part, accelerator, size) for name, part in parts.items() if part is not None}
+        z = {name: encode(embedder, part.images, accelerator, size) for name, part in parts.items() if part is not None}
         if self.captions is not None and any("recall" in name for name in self.between):
             z["captions"] = encode_texts(embedder, self.captions[0], accelerator)
         if self.classes is not None and "zero_shot_accuracy" in self.between:
@@ -161,13 +162,27 @@ def class_numbers(splits: Splits, items: Items) -> tuple[list[str], np.ndarray] 
     return [str(splits.class_names[c]) for c in present.tolist()], number
 
 
-def encode(embedder: Embedder, items: Items, accelerator: Accelerator, batch_size: int) -> Tensor:
+def encode(embedder: Embedder, images: Sequence[Any], accelerator: Accelerator, batch_size: int) -> Tensor:
     """Embeddings [n d] on the CPU, each process encoding its share with the first one's running statistics."""
     distributed.same_buffers(embedder)
-    part = distributed.share(len(items))
-    own = items.select(np.arange(len(items))[part])
-    z = embedder.encode(own.images, batch_size=batch_size).to(accelerator.device)
+    own = Picked(images, np.arange(len(images))[distributed.share(len(images))])
+    z = embedder.encode(own, batch_size=batch_size).to(accelerator.device)
     return distributed.all_rows(z).cpu()
+
+
+def encode_as_in_training(
+    embedder: Embedder, images: Sequence[Any], accelerator: Accelerator, batch_size: int, seed: int
+) -> Tensor:
+    """Embeddings [n d] on the CPU as steps of training see them: BatchNorm layers that are not frozen read the batch.
+
+    Running statistics may be far from those of the data (weights of other images, or none), and stay as they are. Batches,
+    of `batch_size` items on all processes together, are random: those of a single class would have its statistics.
+    """
+    order = np.random.default_rng(seed).permutation(len(images))
+    whole = Picked(images, np.resize(order, -(-len(images) // batch_size) * batch_size))
+    with towers.batch_statistics(embedder):
+        z = encode(embedder, whole, accelerator, max(1, batch_size // distributed.world_size()))
+    return z[: len(images)][np.argsort(order)]
 
 
 def encode_texts(embedder: Embedder, texts: list[str], accelerator: Accelerator) -> Tensor:

@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 import torch
 from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 Tower = Literal["image", "text"]
 
@@ -219,6 +220,23 @@ def merged(trunk: nn.Module) -> nn.Module:
         parent, _, own = name.rpartition(".")
         setattr(trunk.get_submodule(parent), own, plain)
     return trunk
+
+
+@contextmanager
+def batch_statistics(module: nn.Module) -> Iterator[None]:
+    """BatchNorm layers that would in training read the statistics of the batch also in evaluation mode."""
+    training = module.training
+    module.train()
+    live = [m for m in module.modules() if isinstance(m, _BatchNorm) and m.training]
+    module.train(training)
+    kept = [(m, m.running_mean, m.running_var) for m in live]
+    for m in live:
+        m.running_mean = m.running_var = None
+    try:
+        yield
+    finally:
+        for m, mean, variance in kept:
+            m.running_mean, m.running_var = mean, variance
 
 
 @contextmanager

@@ -31,7 +31,7 @@ from beyond_binary.data import Augment, ImageSet, Items, Splits, collate, load_c
 from beyond_binary.distances import KnownDistances
 from beyond_binary.embedder import Embedder, create_embedder
 from beyond_binary.hub import check_hub_id, limit_silence, push_run, require_login
-from beyond_binary.judge import Judge, captions_of, class_numbers, encode, named
+from beyond_binary.judge import Judge, captions_of, class_numbers, encode, encode_as_in_training, named
 from beyond_binary.losses import LOSSES, LossFacts
 from beyond_binary.metrics import higher_is_better
 from beyond_binary.neighbours import shared_neighbours
@@ -305,7 +305,9 @@ def begin(config: Config, setup: Setup, run: Run, accelerator: Accelerator) -> N
         run.log(event="evaluation", epoch=0, step=0, **progress.before)
     accelerator.log(progress.before, step=0)
     if setup.objective.proxies is not None and setup.objective.proxies.init == "class_mean":
-        z = encode(setup.embedder, setup.data.items, accelerator, config.evaluation.batch_size)
+        z = encode_as_in_training(
+            setup.embedder, setup.data.items.images, accelerator, config.sampler.batch_size, config.seed
+        )
         setup.objective.start_at_means(z, setup.data.labels)
     if setup.objective.proxies is not None and config.objective.proxy_init == "text":
         names, _ = class_numbers(setup.splits, setup.splits.train) or ([], None)
@@ -325,7 +327,7 @@ def learn(config: Config, setup: Setup, run: Run, accelerator: Accelerator, mode
             accelerator.print(f"stopped early: no better evaluation since epoch {progress.best_epoch}")
             break
         if sampler.snapshot is not None and sampler.snapshot.due(progress.epoch):
-            z = encode(setup.embedder, setup.data.items, accelerator, config.evaluation.batch_size)
+            z = encode(setup.embedder, setup.data.items.images, accelerator, config.evaluation.batch_size)
             sampler.snapshot.renew(z.to(accelerator.device), progress.epoch)
         model.train()
         for loss, last in batches(config, setup, accelerator, model):

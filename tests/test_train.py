@@ -480,7 +480,8 @@ def test_embedded_captions_are_labels_in_a_file(tmp_path: Path) -> None:
 
 
 def test_class_mean_proxies_start_at_the_means(tmp_path: Path) -> None:
-    config = tiny(tmp_path / "run", "--objective.proxy_init", "class_mean", "--optimizer.epochs", "0")
+    frozen = ["--embedder.freeze_batch_norm", "true", "--optimizer.epochs", "0"]
+    config = tiny(tmp_path / "run", "--objective.proxy_init", "class_mean", *frozen)
     setup, run, accelerator = recipe.start(config)
     recipe.fit(config, setup, run, accelerator)
     items = setup.loader.dataset.items
@@ -488,6 +489,25 @@ def test_class_mean_proxies_start_at_the_means(tmp_path: Path) -> None:
     for number, proxy in enumerate(setup.objective.proxies.weight.detach()):
         mean = torch.nn.functional.normalize(z[items.labels == number].mean(0), dim=0)
         torch.testing.assert_close(proxy, 8**0.5 * mean, rtol=1e-4, atol=1e-5)  # as long as random ones
+
+
+def test_class_mean_proxies_start_where_training_puts_the_items(tmp_path: Path) -> None:
+    """BatchNorm layers that are not frozen read batches in training, whatever their running statistics say."""
+    batches = ["--sampler.batch_size", "64", "--data.rows", "[500,40]", "--embedder.dim", "64"]
+    config = tiny(tmp_path / "run", "--objective.loss", "pd_loss", "--optimizer.epochs", "0", *batches)
+    setup, run, accelerator = recipe.start(config)
+    statistics = {name: buffer.clone() for name, buffer in setup.embedder.named_buffers()}
+    recipe.fit(config, setup, run, accelerator)
+    for name, buffer in setup.embedder.named_buffers():
+        torch.testing.assert_close(buffer, statistics[name], rtol=0, atol=0)
+    proxies = torch.nn.functional.normalize(setup.objective.proxies.weight.detach(), dim=1)
+    right, number = 0, 0
+    setup.embedder.train()
+    for batch in setup.loader:
+        with torch.no_grad():
+            nearest = (setup.embedder(batch["images"]) @ proxies.T).argmax(1)
+        right, number = right + int((nearest == batch["labels"]).sum()), number + len(nearest)
+    assert right / number > 0.5  # with the running statistics 0.2, by chance 0.1
 
 
 def test_proxies_at_centres_of_continuous_labels_start_at_means_and_train(tmp_path: Path) -> None:

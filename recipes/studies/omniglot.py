@@ -28,7 +28,7 @@ STUDY = Study(
     cells=CELLS,
     shown=("map_at_r", "recall_at_1", "d_prime", "eer"),
     results="omniglot.md",
-    epochs=10,
+    epochs=5,
     questions={"losses": [*CELLS]},
 )  # fmt: skip
 
