@@ -43,7 +43,11 @@ from beyond_binary.sampling import BatchSampler, create_sampler
 from beyond_binary.targets import Target, create_target, reads_classes
 from beyond_binary.targets.pose import numbers_per_point
 from beyond_binary.targets.tables import Listed
+from beyond_binary.targets.vectors import Classes
 from beyond_binary.tracking import track, tracker_installed
+
+FEW_PAIRS = 10
+"""Fewer pairs of the same class than that in a batch on average are worth a note."""
 
 
 class TrainModule(nn.Module):
@@ -173,6 +177,8 @@ def set_up(config: Config, accelerator: Accelerator) -> Setup:
             f"objective.memory {config.objective.memory} never fills, and counts only once it is full: "
             f"{config.optimizer.epochs} epochs have {met} embeddings"
         )
+    for note in notes(config, train, objective):
+        accelerator.print(f"note: {note}")
     if not sampler.drop_last and 0 < len(train) % config.sampler.batch_size < accelerator.num_processes:
         raise ValueError(
             "the last batch has fewer items than there are processes; use the sampler random(drop_last=True)"
@@ -190,6 +196,23 @@ def set_up(config: Config, accelerator: Accelerator) -> Setup:
     )
     optimizer = make_optimizer(config.optimizer, embedder, objective)
     return Setup(splits, [b.name for b in bad], embedder, objective, judge, sampler, data, loader, optimizer)
+
+
+def notes(config: Config, train: Items, objective: Objective) -> list[str]:
+    """What runs, but is hardly what was meant."""
+    found, size, loss = [], config.sampler.batch_size, config.objective.loss
+    if objective.facts.per_row == "norm" and config.embedder.normalize:
+        found.append(f"{loss} reads the length of embeddings, and all have length 1; give --embedder.normalize false")
+    between_items = objective.facts.keys == objective.facts.rows == "item"
+    if between_items and isinstance(objective.target, Classes) and config.sampler.name.startswith("random"):
+        each = np.unique(train.labels, return_counts=True)[1]
+        pairs = size * (size - 1) / 2 * float((each * (each - 1)).sum()) / (len(train) * (len(train) - 1))
+        if pairs < FEW_PAIRS:
+            found.append(
+                f"random batches of {size} have {pairs:.1f} pairs of the same class, all that {loss} can draw together; "
+                "give --sampler.name 'classes(samples_per_class=4)'"
+            )
+    return found
 
 
 def known(config: Config, accelerator: Accelerator, target: Target, labels: Any) -> Target:

@@ -206,6 +206,12 @@ def test_memory_where_it_makes_no_sense() -> None:
         bb.create_objective("normalized_softmax", num_classes=3, dim=4, memory=8)
     with pytest.raises(ValueError, match="negative"):
         bb.create_objective("supcon", memory=-1)
+    with pytest.raises(ValueError, match="first two items of each class"):
+        bb.create_objective("n_pairs", memory=8)
+    with pytest.raises(ValueError, match="takes no references"):
+        bb.create_objective("supcon", memory=8)(*batch(), *batch())
+    with pytest.raises(ValueError, match="takes no memory and no references"):
+        bb.create_objective("lifted_structure", mining="multi_similarity")(*batch(), *batch())
 
 
 # ---- miners that draw

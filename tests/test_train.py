@@ -479,6 +479,28 @@ def test_embedded_captions_are_labels_in_a_file(tmp_path: Path) -> None:
     assert np.isfinite(result["table"]["after"]["mean_label_distance_at_10"])
 
 
+@pytest.mark.parametrize(
+    ("changes", "note"),
+    [
+        (
+            ["--objective.loss", "triplet", "--sampler.name", "random", "--sampler.batch_size", "8"],
+            "random batches of 8 have 2.",
+        ),
+        (["--objective.loss", "triplet", "--sampler.name", "classes(samples_per_class=4)"], None),
+        (["--objective.loss", "triplet", "--sampler.name", "random", "--sampler.batch_size", "60"], None),
+        (["--objective.loss", "pd_loss", "--sampler.name", "random"], None),
+        (["--objective.loss", "sphereface"], "sphereface reads the length of embeddings"),
+        (["--objective.loss", "sphereface", "--embedder.normalize", "false"], None),
+    ],
+)
+def test_what_was_hardly_meant_is_said(
+    changes: list[str], note: str | None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe.start(tiny(tmp_path / "run", *changes))
+    said = capsys.readouterr().out
+    assert f"note: {note}" in said if note else "note:" not in said
+
+
 def test_class_mean_proxies_start_at_the_means(tmp_path: Path) -> None:
     frozen = ["--embedder.freeze_batch_norm", "true", "--optimizer.epochs", "0"]
     config = tiny(tmp_path / "run", "--objective.proxy_init", "class_mean", *frozen)

@@ -76,6 +76,7 @@ class LossFacts:
         classes_only: whether items must have a class each, beyond being the same or different.
         label_sets: whether, of a loss with `classes_only`, items may also have sets of labels (multi-hot).
         proxy_init: how proxies start unless told otherwise, `random` or `class_mean`.
+        takes_memory: whether keys of earlier batches change anything.
         proxy_rate: learning rate of what the loss learns unless told otherwise, as a multiple of the network's.
         any_proxies: whether proxies may have labels of any kind (`proxy_codes`), not one class each.
         weighted_by: an option with which the loss reads the value of label distances, whatever `reads` says.
@@ -100,6 +101,7 @@ class LossFacts:
     classes_only: bool = False
     label_sets: bool = False
     proxy_init: Literal["random", "class_mean"] = "random"
+    takes_memory: bool = True
     proxy_rate: float = 100.0
     any_proxies: bool = False
     weighted_by: str | None = None

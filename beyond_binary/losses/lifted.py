@@ -59,6 +59,10 @@ def lifted_structure(pairs: Pairs, *, margin: float = 1.0) -> Tensor:
     then = functools.partial(_lifted, margin=margin)
     if pairs.k is pairs.q:
         return against_negatives(pairs, -1.0, then)
+    if pairs.block.miner is not None:
+        raise ValueError(
+            "lifted_structure with mining takes no memory and no references: it reads pairs from both ends"
+        )
     other = pairs.swapped().reduce(_push)
     return against_negatives(pairs, -1.0, then, extra=(other,))
 
@@ -84,6 +88,7 @@ def _lifted(own: Tensor, same: Same, other: Tensor | None = None, *, margin: flo
     x="similarity",
     geometry="dot",
     form="pairs",
+    takes_memory=False,
     scale_free=False,
     paper="Sohn: Improved Deep Metric Learning with Multi-class N-pair Loss Objective, NeurIPS 2016",
 )

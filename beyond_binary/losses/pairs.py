@@ -120,6 +120,7 @@ def snr_contrastive(
     x="distance",
     geometry="euclidean(normalize=True)",
     per_row="beta",
+    proxy_rate=1.0,
     in_place=in_place.margin,
     paper="Wu, Manmatha, Smola, Kraehenbuehl: Sampling Matters in Deep Embedding Learning, ICCV 2017",
 )
