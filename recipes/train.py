@@ -212,6 +212,17 @@ def notes(config: Config, train: Items, objective: Objective) -> list[str]:
                 f"random batches of {size} have {pairs:.1f} pairs of the same class, all that {loss} can draw together; "
                 "give --sampler.name 'classes(samples_per_class=4)'"
             )
+    if loss == "soft_contrastive":
+        some = np.random.default_rng(0).permutation(len(train))[:64]
+        ids = torch.as_tensor(train.ids[some])
+        code = objective.target.encode(train.labels[some], torch.randn(len(some), 2))
+        y = objective.target.distance(code, code)[ids != ids[:, None]].double()
+        middle, sigma = float(y.square().median()), config.objective.options.get("sigma", 1.0)
+        if not 0.05 < middle / sigma < 20:
+            found.append(
+                f"sigma {sigma:g} is far from the squared label distances, whose median is {middle:.3g}: all pairs are "
+                f"different, or all the same; give --objective.options '{{sigma: {middle / 3:.2g}}}'"
+            )
     return found
 
 

@@ -479,6 +479,9 @@ def test_embedded_captions_are_labels_in_a_file(tmp_path: Path) -> None:
     assert np.isfinite(result["table"]["after"]["mean_label_distance_at_10"])
 
 
+POSES = ["--data.source", "embedded:figures", "--data.rows", "[60,20]", "--objective.loss", "soft_contrastive"]
+
+
 @pytest.mark.parametrize(
     ("changes", "note"),
     [
@@ -489,6 +492,9 @@ def test_embedded_captions_are_labels_in_a_file(tmp_path: Path) -> None:
         (["--objective.loss", "triplet", "--sampler.name", "classes(samples_per_class=4)"], None),
         (["--objective.loss", "triplet", "--sampler.name", "random", "--sampler.batch_size", "60"], None),
         (["--objective.loss", "pd_loss", "--sampler.name", "random"], None),
+        ([*POSES, "--objective.target", "scaled('pose', factor=1000)"], "sigma 1 is far from the squared label"),
+        (POSES, "sigma 1 is far from the squared label"),
+        ([*POSES, "--objective.options", "{sigma: 0.001}"], None),
         (["--objective.loss", "sphereface"], "sphereface reads the length of embeddings"),
         (["--objective.loss", "sphereface", "--embedder.normalize", "false"], None),
     ],
