@@ -157,7 +157,7 @@ class OptimizerConfig:
         layer_decay: Factor on the learning rate from each layer of a tower to the one below it; 1: all alike.
         head_lr: Learning rate of the head; unset: that of the trunk.
         proxy_lr: Learning rate of what the loss learns (proxies); unset: 100 times that of the trunk, 2000 times for mean
-            fields, as in their paper.
+            fields, as in their paper, and the trunk's own for the boundary of the margin loss.
         weight_decay: Weight decay of matrices in trunk and head (not of biases, norms or proxies).
         epochs: Passes over the training set.
         warmup: Share of all steps over which the learning rate rises from 0.

@@ -179,9 +179,11 @@ def encode_as_in_training(
     of `batch_size` items on all processes together, are random: those of a single class would have its statistics.
     """
     order = np.random.default_rng(seed).permutation(len(images))
-    whole = Picked(images, np.resize(order, -(-len(images) // batch_size) * batch_size))
+    own = max(1, batch_size // distributed.world_size())
+    together = own * distributed.world_size()
+    whole = Picked(images, np.resize(order, -(-len(images) // together) * together))  # no batch is smaller
     with towers.batch_statistics(embedder):
-        z = encode(embedder, whole, accelerator, max(1, batch_size // distributed.world_size()))
+        z = encode(embedder, whole, accelerator, own)
     return z[: len(images)][np.argsort(order)]
 
 

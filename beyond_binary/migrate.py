@@ -297,7 +297,7 @@ PEERS: Mapping[str, Peer] = {
     ),
 }
 OTHER: Mapping[str, str] = {
-    "CrossBatchMemory": "`create_objective(..., memory=1024)`",
+    "CrossBatchMemory": "`create_objective(..., memory=1024)`, which counts once it is full",
     "GenericPairLoss": "a function `(x, y, valid) -> (value, count)`, see concepts.md",
     "IntraPairVarianceLoss": "`tuplet_margin`, its option `variance_weight`",
     "LargeMarginSoftmaxLoss": "no peer with unnormalised weights; `sphereface` with normalised ones",

@@ -228,7 +228,8 @@ class Objective(nn.Module):
                 self.proxies.check(queries)
         if self.memory is not None and keys is not None:
             raise ValueError(
-                "an objective with a memory compares a batch with itself and with that; it takes no references"
+                "an objective with a memory compares a batch with itself and what came before; leave out memory= "
+                "or the references (ClipCriterion: across=False)"
             )
         together = self.gather and keys is None and distributed.world_size() > 1
         counts = distributed.sizes(len(queries), queries.z.device) if together else []
@@ -441,8 +442,8 @@ def create_objective(
         boundary = Boundary(num_classes=num_classes, **own)
     if memory and (facts.keys == "proxy" or memory < 0):
         raise ValueError(f"{loss} compares with proxies and takes no memory" if memory > 0 else "memory is negative")
-    if memory and not facts.takes_memory:
-        raise ValueError(f"{loss} compares the first two items of each class of a batch, which no memory changes")
+    if memory and mining is not None and facts.both_ends:
+        raise ValueError(f"{loss} reads pairs from both ends and takes a memory or mining, not both; leave one out")
     if mining is not None and facts.needs_proxies:
         raise ValueError(f"{loss} takes no mining: it compares with proxies")
     if block is not None and block < 1:

@@ -225,10 +225,11 @@ def merged(trunk: nn.Module) -> nn.Module:
 @contextmanager
 def batch_statistics(module: nn.Module) -> Iterator[None]:
     """BatchNorm layers that would in training read the statistics of the batch also in evaluation mode."""
-    training = module.training
+    modes = [(m, m.training) for m in module.modules()]
     module.train()
-    live = [m for m in module.modules() if isinstance(m, _BatchNorm) and m.training]
-    module.train(training)
+    live = [m for m, _ in modes if isinstance(m, _BatchNorm) and m.training]
+    for m, training in modes:
+        m.training = training
     kept = [(m, m.running_mean, m.running_var) for m in live]
     for m in live:
         m.running_mean = m.running_var = None

@@ -53,7 +53,7 @@ FIELDS = {
     "scale_free": "unchanged when all embeddings are scaled",
     "any_proxies": "takes proxies with labels of any kind (`proxy_codes=`)",
     "proxy_init": "proxies start as",
-    "proxy_rate": "learning rate of proxies, times the network's",
+    "proxy_rate": "learning rate of what it learns, times the network's",
     "label_sets": "takes sets of labels, too",
     "weighted_by": "reads the value of label distances, too, with",
 }
@@ -264,7 +264,8 @@ def facts_table(loss: Loss, readable: Mapping[str, dict[str, Any]]) -> str:
     for field in dataclasses.fields(facts):
         value = getattr(facts, field.name)
         if field.name not in known and value not in (None, field.default):
-            shown = {True: "yes", False: "no"}.get(value, f"`{value}`") if not callable(value) else "yes"
+            plain = not isinstance(value, bool) and not callable(value)
+            shown = f"`{value}`" if plain else "yes" if value else "no"
             rows.append((FIELDS.get(field.name, field.name.replace("_", " ")), shown))
     return table(("", ""), rows)
 

@@ -171,11 +171,11 @@ def set_up(config: Config, accelerator: Accelerator) -> Setup:
         world_size=accelerator.num_processes,
         rank=accelerator.process_index,
     )
-    met = len(sampler) * config.sampler.batch_size * config.optimizer.epochs
-    if config.objective.memory > met > 0:
+    met = len(sampler) * config.sampler.batch_size * config.optimizer.epochs * (2 if embedder.trains_text else 1)
+    if config.objective.memory >= met > 0:
         raise ValueError(
-            f"objective.memory {config.objective.memory} never fills, and counts only once it is full: "
-            f"{config.optimizer.epochs} epochs have {met} embeddings"
+            f"objective.memory {config.objective.memory} counts only once it is full, and {config.optimizer.epochs} epochs "
+            f"have {met} embeddings; take a smaller one or more epochs"
         )
     for note in notes(config, train, objective):
         accelerator.print(f"note: {note}")
@@ -204,7 +204,8 @@ def notes(config: Config, train: Items, objective: Objective) -> list[str]:
     if objective.facts.per_row == "norm" and config.embedder.normalize:
         found.append(f"{loss} reads the length of embeddings, and all have length 1; give --embedder.normalize false")
     between_items = objective.facts.keys == objective.facts.rows == "item"
-    if between_items and isinstance(objective.target, Classes) and config.sampler.name.startswith("random"):
+    alone = isinstance(objective.target, Classes) and config.sampler.name.startswith("random") and len(train) > 1
+    if between_items and alone and objective.memory is None:
         each = np.unique(train.labels, return_counts=True)[1]
         pairs = size * (size - 1) / 2 * float((each * (each - 1)).sum()) / (len(train) * (len(train) - 1))
         if pairs < FEW_PAIRS:
@@ -214,11 +215,11 @@ def notes(config: Config, train: Items, objective: Objective) -> list[str]:
             )
     if loss == "soft_contrastive":
         some = np.random.default_rng(0).permutation(len(train))[:64]
-        ids = torch.as_tensor(train.ids[some])
-        code = objective.target.encode(train.labels[some], torch.randn(len(some), 2))
-        y = objective.target.distance(code, code)[ids != ids[:, None]].double()
-        middle, sigma = float(y.square().median()), config.objective.options.get("sigma", 1.0)
-        if not 0.05 < middle / sigma < 20:
+        code = objective.target.encode(train.labels[some])
+        y = objective.target.distance(code, code).double()
+        y = y[y > 0]  # of different labels, and known
+        middle, sigma = float(y.square().median()) if len(y) else None, objective.config["options"]["sigma"]
+        if middle is not None and not 0.05 < middle / sigma < 20:
             found.append(
                 f"sigma {sigma:g} is far from the squared label distances, whose median is {middle:.3g}: all pairs are "
                 f"different, or all the same; give --objective.options '{{sigma: {middle / 3:.2g}}}'"

@@ -55,7 +55,7 @@ CHAIN: dict[str, tuple[Callable[[], Target | str], np.ndarray]] = {
 
 def losses(target: Target) -> list[tuple[str, dict[str, Any]]]:
     """A loss that reads as much of the distances as there is, and one that remembers earlier batches."""
-    return [("log_ratio" if target.gives == "magnitude" else "supcon", {}), ("rank_n_contrast", {"memory": 16})]
+    return [("log_ratio" if target.gives == "magnitude" else "supcon", {}), ("rank_n_contrast", {"memory": 12})]
 
 
 def objectives(name: str, **options: Any) -> list[bb.Objective]:

@@ -194,11 +194,13 @@ def test_memory_knows_an_item_by_its_id() -> None:
 
 
 def test_memory_travels_with_the_state() -> None:
-    one, two = (bb.create_objective("supcon", memory=8) for _ in range(2))
+    one, two = (bb.create_objective("supcon", memory=20) for _ in range(2))
     one(*batch())
     two.load_state_dict(one.state_dict())
-    z, labels = batch()
-    assert one(z, labels).equal(two(z, labels))
+    for _ in range(3):  # half full, full, and with some forgotten
+        z, labels = batch()
+        assert one(z, labels).equal(two(z, labels))
+    assert one.memory.points() is not None
 
 
 def test_memory_where_it_makes_no_sense() -> None:
@@ -206,11 +208,11 @@ def test_memory_where_it_makes_no_sense() -> None:
         bb.create_objective("normalized_softmax", num_classes=3, dim=4, memory=8)
     with pytest.raises(ValueError, match="negative"):
         bb.create_objective("supcon", memory=-1)
-    with pytest.raises(ValueError, match="first two items of each class"):
-        bb.create_objective("n_pairs", memory=8)
-    with pytest.raises(ValueError, match="takes no references"):
+    with pytest.raises(ValueError, match="a memory or mining, not both"):
+        bb.create_objective("lifted_structure", memory=8, mining="multi_similarity")
+    with pytest.raises(ValueError, match="leave out memory="):
         bb.create_objective("supcon", memory=8)(*batch(), *batch())
-    with pytest.raises(ValueError, match="takes no memory and no references"):
+    with pytest.raises(ValueError, match="mining or references"):
         bb.create_objective("lifted_structure", mining="multi_similarity")(*batch(), *batch())
 
 

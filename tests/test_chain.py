@@ -53,7 +53,7 @@ def test_losses_with_and_without_a_memory_learn_from_batches_that_labels_choose(
                 optimizer.step()
         if objective.memory is not None:
             assert objective.memory.seen == 6 * 12
-            assert len(objective.memory.points() or ()) == 16
+            assert len(objective.memory.points() or ()) == 12
 
 
 @every_target

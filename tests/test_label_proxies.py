@@ -47,7 +47,7 @@ def loop_gap(z: Tensor, w: Tensor, y: np.ndarray, bandwidth: float, skip_diagona
 def test_pd_loss_weighs_pairs_by_label_distance(block: int | None) -> None:
     labels, own = draw(20, 2, seed=1), draw(6, 2, seed=2)
     objective = bb.create_objective(
-        "pd_loss", target="euclidean", proxy_codes=own, dim=5, bandwidth=0.8, gap_floor=1e-6, block=block
+        "pd_loss", target="euclidean", proxy_codes=own, dim=5, bandwidth=0.8, d_floor=1e-6, block=block
     ).double()
     z = (unit(labels @ draw(2, 5, seed=3)) + 0.3 * draw(20, 5, seed=4)).requires_grad_()
     with torch.no_grad():

@@ -448,7 +448,7 @@ def test_a_memory_forgets_what_is_not_finite_and_moves_with_its_state() -> None:
     [
         ("supcon", {"temperature": 0.0}), ("supcon", {"temperature": -1.0}), ("tuplet_margin", {"scale": -3.0}),
         ("fastap", {"bins": 0}), ("histogram", {"steps": 0}), ("multi_similarity", {"beta": 0.0}),
-        ("soft_contrastive", {"sigma": 0.0}), ("arcface", {"centers": 0}), ("d_loss", {"gap_floor": 0.0}),
+        ("soft_contrastive", {"sigma": 0.0}), ("arcface", {"centers": 0}), ("d_loss", {"d_floor": 0.0}),
     ],
 )  # fmt: skip
 def test_options_that_would_divide_by_nothing_are_refused(loss: str, options: dict[str, Any]) -> None:

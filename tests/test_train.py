@@ -274,7 +274,7 @@ def test_a_memory_of_earlier_batches_trains(tmp_path: Path) -> None:
     assert int(setup.objective.memory.seen) == 0  # trying the loss out leaves nothing there
     result = recipe.fit(config, setup, run, accelerator)
     assert int(setup.objective.memory.seen) == result["steps"] * config.sampler.batch_size
-    with pytest.raises(ValueError, match="memory 5000 never fills"):
+    with pytest.raises(ValueError, match="memory 5000 counts only once it is full, and 1 epochs have 96"):
         recipe.start(
             tiny(
                 tmp_path / "other",
@@ -493,6 +493,20 @@ POSES = ["--data.source", "embedded:figures", "--data.rows", "[60,20]", "--objec
         (["--objective.loss", "triplet", "--sampler.name", "random", "--sampler.batch_size", "60"], None),
         (["--objective.loss", "pd_loss", "--sampler.name", "random"], None),
         ([*POSES, "--objective.target", "scaled('pose', factor=1000)"], "sigma 1 is far from the squared label"),
+        (["--objective.loss", "soft_contrastive", "--objective.target", "estimated(weight=0.5)"], None),
+        (
+            [
+                "--objective.loss",
+                "d_loss",
+                "--sampler.name",
+                "random",
+                "--sampler.batch_size",
+                "8",
+                "--objective.memory",
+                "64",
+            ],
+            None,
+        ),
         (POSES, "sigma 1 is far from the squared label"),
         ([*POSES, "--objective.options", "{sigma: 0.001}"], None),
         (["--objective.loss", "sphereface"], "sphereface reads the length of embeddings"),
@@ -595,7 +609,7 @@ def test_embeddings_are_judged_as_the_objective_compares_them(
     assert expected != bb.evaluate(z, setup.splits.query.labels, geometry="euclidean") or geometry == "euclidean"
 
 
-@pytest.mark.parametrize(("loss", "times"), [("proxy_anchor", 100), ("margin", 100), ("mean_field_contrastive", 2000)])
+@pytest.mark.parametrize(("loss", "times"), [("proxy_anchor", 100), ("margin", 1), ("mean_field_contrastive", 2000)])
 def test_what_a_loss_learns_has_a_multiple_of_the_learning_rate(tmp_path: Path, loss: str, times: int) -> None:
     config = tiny(tmp_path / "run", "--objective.loss", loss, "--optimizer.lr", "0.001")
     setup, *_ = recipe.start(config)

@@ -36,7 +36,7 @@ Build = TypeVar("Build", bound=Callable[..., Any])
 
 LOSSES = Registry("loss")
 POSITIVE = frozenset({
-    "temperature", "scale", "sigma", "bandwidth", "gamma", "la", "bins", "steps", "centers", "gap_floor", "embedding_power",
+    "temperature", "scale", "sigma", "bandwidth", "gamma", "la", "bins", "steps", "centers", "d_floor", "embedding_power",
     "label_power", "label_floor", "anneal_base",
 })  # fmt: skip
 """Options that no loss can take at 0 or below."""
@@ -76,7 +76,7 @@ class LossFacts:
         classes_only: whether items must have a class each, beyond being the same or different.
         label_sets: whether, of a loss with `classes_only`, items may also have sets of labels (multi-hot).
         proxy_init: how proxies start unless told otherwise, `random` or `class_mean`.
-        takes_memory: whether keys of earlier batches change anything.
+        both_ends: whether a pair is read from its key as well, so that a miner cannot go with other keys than the batch.
         proxy_rate: learning rate of what the loss learns unless told otherwise, as a multiple of the network's.
         any_proxies: whether proxies may have labels of any kind (`proxy_codes`), not one class each.
         weighted_by: an option with which the loss reads the value of label distances, whatever `reads` says.
@@ -101,7 +101,7 @@ class LossFacts:
     classes_only: bool = False
     label_sets: bool = False
     proxy_init: Literal["random", "class_mean"] = "random"
-    takes_memory: bool = True
+    both_ends: bool = False
     proxy_rate: float = 100.0
     any_proxies: bool = False
     weighted_by: str | None = None

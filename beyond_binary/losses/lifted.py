@@ -29,6 +29,7 @@ from .groups import by_class, equal_ids
 
 @register_loss(
     "lifted_structure",
+    both_ends=True,
     reads="same",
     x="distance",
     geometry="euclidean",
@@ -60,9 +61,7 @@ def lifted_structure(pairs: Pairs, *, margin: float = 1.0) -> Tensor:
     if pairs.k is pairs.q:
         return against_negatives(pairs, -1.0, then)
     if pairs.block.miner is not None:
-        raise ValueError(
-            "lifted_structure with mining takes no memory and no references: it reads pairs from both ends"
-        )
+        raise ValueError("lifted_structure reads pairs from both ends: give mining or references (a memory), not both")
     other = pairs.swapped().reduce(_push)
     return against_negatives(pairs, -1.0, then, extra=(other,))
 
@@ -88,7 +87,6 @@ def _lifted(own: Tensor, same: Same, other: Tensor | None = None, *, margin: flo
     x="similarity",
     geometry="dot",
     form="pairs",
-    takes_memory=False,
     scale_free=False,
     paper="Sohn: Improved Deep Metric Learning with Multi-class N-pair Loss Objective, NeurIPS 2016",
 )

@@ -43,7 +43,7 @@ def pd_loss(
     pairs: Pairs,
     *,
     form: Form = "neg_log",
-    gap_floor: float = 0.1,
+    d_floor: float = 0.1,
     variance_floor: float = 1e-6,
     bandwidth: float | None = None,
 ) -> Tensor:
@@ -70,9 +70,10 @@ def pd_loss(
     Args:
         pairs: items against proxies.
         form: what is made of `d = (mu_gen - mu_imp) / sqrt(var_gen + var_imp)`: `-log d` (published), `1 / d` or `-d`.
-        gap_floor: below this d `-log d` and `1 / d` go on as their tangents, so that a gap of 0 or less still has a
+        d_floor: below this d `-log d` and `1 / d` go on as their tangents, so that a gap of 0 or less still has a
             gradient.
-        variance_floor: added to the summed variances; 0 lets the loss fall without bound as both spreads vanish.
+        variance_floor: added to the summed variances; 0 lets the loss fall without bound as both spreads vanish (NaN
+            where all scores are equal).
         bandwidth: label distance within which a pair is mostly genuine, in the target's unit; None: pairs are either.
 
     Returns:
@@ -81,22 +82,22 @@ def pd_loss(
     genuine, impostor = score_moments(pairs, bandwidth) if _read_scores(pairs) else _proxy_moments(pairs)
     some = (genuine[0] > 0) & (impostor[0] > 0)
     variance = torch.where(some, genuine[2] + impostor[2], 1)
-    loss = decidability(form, genuine[1] - impostor[1], variance, gap_floor, variance_floor)
+    loss = decidability(form, genuine[1] - impostor[1], variance, d_floor, variance_floor)
     return torch.where(some, loss, 0).to(pairs.q.z.dtype)
 
 
-def decidability(form: Form, gap: Tensor, variance: Tensor, gap_floor: float, variance_floor: float) -> Tensor:
+def decidability(form: Form, gap: Tensor, variance: Tensor, d_floor: float, variance_floor: float) -> Tensor:
     """`-log d`, `1 / d` or `-d` for `d = gap / sqrt(variance + variance_floor)`.
 
-    Below `gap_floor` the first two go on as their tangents in d. It bounds d, not the gap: with a bound on the gap, scores
+    Below `d_floor` the first two go on as their tangents in d. It bounds d, not the gap: with a bound on the gap, scores
     that all draw together would lose a bounded amount there and gain without end by `log(variance)`, and every embedding
     would collapse to one point.
     """
     d = gap / (variance + variance_floor).sqrt()
     if form == "neg":
         return -d
-    below, above = (gap_floor - d).clamp_min(0) / gap_floor, d.clamp_min(gap_floor)
-    return below - above.log() if form == "neg_log" else 1 / above + below / gap_floor
+    below, above = (d_floor - d).clamp_min(0) / d_floor, d.clamp_min(d_floor)
+    return below - above.log() if form == "neg_log" else 1 / above + below / d_floor
 
 
 @register_loss(
@@ -112,7 +113,7 @@ def d_loss(
     pairs: Pairs,
     *,
     form: Form = "neg_log",
-    gap_floor: float = 0.1,
+    d_floor: float = 0.1,
     variance_floor: float = 1e-4,
     warn_below: int = 30,
     bandwidth: float | None = None,
@@ -138,8 +139,9 @@ def d_loss(
     Args:
         pairs: the block of pairs.
         form: what is made of d'.
-        gap_floor: below this d' `-log d'` and `1 / d'` go on as their tangents.
-        variance_floor: added to the mean of the variances; 0 lets the loss fall without bound as both spreads vanish.
+        d_floor: below this d' `-log d'` and `1 / d'` go on as their tangents.
+        variance_floor: added to the mean of the variances; 0 lets the loss fall without bound as both spreads vanish (NaN
+            where all scores are equal).
         warn_below: warn, once in a process, if one of the first 20 batches with gradients has fewer genuine pairs than
             this. 0: never.
         bandwidth: label distance within which a pair is mostly genuine, in the target's unit; None: pairs are either.
@@ -153,7 +155,7 @@ def d_loss(
     some = (genuine[0] > 0) & (impostor[0] > 0)
     gap = genuine[1] - impostor[1]
     variance = torch.where(some, (genuine[2] + impostor[2]) / 2, 1)
-    loss = decidability(form, gap, variance, gap_floor, variance_floor)
+    loss = decidability(form, gap, variance, d_floor, variance_floor)
     return torch.where(some, loss, 0).to(pairs.q.z.dtype)
 
 
@@ -170,7 +172,7 @@ def few_genuine(count: Tensor, enough: int) -> None:
         _looks[0] = 0
         warnings.warn(
             f"d_loss estimates variances from {int(count)} genuine pairs, fewer than {enough}; draw batches of classes "
-            "times items (sampler 'classes'), so that each class comes several times, or take a memory",
+            "times items (sampler 'classes'), so that each class comes several times",
             stacklevel=2,
         )
 

@@ -17,7 +17,7 @@ def made(form: str, gap: float, variance: float, f: float) -> float:
     return -math.log(d) if d > f else -math.log(f) + (f - d) / f
 
 
-def pd_loss(q: Batch, k: Batch, form: str = "neg_log", gap_floor: float = 0.1, variance_floor: float = 1e-6) -> float:
+def pd_loss(q: Batch, k: Batch, form: str = "neg_log", d_floor: float = 0.1, variance_floor: float = 1e-6) -> float:
     """Silva et al. 2025: -log(mu_gen - mu_imp) + log(var_gen + var_imp) / 2."""
     genuine, impostor = [], []
     for z, label in zip(q.z, q.label, strict=True):
@@ -27,14 +27,14 @@ def pd_loss(q: Batch, k: Batch, form: str = "neg_log", gap_floor: float = 0.1, v
         return 0.0
     gap = mean(genuine) - mean(impostor)
     spread = sum(mean([(s - mean(part)) ** 2 for s in part]) for part in (genuine, impostor))
-    return made(form, gap, spread + variance_floor, gap_floor)
+    return made(form, gap, spread + variance_floor, d_floor)
 
 
 def d_loss(
     q: Batch,
     k: Batch,
     form: str = "neg_log",
-    gap_floor: float = 0.1,
+    d_floor: float = 0.1,
     variance_floor: float = 1e-4,
     warn_below: int = 0,
 ) -> float:
@@ -47,17 +47,17 @@ def d_loss(
         return 0.0
     gap = mean(genuine) - mean(impostor)
     variance = sum(mean([(s - mean(part)) ** 2 for s in part]) for part in (genuine, impostor)) / 2 + variance_floor
-    return made(form, gap, variance, gap_floor)
+    return made(form, gap, variance, d_floor)
 
 
 ORACLES = [pd_loss, d_loss]
 CASES: list[Case] = [
     Case("pd_loss"),
-    Case("pd_loss", {"gap_floor": 3.0, "variance_floor": 1e-3}),
+    Case("pd_loss", {"d_floor": 3.0, "variance_floor": 1e-3}),
     Case("pd_loss", {"form": "inverse", "variance_floor": 1e-2}),
     Case("pd_loss", {"form": "neg", "variance_floor": 1e-2}),
     Case("d_loss"),
-    Case("d_loss", {"form": "inverse", "gap_floor": 0.3, "variance_floor": 1e-2}),
+    Case("d_loss", {"form": "inverse", "d_floor": 0.3, "variance_floor": 1e-2}),
     Case("d_loss", {"form": "neg", "variance_floor": 1e-2}),
-    Case("d_loss", {"gap_floor": 3.0}),
+    Case("d_loss", {"d_floor": 3.0}),
 ]
