@@ -47,6 +47,7 @@ def test_an_interval_is_students() -> None:
     low, high = stats.t.interval(0.95, 3, loc=np.mean(values), scale=stats.sem(values))
     assert (mean - half, mean + half) == pytest.approx((low, high))
     assert np.isnan(pages.interval([1.0])[1])
+    assert pages.shown([np.inf, np.inf]) == "inf"  # decidability of the oracle
 
 
 def result(after: float, before: float = 0.0) -> dict[str, Any]:

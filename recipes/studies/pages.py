@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -22,8 +23,8 @@ LEVELS = {
 
 
 def interval(values: Sequence[float]) -> tuple[float, float]:
-    """Mean and half the width of its 95 % interval (Student's t), which is NaN for a single value."""
-    if len(values) < 2:
+    """Mean and half the width of its 95 % interval (Student's t), which is NaN for a single value or infinite ones."""
+    if len(values) < 2 or not all(map(math.isfinite, values)):
         return statistics.fmean(values), float("nan")
     spread = statistics.stdev(values) / len(values) ** 0.5
     return statistics.fmean(values), float(stats.t.ppf(0.975, len(values) - 1)) * spread
@@ -151,11 +152,12 @@ def draw_questions(page: Path, asked: Mapping[str, Sequence[str]], metric: str, 
         return []
     rows = [len(names) + 1.5 for names in asked.values()]
     figure = Figure(figsize=(8, 0.28 * sum(rows) + 0.6), layout="constrained")
+    top = max(max(scores(results, name, metric).values()) for names in asked.values() for name in names)
     grid = figure.subplots(len(asked), 1, sharex=True, squeeze=False, height_ratios=rows)[:, 0]
     for axes, (question, names) in zip(grid, asked.items(), strict=True):
         each = [[*scores(results, name, metric).values()] for name in names]
         means, halves = zip(*map(interval, each), strict=True)
-        lines = levels(axes, results, names[0], metric, across=False)
+        lines = levels(axes, results, names[0], metric, top, across=False)
         axes.errorbar(means, [*range(len(names))], xerr=halves, fmt="D", ms=6, capsize=4, alpha=0.6)
         axes.set_yticks([*range(len(names))], names)
         axes.set_ylim(-0.7, len(names) - 0.3)
@@ -183,7 +185,9 @@ def draw_curves(
         found = [interval([*scores(results, name, metric).values()]) for name in points.values()]
         means, halves = zip(*found, strict=True)
         axes.errorbar([*points], means, yerr=halves, marker="o", ms=4, capsize=3, label=label)
-    lines = levels(axes, results, next(iter(next(iter(curves.values())).values())), metric, across=True)
+    names = [name for points in curves.values() for name in points.values()]
+    top = max(max(scores(results, name, metric).values()) for name in names)
+    lines = levels(axes, results, names[0], metric, top, across=True)
     axes.set(xscale="log", ylabel=metric.replace("_", " "))
     axes.set_xlabel(f"{axis}\n{lines}", fontsize=8)
     ticks = sorted({x for points in curves.values() for x in points})
@@ -200,11 +204,18 @@ def saved(figure: Any, page: Path, name: str) -> Path:
     return path
 
 
-def levels(axes: Any, results: Runs, name: str, metric: str, *, across: bool) -> str:
-    """Draw where the embedder before training, a random ranking and the oracle stand, as far as known; what is drawn."""
-    drawn = []
+def levels(axes: Any, results: Runs, name: str, metric: str, top: float, *, across: bool) -> str:
+    """Draw where the embedder before training, a random ranking and the oracle stand, as far as known; what is drawn.
+
+    Those beyond twice `top`, the highest score in the picture, would press all others together: they are told in words.
+    """
+    drawn, beyond = [], []
     for level, (colour, words) in LEVELS.items():
         if values := [*scores(results, name, metric, level).values()]:
-            (axes.axhline if across else axes.axvline)(interval(values)[0], color=colour, ls="--", lw=1, zorder=0)
-            drawn.append(words)
-    return f"dashed: {', '.join(drawn)}"
+            place = interval(values)[0]
+            if place > 2 * top:
+                beyond.append(f"; {level} {place:.3g} (not drawn)")
+            else:
+                (axes.axhline if across else axes.axvline)(place, color=colour, ls="--", lw=1, zorder=0)
+                drawn.append(words)
+    return f"dashed: {', '.join(drawn)}{''.join(beyond)}"
