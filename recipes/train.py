@@ -35,6 +35,7 @@ from beyond_binary.judge import Judge, captions_of, class_numbers, encode, encod
 from beyond_binary.losses import LOSSES, LossFacts
 from beyond_binary.metrics import higher_is_better
 from beyond_binary.neighbours import shared_neighbours
+from beyond_binary.notes import notes
 from beyond_binary.objective import Objective, create_objective, try_out
 from beyond_binary.optimization import learning_rate, make_optimizer
 from beyond_binary.report import require_matplotlib, write_report
@@ -43,11 +44,7 @@ from beyond_binary.sampling import BatchSampler, create_sampler
 from beyond_binary.targets import Target, create_target, reads_classes
 from beyond_binary.targets.pose import numbers_per_point
 from beyond_binary.targets.tables import Listed
-from beyond_binary.targets.vectors import Classes
 from beyond_binary.tracking import track, tracker_installed
-
-FEW_PAIRS = 10
-"""Fewer pairs of the same class than that in a batch on average are worth a note."""
 
 
 class TrainModule(nn.Module):
@@ -196,35 +193,6 @@ def set_up(config: Config, accelerator: Accelerator) -> Setup:
     )
     optimizer = make_optimizer(config.optimizer, embedder, objective)
     return Setup(splits, [b.name for b in bad], embedder, objective, judge, sampler, data, loader, optimizer)
-
-
-def notes(config: Config, train: Items, objective: Objective) -> list[str]:
-    """What runs, but is hardly what was meant."""
-    found, size, loss = [], config.sampler.batch_size, config.objective.loss
-    if objective.facts.per_row == "norm" and config.embedder.normalize:
-        found.append(f"{loss} reads the length of embeddings, and all have length 1; give --embedder.normalize false")
-    between_items = objective.facts.keys == objective.facts.rows == "item"
-    alone = isinstance(objective.target, Classes) and config.sampler.name.startswith("random") and len(train) > 1
-    if between_items and alone and objective.memory is None:
-        each = np.unique(train.labels, return_counts=True)[1]
-        pairs = size * (size - 1) / 2 * float((each * (each - 1)).sum()) / (len(train) * (len(train) - 1))
-        if pairs < FEW_PAIRS:
-            found.append(
-                f"random batches of {size} have {pairs:.1f} pairs of the same class, all that {loss} can draw together; "
-                "give --sampler.name 'classes(samples_per_class=4)'"
-            )
-    if loss == "soft_contrastive":
-        some = np.random.default_rng(0).permutation(len(train))[:64]
-        code = objective.target.encode(train.labels[some])
-        y = objective.target.distance(code, code).double()
-        y = y[y > 0]  # of different labels, and known
-        middle, sigma = float(y.square().median()) if len(y) else None, objective.config["options"]["sigma"]
-        if middle is not None and not 0.05 < middle / sigma < 20:
-            found.append(
-                f"sigma {sigma:g} is far from the squared label distances, whose median is {middle:.3g}: all pairs are "
-                f"different, or all the same; give --objective.options '{{sigma: {middle / 3:.2g}}}'"
-            )
-    return found
 
 
 def known(config: Config, accelerator: Accelerator, target: Target, labels: Any) -> Target:
