@@ -102,16 +102,8 @@ def pair_chart(name: str, title: str, x: np.ndarray, y: np.ndarray, label: str) 
 
 def pair_picture(x: np.ndarray, same: np.ndarray, label: str) -> bytes:
     """Histograms of what genuine and impostor pairs score [n], as a PNG on white."""
-    require_matplotlib()
-    import matplotlib
-    from matplotlib.figure import Figure
-
-    buffer = io.BytesIO()
-    with matplotlib.rc_context(cast(Any, STYLE)):
-        figure = Figure(figsize=(5.5, 3.2), layout="constrained")
-        _pairs(figure.subplots(), f"{same.sum():,} genuine pairs, {(~same).sum():,} impostors", x, 1.0 - same, label)
-        figure.savefig(buffer, format="png", dpi=150, facecolor="white", metadata={"Software": None})
-    return buffer.getvalue()
+    title = f"{same.sum():,} genuine pairs, {(~same).sum():,} impostors"
+    return _png((5.5, 3.2), 150, lambda figure: _pairs(figure.subplots(), title, x, 1.0 - same, label))
 
 
 def _pairs(axes: Any, title: str, x: np.ndarray, y: np.ndarray, label: str) -> None:
@@ -210,18 +202,14 @@ def distance_picture(
         place: points of a plane [n 2] by "before" and "after".
         colours: of these points [n 3].
     """
-    import matplotlib
-    from matplotlib.figure import Figure
 
-    buffer = io.BytesIO()
-    with matplotlib.rc_context(cast(Any, STYLE)):
-        figure = Figure(figsize=(8, 6.4), layout="constrained")
+    def draw(figure: Figure) -> None:
         axes: Any = figure.subplots(2, 2)
         for column, name in enumerate(("before", "after")):
             _density(axes[0, column], f"{name} training", x[name], y, label, name)
             _map(axes[1, column], f"map {name} training, coloured by label", place[name], colours)
-        figure.savefig(buffer, format="png", dpi=110, facecolor="white", metadata={"Software": None})
-    return buffer.getvalue()
+
+    return _png((8, 6.4), 110, draw)
 
 
 def training_picture(
@@ -233,20 +221,14 @@ def training_picture(
     levels: Mapping[str, float],
 ) -> bytes:
     """Loss per step beside a metric per epoch, with the levels of other rankings dashed, as a PNG on white."""
-    require_matplotlib()
-    import matplotlib
-    from matplotlib.figure import Figure
-
     words = {"random": "random", "oracle": "best possible"}
-    buffer, every = io.BytesIO(), max(1, len(steps) // 1500)
-    raw, style = np.asarray(loss, dtype=float), cast(Any, STYLE)
-    with matplotlib.rc_context(style):
-        figure = Figure(figsize=(8, 2.8), layout="constrained")
+    every, raw = max(1, len(steps) // 1500), np.asarray(loss, dtype=float)
+    smooth = smoothed(raw, max(1, len(raw) // 20))
+
+    def draw(figure: Figure) -> None:
         left, right = figure.subplots(1, 2)
         left.plot(steps[::every], raw[::every], color=COLOURS["after"], alpha=0.35, linewidth=0.8, label="each step")
-        left.plot(
-            steps[::every], smoothed(raw, max(1, len(raw) // 20))[::every], color=COLOURS["after"], label="smoothed"
-        )
+        left.plot(steps[::every], smooth[::every], color=COLOURS["after"], label="smoothed")
         left.set(xlabel="step", title="loss")
         left.legend(loc="best")
         right.plot(epochs, values, color=COLOURS["after"], marker="o", markersize=3, label="held-out queries")
@@ -256,8 +238,8 @@ def training_picture(
         right.set(xlabel="epoch", title=name)
         right.xaxis.get_major_locator().set_params(integer=True, nbins=6)
         right.legend(loc="best")
-        figure.savefig(buffer, format="png", dpi=150, facecolor="white", metadata={"Software": None})
-    return buffer.getvalue()
+
+    return _png((8, 2.8), 150, draw)
 
 
 def smoothed(values: np.ndarray, window: int) -> np.ndarray:
@@ -282,6 +264,20 @@ def _medians(y: np.ndarray, x: np.ndarray, edges: np.ndarray) -> tuple[np.ndarra
     place = np.digitize(y, edges)
     bins = [i for i in range(1, len(edges)) if np.count_nonzero(place == i) >= 20]
     return (edges[:-1] + edges[1:])[[i - 1 for i in bins]] / 2, np.array([np.median(x[place == i]) for i in bins])
+
+
+def _png(inches: tuple[float, float], dpi: int, draw: Any) -> bytes:
+    """Draw on a fresh figure and return it as a PNG on white."""
+    require_matplotlib()
+    import matplotlib
+    from matplotlib.figure import Figure
+
+    buffer = io.BytesIO()
+    with matplotlib.rc_context(cast(Any, STYLE)):
+        figure = Figure(figsize=inches, layout="constrained")
+        draw(figure)
+        figure.savefig(buffer, format="png", dpi=dpi, facecolor="white", metadata={"Software": None})
+    return buffer.getvalue()
 
 
 def _svg(name: str, inches: tuple[float, float], draw: Any) -> str:
