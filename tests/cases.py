@@ -12,6 +12,7 @@ import torch
 from oracles import CASES, Case
 from torch import Tensor
 from torch.func import functional_call
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from beyond_binary import Objective, create_objective
 from beyond_binary.losses import LOSSES, LossFacts
@@ -27,8 +28,12 @@ def facts_of(case: Case) -> LossFacts:
 
 FIRST = [case for i, case in enumerate(CASES) if case.loss not in {c.loss for c in CASES[:i]}]  # one per loss
 assert len({str(case) for case in CASES}) == len(CASES)
-DERIVED = [case for case in CASES if case.loss != "circle" or case.options.get("detach") is False]
-"""Cases whose gradient is the derivative of their value: not circle, whose weights are constants to the gradient."""
+DERIVED = [
+    case
+    for case in CASES
+    if not (case.loss == "circle" and case.options.get("detach", True)) and "hardness" not in case.options
+]
+"""Cases whose gradient is the derivative of their value: not circle or a hardness, whose weights are constants to the gradient."""
 OF_ITEMS = [case for case in CASES if not facts_of(case).needs_proxies]
 
 
@@ -85,3 +90,19 @@ def oracle(case: Case, z: Tensor, labels: Tensor, proxies: list[Tensor], ids: Te
 
 def batch(z: Tensor, labels: Tensor, ids: Tensor) -> oracles.Batch:
     return oracles.Batch(z.tolist(), labels.tolist(), ids.tolist())
+
+
+class Largest(TorchDispatchMode):
+    """How many numbers the largest float64 tensor holds that is made (labels, proxies' own too, are compared in float32)."""
+
+    numbers = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        made = func(*args, **(kwargs or {}))
+        sizes = [
+            t.numel()
+            for t in torch.utils._pytree.tree_leaves(made)
+            if isinstance(t, Tensor) and t.dtype == torch.double
+        ]
+        self.numbers = max([self.numbers, *sizes])
+        return made

@@ -2,7 +2,7 @@
 
     python tests/mutate.py [--losses NAME ...] [--limit N] [--jobs 2]
 
-The changes are made to the loss's function and to what it calls in its own module, in a temporary copy of the package;
+The changes are made to the loss's function and to what it calls in the folder of losses, in a temporary copy of the package;
 the quick tests of that loss in `test_losses.py` then run against the copy. Changes of sign and missing terms in the
 loss function itself must be noticed; the others are listed for a person to judge. Exit status 1: not so for some loss.
 """
@@ -13,6 +13,8 @@ import argparse
 import ast
 import contextlib
 import copy
+import functools
+import itertools
 import multiprocessing
 import os
 import random
@@ -104,16 +106,29 @@ def losses() -> dict[str, tuple[Path, ast.FunctionDef]]:
     return found
 
 
-def used(function: ast.FunctionDef, module: ast.Module, others: set[str]) -> list[Any]:
-    """The function and what it (or its registration) uses of its own module, directly or not, but for other losses."""
-    there = {n.name: n for n in module.body if isinstance(n, ast.FunctionDef | ast.ClassDef) and n.name not in others}
-    names, seen = [function.name], []
-    while names:
-        name = names.pop(0)
-        if name in there and name not in seen:
-            seen.append(name)
-            names += [n.id for n in ast.walk(there[name]) if isinstance(n, ast.Name)]
-    return [there[name] for name in seen]
+def used(path: Path, function: ast.FunctionDef, others: set[str]) -> list[tuple[Path, Any]]:
+    """The function and what it (or its registration) uses in the folder of losses, directly or not; not other losses.
+
+    Each with its file."""
+    wanted, seen = [(path, function.name)], []
+    while wanted:
+        file, name = wanted.pop(0)
+        there, elsewhere = names_of(file)
+        if name in there and name not in others and (file, there[name]) not in seen:
+            seen.append((file, there[name]))
+            wanted += [(file, n.id) for n in ast.walk(there[name]) if isinstance(n, ast.Name)]
+        elif name in elsewhere:
+            wanted.append((elsewhere[name], name))
+    return seen
+
+
+@functools.cache
+def names_of(path: Path) -> tuple[dict[str, Any], dict[str, Path]]:
+    """What a module defines, and the files of what it imports from modules beside it."""
+    body = ast.parse(path.read_bytes()).body
+    imports = [n for n in body if isinstance(n, ast.ImportFrom) and n.level == 1 and n.module]
+    files = {alias.name: path.parent / f"{n.module}.py" for n in imports for alias in n.names}
+    return {n.name: n for n in body if isinstance(n, ast.FunctionDef | ast.ClassDef)}, files
 
 
 def is_zero(node: ast.AST) -> bool:
@@ -184,12 +199,10 @@ def inside(node: ast.AST) -> Iterator[ast.AST]:
 
 def mutants(name: str, path: Path, function: ast.FunctionDef, others: set[str]) -> list[Mutant]:
     """All changes of a loss, each once, without those known to change nothing."""
-    source = path.read_bytes()
-    starts = [0]
-    for line in source.splitlines(keepends=True):
-        starts.append(starts[-1] + len(line))
     found = {}
-    for part in used(function, ast.parse(source), others - {function.name}):
+    for file, part in used(path, function, others - {function.name}):
+        source = file.read_bytes()
+        starts = [0, *itertools.accumulate(map(len, source.splitlines(keepends=True)))]
         for node in inside(part):
             for kind, old, new in changes(node):
                 start = starts[old.lineno - 1] + old.col_offset  # type: ignore[attr-defined]
@@ -199,8 +212,8 @@ def mutants(name: str, path: Path, function: ast.FunctionDef, others: set[str]) 
                     continue
                 bare = isinstance(new, ast.stmt | ast.Constant)
                 judged = part.name == function.name and kind in JUDGED
-                where = str(path.relative_to(ROOT)), part.name, kind, old.lineno  # type: ignore[attr-defined]
-                found[start, end, after] = Mutant(name, *where, before, after, start, end, judged, bare)
+                where = str(file.relative_to(ROOT)), part.name, kind, old.lineno  # type: ignore[attr-defined]
+                found[file, start, end, after] = Mutant(name, *where, before, after, start, end, judged, bare)
     return list(found.values())
 
 
@@ -297,7 +310,7 @@ def report(name: str, outcome: Sequence[tuple[Mutant, bool]], share: float) -> b
     good = killed > 0 and noticed >= share * len(judged)
     verdict = "ok" if good else "NOT NOTICED"
     print(f"{name:28} {len(outcome):8} {killed:8} {noticed:8} of {len(judged):3}   {verdict}")
-    for mutant, survived in sorted(outcome, key=lambda pair: pair[0].start):
+    for mutant, survived in sorted(outcome, key=lambda pair: (pair[0].file, pair[0].start)):
         if survived:
             print(f"    {'survived!' if mutant.judged else 'survived '} {mutant}", flush=True)
     return good

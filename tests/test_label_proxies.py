@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from cases import Largest
 from torch import Tensor
 
 import beyond_binary as bb
@@ -31,15 +32,19 @@ def moments(scores: list[float], weights: list[float]) -> tuple[float, float]:
     return mean, sum(w * (s - mean) ** 2 for s, w in zip(scores, weights, strict=True)) / sum(weights)
 
 
-def loop_gap(z: Tensor, w: Tensor, y: np.ndarray, bandwidth: float, skip_diagonal: bool = False) -> tuple[float, float]:
+def loop_gap(
+    z: Tensor, w: Tensor, y: np.ndarray, bandwidth: float, skip_diagonal: bool = False, hardness: float = 0.0
+) -> tuple[float, float]:
     """Gap of the means and sum of the variances of genuine and impostor scores, pair by pair."""
-    scores, genuine = [], []
+    scores, genuine, impostor = [], [], []
     for i in range(len(z)):
-        for j in range(len(w)):
-            if not (skip_diagonal and i == j):
-                scores.append(float(unit(z.detach())[i] @ unit(w.detach())[j]))
-                genuine.append(math.exp(-((y[i, j] / bandwidth) ** 2) / 2))
-    (mean_g, var_g), (mean_i, var_i) = moments(scores, genuine), moments(scores, [1 - g for g in genuine])
+        own = [j for j in range(len(w)) if not (skip_diagonal and i == j)]
+        row = [float(unit(z.detach())[i] @ unit(w.detach())[j]) for j in own]
+        near = [math.exp(-((y[i, j] / bandwidth) ** 2) / 2) for j in own]
+        far = [(1 - g) * math.exp(hardness * s) for g, s in zip(near, row, strict=True)]
+        scores, genuine = scores + row, genuine + near
+        impostor += [weight * (len(near) - sum(near)) / sum(far) for weight in far]
+    (mean_g, var_g), (mean_i, var_i) = moments(scores, genuine), moments(scores, impostor)
     return mean_g - mean_i, var_g + var_i
 
 
@@ -59,6 +64,16 @@ def test_pd_loss_weighs_pairs_by_label_distance(block: int | None) -> None:
     assert torch.autograd.gradcheck(lambda z: objective(z, labels), (z,))
     loss.backward()
     assert objective.proxies.weight.grad.abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("block", [None, 4])
+def test_d_loss_weighs_pairs_by_label_distance_and_impostors_by_hardness(block: int | None) -> None:
+    labels = draw(15, 1, seed=1)
+    z = unit(torch.cat([labels, labels.square(), 1 + 0 * labels], 1)) + 0.2 * draw(15, 3)
+    options = {"bandwidth": 0.5, "hardness": 3.0, "form": "neg", "variance_floor": 0.0}
+    objective = bb.create_objective("d_loss", target="euclidean", block=block, **options)
+    gap, variance = loop_gap(z, z, torch.cdist(labels, labels).numpy(), 0.5, skip_diagonal=True, hardness=3.0)
+    assert objective(z, labels).item() == pytest.approx(-gap / math.sqrt(variance / 2), rel=1e-9)
 
 
 def test_d_loss_weighs_pairs_by_label_distance() -> None:
@@ -194,6 +209,24 @@ def test_sets_of_one_label_are_classes(loss: str, options: dict[str, Any]) -> No
         results.append((loss_value.item(), z.grad.clone()))
     assert results[1][0] == pytest.approx(results[0][0], rel=1e-9)
     torch.testing.assert_close(results[1][1], results[0][1], rtol=1e-7, atol=1e-10)
+
+
+@pytest.mark.parametrize("loss", ["mean_field_class_wise_multi_similarity", "class_wise_multi_similarity"])
+def test_losses_of_sets_of_many_labels_make_no_matrix_of_labels(loss: str) -> None:
+    few, many = 8, 2_000
+    sets = torch.zeros(6, many, dtype=torch.int64)
+    sets[:, 500 : 500 + few] = some_sets(6, few)
+    objective = fields(many, 4, loss) if loss.startswith("mean") else bb.create_objective(loss, target=SETS)
+    z = draw(6, 4).requires_grad_()
+    with Largest() as largest:
+        objective(z, sets).backward()
+    assert largest.numbers <= few * many
+    small = fields(few, 4, loss) if loss.startswith("mean") else objective
+    if loss.startswith("mean"):  # labels that nobody has push, too; here they are far away
+        away = torch.zeros(many, 4, dtype=torch.double) - unit(z.detach().sum(0, keepdim=True))
+        away[500 : 500 + few] = small.proxies.weight.data
+        objective.proxies.weight.data.copy_(away)
+    assert objective(z, sets).item() == pytest.approx(small(z, sets[:, 500 : 500 + few]).item(), rel=1e-9)
 
 
 # ---- centres of a label space

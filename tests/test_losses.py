@@ -26,7 +26,7 @@ from oracles import ORACLES, Case, some_classes
 from torch import Tensor
 
 import beyond_binary as bb
-from beyond_binary.losses import LOSSES, moments
+from beyond_binary.losses import LOSSES, scores
 from beyond_binary.losses.continuous import log_ratio, soft_contrastive
 from beyond_binary.losses.triplets import triplet
 from beyond_binary.registry import options_of
@@ -114,7 +114,7 @@ def test_tiles_equal_dense_for_pd_loss_with_proxies_in_chunks(
     geometry: str, chunk: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The mean and covariance of all proxies come from those of their chunks."""
-    monkeypatch.setattr(moments, "CHUNK", chunk)
+    monkeypatch.setattr(scores, "CHUNK", chunk)
     case = next(case for case in FIRST if case.loss == "pd_loss")
     z, labels, proxies = inputs(case)
     expected = value_and_grads(build(case, block=None, geometry=geometry), z, labels, proxies)

@@ -9,11 +9,12 @@ from typing import Any
 
 import pytest
 import torch
+from cases import Largest
 from torch import Tensor
 from torch.func import functional_call
 
 import beyond_binary as bb
-from beyond_binary.losses import moments
+from beyond_binary.losses import moments, scores
 
 close = functools.partial(torch.testing.assert_close, rtol=1e-9, atol=1e-11)
 
@@ -62,7 +63,7 @@ def as_good_as_scores(run: Callable[[int | None, torch.dtype], Any], rounding: f
 @pytest.mark.parametrize("spread", [1.0, 1e-1, 1e-2])
 def test_nearly_equal_scores(dtype: torch.dtype, spread: float, monkeypatch: pytest.MonkeyPatch) -> None:
     """The variances are centred, not differences of squares; also with proxies in several chunks."""
-    monkeypatch.setattr(moments, "CHUNK", 48)
+    monkeypatch.setattr(scores, "CHUNK", 48)
     labels = torch.randint(6, (40,))
     proxies = (torch.ones(7, 16) + spread * torch.randn(7, 16)).to(dtype)
     z = (proxies[labels] + spread * torch.randn(40, 16)).to(dtype)
@@ -76,14 +77,15 @@ def test_nearly_equal_scores(dtype: torch.dtype, spread: float, monkeypatch: pyt
         )
 
 
+@pytest.mark.parametrize("width", [3, 60])
 @pytest.mark.parametrize("form", ["neg_log", "inverse", "neg"])
-def test_d_loss_of_classes_larger_than_the_width(form: str) -> None:
-    """Width 3: classes of 1, 2, 9 and 20 items take both ways to count genuine pairs; ids repeat, across classes too."""
+def test_d_loss_of_classes_larger_and_smaller_than_the_width(form: str, width: int) -> None:
+    """Classes of 1, 2, 9 and 20 items, by their scores and by matrices of the width; ids repeat, across classes too."""
     labels = torch.tensor([0] * 20 + [1] * 9 + [2] * 9 + [3] * 2 + [4])
-    z = torch.randn(41, 3, dtype=torch.float64) + 2 * torch.nn.functional.one_hot(labels % 3, 3)
+    z = torch.randn(41, width, dtype=torch.float64) + 2 * torch.nn.functional.one_hot(labels % 3, width)
     ids = torch.arange(41)
     ids[1], ids[30], ids[39] = 0, 2, 5
-    refs, ref_labels = torch.randn(50, 3, dtype=torch.float64), torch.randint(1, 7, (50,))
+    refs, ref_labels = torch.randn(50, width, dtype=torch.float64), torch.randint(1, 7, (50,))
     for extra in ((), (refs, ref_labels)):
         given: dict[str, Tensor] = {"ids": ids, **({"ref_ids": torch.arange(50) // 2 + 20} if extra else {})}
         got = []
@@ -161,3 +163,43 @@ def test_other_targets_are_walked_in_tiles() -> None:
     for block in (4, None):
         objective = bb.create_objective("d_loss", target="within('euclidean', radius=0.4)", form="neg", block=block)
         close(objective(z, labels), (impostor.mean() - genuine.mean()) / spread.sqrt())
+
+
+@pytest.mark.parametrize("block", [4, None])
+@pytest.mark.parametrize("loss", ["pd_loss", "d_loss"])
+def test_the_gradient_with_a_hardness_takes_the_counts_as_given(loss: str, block: int | None) -> None:
+    labels, proxies = torch.arange(12) % 4, torch.randn(5, 6, dtype=torch.float64)
+    z = (proxies[labels] + torch.randn(12, 6, dtype=torch.float64)).requires_grad_()
+    ends = None if loss == "d_loss" else proxies.requires_grad_()
+    own = None if ends is None else ends.detach()
+    value, *grads = outcome(loss, block, z.detach(), labels, own, form="neg", hardness=7.0, variance_floor=1e-3)
+    unit = torch.nn.functional.normalize
+    scores = unit(z) @ unit(z if ends is None else ends).T
+    same = labels[:, None] == (labels if ends is None else torch.arange(5))
+    impostor = (7 * scores.detach()).exp() * ~same
+    impostor *= (~same).sum(1, keepdim=True) / impostor.sum(1, keepdim=True)
+    genuine = same & ~torch.eye(*same.shape, dtype=torch.bool) if ends is None else same
+    means, variances = [], []
+    for weight in (genuine.double(), impostor):
+        means.append((weight * scores).sum() / weight.sum())
+        variances.append((weight * (scores - means[-1]).square()).sum() / weight.sum())
+    half = 2 if ends is None else 1
+    expected = (means[1] - means[0]) / (sum(variances) / half + 1e-3).sqrt()
+    close(value, expected.detach())
+    close(grads, list(torch.autograd.grad(expected, [z] if ends is None else [z, ends])))
+
+
+@pytest.mark.parametrize("block", [1024, 4, None])
+@pytest.mark.parametrize("options", [{}, {"hardness": 10.0}], ids=["plain", "hardness"])
+@pytest.mark.parametrize("loss", ["pd_loss", "d_loss"])
+def test_an_embedding_that_is_not_finite_is_not_hidden(loss: str, options: dict[str, float], block: int | None) -> None:
+    z, labels = torch.randn(12, 6), torch.arange(12) % 4
+    z[3, 2] = torch.inf
+    assert outcome(loss, block, z, labels, None if loss == "d_loss" else torch.randn(4, 6), **options)[0].isnan()
+
+
+def test_hardness_keeps_no_list_of_genuine_pairs() -> None:
+    z, labels = torch.randn(400, 3, dtype=torch.double, requires_grad=True), torch.arange(400) % 2
+    with Largest() as largest:
+        bb.create_objective("d_loss", hardness=5.0, block=10)(z, labels).backward()
+    assert largest.numbers <= 10 * 400

@@ -36,7 +36,7 @@ Build = TypeVar("Build", bound=Callable[..., Any])
 
 LOSSES = Registry("loss")
 POSITIVE = frozenset({
-    "temperature", "scale", "sigma", "bandwidth", "gamma", "la", "bins", "steps", "centers", "d_floor", "embedding_power",
+    "temperature", "scale", "sigma", "bandwidth", "hardness", "gamma", "la", "bins", "steps", "centers", "d_floor", "embedding_power",
     "label_power", "label_floor", "anneal_base",
 })  # fmt: skip
 """Options that no loss can take at 0 or below."""

@@ -142,7 +142,8 @@ def mean_field_class_wise_multi_similarity(
     Paper settings: alpha 0.01, beta 80, base (delta) 0.8, regularizer 0 in all published commands; the learning rate of the
     mean fields is 2000 times that of the network (the trainer's default for them).
     Cost: O(n C d + K^2) time, O((n + C) d + K^2) memory beside a tile; the regulariser O(C^2 d) time, memory of a tile.
-    With exponents past 75 or another geometry, O(n C + C^2) memory; with several labels also O(n C^2) time.
+    With exponents past 75 or another geometry, O(n C + C^2) memory; with several labels O(n K C) time and O((n + K) C) memory, but
+    labels are compared with those of the proxies, a table of C by C.
 
     Args:
         pairs: items against mean fields.
@@ -183,14 +184,26 @@ def _fields_plain(pairs: Pairs, alpha: float, beta: float, base: float) -> Tenso
 def _fields_of_sets(pairs: Pairs, alpha: float, beta: float, base: float) -> Tensor:
     """As `_fields_plain` where an item can be in several classes, by products with the [n c] table of who is in which."""
     x, y, valid = pairs.dense()
-    inside, outside = (mask.double() for mask in split(y, valid))
-    x, size = x.double(), inside.sum(0)
-    own = _log_means(alpha * (base - x), lambda powers: (inside * powers).sum(0), size)
+    same, outside = (mask.double() for mask in split(y, valid))
+    x, some = x.double(), _some(same)
+    inside = same[:, some]
+    size = inside.sum(0)
+    own = _log_means(alpha * (base - x[:, some]), lambda powers: (inside * powers).sum(0), size)
     to = _log_means(beta * (x - base), lambda powers: inside.T @ (outside * powers), inside.T @ outside)
-    itself = torch.eye(len(pairs.k), dtype=torch.bool, device=x.device)
-    both = torch.stack([to, to.T, torch.zeros_like(to)]).logsumexp(0).masked_fill(itself, 0)
+    among = to[:, some]
+    both = torch.logaddexp(among, among.T).fill_diagonal_(LOW)
+    once = to.index_fill(1, some, LOW)  # of two classes only one has items
+    push = (softplus(both).sum() / 2 + softplus(once).sum()) / beta
     pull = _pull(torch.where(size > 0, own, LOW), alpha, 1.0)
-    return ((pull + both.sum() / (2 * beta)) / (size > 0).sum().clamp_min(1)).to(pairs.q.z.dtype)
+    return ((pull + push) / (size > 0).sum().clamp_min(1)).to(pairs.q.z.dtype)
+
+
+def _some(inside: Tensor) -> Tensor:
+    """Numbers of the classes with items, by the [n c] table of who is in which; all of them where shapes may depend on
+    no data."""
+    if torch.compiler.is_compiling():
+        return torch.arange(inside.shape[1], device=inside.device)
+    return inside.any(0).nonzero()[:, 0]
 
 
 def _log_means(exponent: Tensor, sums: Callable[[Tensor], Tensor], count: Tensor) -> Tensor:
@@ -304,7 +317,8 @@ def _sets(pairs: Pairs, alpha: float, beta: float, base: float, self_pairs: bool
     if self_pairs:
         same = same | (pairs.q.id[:, None] == pairs.k.id[None, :])
     x, near, far = x.double(), same.double(), different.double()
-    q, k = pairs.q.code.double(), pairs.k.code.double()
+    some = _some(torch.cat([pairs.q.code, pairs.k.code]))
+    q, k = pairs.q.code[:, some].double(), pairs.k.code[:, some].double()
 
     def inside(pair: Tensor) -> Tensor:
         """Sum over the pairs of each class."""
@@ -316,8 +330,7 @@ def _sets(pairs: Pairs, alpha: float, beta: float, base: float, self_pairs: bool
 
     pull = _log_means(alpha * (base - x), lambda powers: inside(near * powers), inside(near))
     push = _log_means(beta * (x - base), lambda powers: between(far * powers), between(far))
-    itself = torch.eye(q.shape[1], dtype=torch.bool, device=x.device)
-    total = _pull(pull, alpha, 0.5) + softplus(push.masked_fill(itself, LOW)).sum() / (2 * beta)
+    total = _pull(pull, alpha, 0.5) + softplus(push.fill_diagonal_(LOW)).sum() / (2 * beta)
     count = (q.sum(0) > 0).sum().clamp_min(1)
     return torch.where(valid.any(), total / count, 0).to(pairs.q.z.dtype)
 

@@ -26,7 +26,7 @@ from .common import (
     softplus,
     split,
 )
-from .moments import mean_of_different
+from .scores import mean_of_different
 
 
 @register_loss(

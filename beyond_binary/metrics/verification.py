@@ -12,6 +12,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -67,15 +68,26 @@ class Places(NamedTuple):
 
     @staticmethod
     def of(levels: Tensor, scores: Tensor, weight: Tensor | None = None) -> Places:
-        """Of impostors' `scores` [n] among rising `levels` [m]."""
-        place = torch.searchsorted(levels, scores)
-        on = torch.cat([levels, levels.new_full((1,), torch.nan)])[place] == scores
-        weight = torch.ones_like(place, dtype=torch.double) if weight is None else weight.double()
-        size = len(levels) + 1
-        return Places(place.bincount(weight, minlength=size), place.bincount(weight * on, minlength=size))
+        """Of impostors' `scores` [n] among rising `levels` [m]: the levels are sought among the sorted scores."""
+        if weight is None:
+            scores = rising(scores)
+            count = torch.arange(len(scores) + 1, dtype=torch.double, device=scores.device)
+        else:
+            scores, order = scores.sort()
+            count = torch.cat([weight.new_zeros(1).double(), weight.double()[order].cumsum(0)])
+        below, up_to = count[torch.searchsorted(scores, levels)], count[torch.searchsorted(scores, levels, right=True)]
+        none = count[:1]
+        return Places(up_to.diff(prepend=none, append=count[-1:]), torch.cat([up_to - below, none]))
 
     def __add__(self, other: Places) -> Places:  # type: ignore[override]
         return Places(self.up_to + other.up_to, self.on + other.on)
+
+
+def rising(scores: Tensor) -> Tensor:
+    """The scores, float32 or wider and not NaN, sorted; on the CPU by NumPy, whose sort without an order is over ten times as fast as torch's."""
+    if scores.device.type == "cpu":
+        return torch.from_numpy(np.sort(scores.detach().numpy()))
+    return scores.sort().values
 
 
 @dataclass(frozen=True)
