@@ -56,6 +56,10 @@ def cells() -> dict[str, Cell]:
     found["pd_loss, random proxies, proxy rate 0.6, B = 32"] = cell("pd_loss", *fast, "--sampler.batch_size", "32")
     for floor in ("0.0001", "0.01"):
         found[f"pd_loss, variance floor {floor}"] = cell("pd_loss", options=f"{{variance_floor: {floor}}}")
+    for hardness in (10, 20):
+        found[f"pd_loss, hardness {hardness}"] = cell("pd_loss", options=f"{{hardness: {hardness}}}")
+    found["pd_loss, hardness 20, 40 epochs"] = cell("pd_loss", *LONG, options="{hardness: 20}")
+    found["d_loss, hardness 20"] = cell("d_loss", *PAIRS, options="{hardness: 20}")
     found["pd_loss, constant rate"] = cell("pd_loss", "--optimizer.schedule", "constant")
     makers = {
         "contrastive": contrastive,
@@ -102,8 +106,12 @@ STUDY = Study(
     questions={
         "1. batch size": [name for name in CELLS if ", B = " in name and "random" not in name],
         "2. PD-Loss": [
-            MAIN, *(name for name in CELLS if name.startswith("pd_loss") and " = " not in name and "-d" not in name),
+            MAIN, *(name for name in CELLS if name.startswith("pd_loss") and not any(w in name for w in (" = ", "-d", "hard"))),
             "pd_loss, random proxies, proxy rate 0.6, B = 32",
+        ],
+        "2. hardness": [
+            MAIN, "pd_loss, hardness 10", "pd_loss, hardness 20", "normalized_softmax, 512-d", "proxy_anchor, 512-d", "triplet, B = 64",
+            "d_loss, B = 64", "d_loss, hardness 20",
         ],
         **{f"3. mean fields, {dim}-d": of_size(dim) for dim in DIMS},
         "3. 40 epochs": [name for name in CELLS if name.endswith(", 40 epochs")],

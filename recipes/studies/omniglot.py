@@ -12,7 +12,9 @@ from study import ROOT, Study
 CELLS = {
     "pd_loss": cell("pd_loss"),
     "pd_loss, random proxies": cell("pd_loss", "--objective.proxy_init", "random"),
+    **{f"pd_loss, hardness {h}": cell("pd_loss", options=f"{{hardness: {h}}}") for h in (10, 20)},
     "d_loss": cell("d_loss", *PAIRS),
+    "d_loss, hardness 20": cell("d_loss", *PAIRS, options="{hardness: 20}"),
     "d_loss with a memory": cell("d_loss", *PAIRS, "--objective.memory", "8192"),
     "triplet": cell("triplet", *PAIRS),
     FIELDS: fields(FIELDS, rate="2.0"),

@@ -132,12 +132,18 @@ def main(study: Study, description: str | None) -> None:
     parser.add_argument("--weights", help="the trunk's weights, safetensors")
     parser.add_argument("--results", type=Path, default=ROOT / "docs/results" / study.results)
     parser.add_argument("--seeds", type=int, nargs="*", default=[0, 1, 2, 3, 4], help="none: the page alone")
-    parser.add_argument("--only", nargs="+", default=[""], help="configurations whose name holds one of these texts")
+    parser.add_argument("--only", nargs="+", default=[""], help="configurations by name, or by what their names hold")
     parser.add_argument("--epochs", type=int, default=study.epochs)
     parser.add_argument("--change", nargs=argparse.REMAINDER, default=[], help="further --section.field value")
     given = parser.parse_args()
     store = given.results.with_suffix(".json")
-    chosen = {name: cell for name, cell in study.cells.items() if any(text in name for text in given.only)}
+    chosen = {
+        name: study.cells[name]
+        for text in given.only
+        for name in ([text] if text in study.cells else [name for name in study.cells if text in name])
+    }
+    if unknown := [text for text in given.only if not any(text in name for name in study.cells)]:
+        parser.error(f"no configuration is called or holds {', '.join(unknown)}; there are: {'; '.join(study.cells)}")
     for seed in given.seeds:
         for name, cell in chosen.items():
             key, mark = f"{name}/{seed}", fingerprint(study, cell, seed, given)
