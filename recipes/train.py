@@ -8,6 +8,7 @@ from __future__ import annotations
 import inspect
 import math
 import shlex
+import statistics
 import sys
 import time
 from collections.abc import Iterator
@@ -76,7 +77,7 @@ class Progress:
     epoch: int = 0
     batch: int = 0
     step: int = 0
-    seconds: float = 0.0
+    epoch_seconds: list[float] = field(default_factory=list)
     log_size: int = 0
     before: dict[str, float] = field(default_factory=dict)
     levels: dict[str, dict[str, float]] = field(default_factory=dict)
@@ -363,6 +364,8 @@ def learn(config: Config, setup: Setup, run: Run, accelerator: Accelerator, mode
 def batches(config: Config, setup: Setup, accelerator: Accelerator, model: nn.Module) -> Iterator[tuple[float, bool]]:
     """Run the rest of an epoch's batches forward and backward; yields the loss and whether an update is due."""
     accumulate, mean, progress = config.optimizer.accumulate, 0.0, setup.progress
+    if len(progress.epoch_seconds) <= progress.epoch:
+        progress.epoch_seconds.append(0.0)
     setup.sampler.load_state_dict({"epoch": progress.epoch, "batch": progress.batch})
     setup.data.set_epoch(progress.epoch)
     started = time.perf_counter()
@@ -386,7 +389,7 @@ def batches(config: Config, setup: Setup, accelerator: Accelerator, model: nn.Mo
                 "optimizer.clip or use precision no or bf16 (the last checkpoint is kept)"
             )
         progress.batch += 1
-        progress.seconds += time.perf_counter() - started
+        progress.epoch_seconds[-1] += time.perf_counter() - started
         yield mean, last
         started = time.perf_counter()
 
@@ -436,7 +439,8 @@ def finish(
         "table": table,
         "epochs": progress.epoch,
         "steps": progress.step,
-        "train_seconds": round(progress.seconds, 1),
+        "train_seconds": round(sum(progress.epoch_seconds), 1),
+        "epoch_seconds": round(statistics.median(progress.epoch_seconds or [0.0]), 3),
         "processes": accelerator.num_processes,
         "best_epoch": progress.best_epoch,
         "train_items": len(setup.splits.train),

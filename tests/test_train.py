@@ -116,6 +116,7 @@ def test_resumed_run_ends_with_the_same_bits(
     result = recipe.train(config)
     table = result["table"]
     assert table == json.loads((finished / "metrics.json").read_text())["table"]
+    assert 0 < result["epoch_seconds"] <= result["train_seconds"] + 0.05
     shown = {row: table[row]["recall_at_1"] for row in ("after", "random", "oracle")}
     assert (
         "epoch 2: recall_at_1 {after:.4f} (random {random:.4f}, best possible {oracle:.4f})".format(**shown)

@@ -121,7 +121,8 @@ def run(study: Study, cell: Cell, seed: int, given: argparse.Namespace) -> dict[
         result = recipe.fit(config, setup, kept, accelerator)
         judged = [line for line in kept.history() if line.get("event") == "evaluation"]
         history = {line["epoch"]: {metric: line[metric] for metric in study.shown} for line in judged}
-        seconds = {"train_seconds": result["train_seconds"], "ready_seconds": ready, "search_seconds": search}
+        seconds = {kind: result[kind] for kind in ("train_seconds", "epoch_seconds")}
+        seconds |= {"ready_seconds": ready, "search_seconds": search}
         return {"table": result["table"], "history": history, "epochs": result["epochs"], **seconds}
 
 
