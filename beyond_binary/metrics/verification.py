@@ -73,8 +73,10 @@ class Places(NamedTuple):
             scores = rising(scores)
             count = torch.arange(len(scores) + 1, dtype=torch.double, device=scores.device)
         else:
-            scores, order = scores.sort()
-            count = torch.cat([weight.new_zeros(1).double(), weight.double()[order].cumsum(0)])
+            if not (scores[1:] >= scores[:-1]).all():
+                scores, order = scores.sort()
+                weight = weight[order]
+            count = torch.cat([weight.new_zeros(1).double(), weight.double().cumsum(0)])
         below, up_to = count[torch.searchsorted(scores, levels)], count[torch.searchsorted(scores, levels, right=True)]
         none = count[:1]
         return Places(up_to.diff(prepend=none, append=count[-1:]), torch.cat([up_to - below, none]))
