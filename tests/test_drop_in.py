@@ -5,8 +5,11 @@ from __future__ import annotations
 import open_clip
 import pytest
 import torch
+from accelerate import PartialState, debug_launcher
 from open_clip.loss import ClipLoss
+from safetensors.torch import load_file, save_file
 from timm.task import ClassificationTask
+from torch.nn.parallel import DistributedDataParallel
 
 import beyond_binary as bb
 from beyond_binary import clip, distributed
@@ -24,6 +27,38 @@ def test_timms_task_trains_an_embedder_and_its_proxies() -> None:
     with_gradient = {id(p) for p in task.parameters() if p.grad is not None and p.grad.abs().max() > 0}
     assert id(objective.proxies.weight) in with_gradient
     assert id(model.head[0].weight) in with_gradient
+
+
+def gradients_of_a_task(part: slice, several: bool) -> dict[str, torch.Tensor]:
+    """What timm's task leaves at the parameters of a small network and of the proxies, from a part of the batch."""
+    torch.manual_seed(0)
+    model, images = torch.nn.Linear(5, 4).double(), torch.randn(6, 5, dtype=torch.float64)
+    task = ClassificationTask(model, bb.create_objective("proxy_anchor", num_classes=3, dim=4).double(), verbose=False)
+    if several:
+        task.prepare_distributed()
+        task.criterion = DistributedDataParallel(task.criterion)
+    task(images[part], (torch.arange(6) % 3)[part])["loss"].backward()
+    return {name.replace("module.", ""): p.grad for name, p in task.named_parameters() if p.grad is not None}
+
+
+def share_a_task(folder: str) -> None:
+    torch.set_num_threads(1)
+    state = PartialState(cpu=True)
+    assert state.num_processes == 2
+    part = slice(0, 4) if state.process_index == 0 else slice(4, 6)
+    save_file(gradients_of_a_task(part, True), f"{folder}/{state.process_index}.safetensors")
+
+
+@pytest.mark.slow
+def test_timms_task_on_two_processes_equals_one(tmp_path) -> None:
+    debug_launcher(share_a_task, (str(tmp_path),), num_processes=2)
+    expected = gradients_of_a_task(slice(0, 6), False)
+    assert len(expected) == 3
+    for rank in range(2):
+        found = load_file(tmp_path / f"{rank}.safetensors")
+        assert found.keys() == expected.keys()
+        for name in expected:
+            torch.testing.assert_close(found[name], expected[name])
 
 
 @pytest.fixture
