@@ -2,8 +2,8 @@
 
 python recipes/studies/distributions.py --data cars196_train_cropped_96.zip --weights mobilenetv2_035_imagenet.safetensors
 
-The learning rate of the trunk is the same for all configurations, also for all batch sizes. Losses that list pairs get
-batches of 4 images of each class, losses with proxies or mean fields random batches, as in their papers.
+The learning rate of the trunk is the same for all losses, and grows with the batch size, as do all others. Losses that
+list pairs get batches of 4 images of each class, losses with proxies or mean fields random batches, as in their papers.
 """
 
 from __future__ import annotations
@@ -39,12 +39,15 @@ def cells() -> dict[str, Cell]:
     """All configurations by name."""
     found = {}
     for size in BATCHES:
-        batch = ("--sampler.batch_size", str(size))
+        times = size / 64
+        batch = ("--sampler.batch_size", str(size), "--optimizer.lr", f"{6e-4 * times:g}")
         found[f"d_loss, B = {size}"] = cell("d_loss", *PAIRS, *batch)
         found[f"d_loss with a memory, B = {size}"] = cell("d_loss", *PAIRS, *batch, "--objective.memory", "8192")
         found[f"pd_loss, B = {size}"] = cell("pd_loss", *batch)
         found[f"triplet, B = {size}"] = cell("triplet", *PAIRS, *batch)
-        found[f"{FIELDS}, B = {size}"] = fields(FIELDS, *batch)
+        found[f"{FIELDS}, B = {size}"] = fields(FIELDS, *batch, rate=f"{1.2 * times:g}")
+    for loss, pairs in (("d_loss", PAIRS), ("pd_loss", ()), ("triplet", PAIRS)):
+        found[f"{loss}, B = 16, rate of B = 64"] = cell(loss, *pairs, "--sampler.batch_size", "16")
     random = ("--objective.proxy_init", "random")
     found["pd_loss, random proxies"] = cell("pd_loss", *random)
     found["pd_loss, no logarithm"] = cell("pd_loss", options="{form: neg}")
