@@ -228,13 +228,22 @@ def two(size: Any) -> list[int]:
     return [int(height), int(width)]
 
 
+LOADING = {"checkpoint_path", "pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "cache_dir"}
+"""Arguments with which timm reads weights from files, pickles too."""
+
+
 def build_trunk(trunk: str, arguments: dict[str, Any], pretrained: bool = False) -> nn.Module:
     """The network: a timm model, or a whole open_clip model; random unless timm downloads its weights.
 
     Raises:
-        ValueError: the library refuses the arguments (for example a pooling that the architecture has not).
+        ValueError: arguments that would load weights from elsewhere, or that the library refuses (for example a pooling
+            that the architecture has not).
     """
     library, name = trunk.split("/", 1)
+    if reserved := sorted(LOADING & set(arguments)):
+        raise ValueError(
+            f"the arguments of a trunk may not hold {', '.join(reserved)}: weights come from safetensors alone"
+        )
     try:
         if library == "timm":
             import timm
@@ -254,6 +263,9 @@ def _build_open_clip(config: dict[str, Any]) -> nn.Module:
     """
     import open_clip
 
+    for part, library in (("vision_cfg", "timm"), ("text_cfg", "hf")):
+        if f"{library}_model_name" in config[part]:
+            config[part][f"{library}_model_pretrained"] = False  # weights are loaded afterwards
     custom = config.pop("custom_text", False) or "hf_model_name" in config["text_cfg"]
     custom_kind = open_clip.CoCa if "multimodal_cfg" in config else open_clip.CustomTextCLIP
     model: nn.Module = (custom_kind if custom else open_clip.CLIP)(**config)
@@ -331,18 +343,30 @@ def open_clip_config(config: dict[str, Any]) -> dict[str, Any]:
 def tokenizer(config: dict[str, Any], folder: Path | None = None) -> Callable[[list[str]], Tensor]:
     """Texts -> token ids [n length] for the open_clip trunk of an embedder with this config, saved in `folder`.
 
-    A tokenizer of transformers is read from the folder where it lies there, else from the Hub.
+    A tokenizer of transformers is read from the folder where it lies there, else from the Hub; code that comes with one is
+    never run.
+
+    Raises:
+        ValueError: a config or a tokenizer that asks for its own code.
     """
     import open_clip
     from open_clip.tokenizer import HFTokenizer
 
     name, text = config["trunk"].split("/", 1)[1], config["model_args"]["text_cfg"]
     length, options = text.get("context_length", 77), text.get("tokenizer_kwargs", {})
+    if "trust_remote_code" in options:
+        raise ValueError("tokenizer_kwargs may not hold trust_remote_code: code that comes with a model is not run")
     made: Callable[[list[str]], Tensor]
     if source := text.get("hf_tokenizer_name"):
         saved = folder is not None and (folder / TOKENIZER_FILES[0]).is_file()
         mode = text.get("tokenizer_mode")
-        made = HFTokenizer(str(folder) if saved else source, context_length=length, tokenizer_mode=mode, **options)
+        made = HFTokenizer(
+            str(folder) if saved else source,
+            context_length=length,
+            tokenizer_mode=mode,
+            trust_remote_code=False,
+            **options,
+        )
     elif name in open_clip.list_models():
         made = open_clip.get_tokenizer(name, context_length=length)
     else:

@@ -406,6 +406,52 @@ def test_a_clip_embedder_needs_no_registered_config_to_load(tmp_path, monkeypatc
     assert torch.equal(again.encode_text(["a cat"]), z)
 
 
+def changed_config(folder: Path, change) -> None:
+    content = json.loads((folder / "config.json").read_text())
+    change(content["beyond_binary"]["model_args"])
+    (folder / "config.json").write_text(json.dumps(content))
+
+
+@pytest.mark.parametrize("asked", ["by the config", "by the tokenizer"])
+def test_code_that_comes_with_an_embedder_is_not_run(tmp_path, asked):
+    folder = tmp_path / "e"
+    make("clip_none").save_pretrained(folder)
+    ran = tmp_path / "ran"
+    (folder / "mod.py").write_text(f"open({str(ran)!r}, 'w')\nfrom transformers import PreTrainedTokenizer as Tok\n")
+    told = {"tokenizer_class": "Tok", "auto_map": {"AutoTokenizer": ["mod.Tok", None]}}
+    (folder / "tokenizer_config.json").write_text(json.dumps(told))
+    more = {"hf_tokenizer_name": "x", "tokenizer_kwargs": {"trust_remote_code": True} if "config" in asked else {}}
+    changed_config(folder, lambda arguments: arguments["text_cfg"].update(more))
+    embedder = Embedder.from_pretrained(folder)
+    with pytest.raises(ValueError, match="trust_remote_code"):
+        embedder.encode_text(["a"])
+    assert not ran.exists()
+
+
+@pytest.mark.parametrize("argument", ["checkpoint_path", "pretrained", "pretrained_cfg", "pretrained_cfg_overlay"])
+def test_weights_come_from_safetensors_alone(tmp_path, monkeypatch, argument):
+    embedder = make("vit")
+    embedder.save_pretrained(tmp_path)
+    torch.save(embedder.trunk.state_dict(), tmp_path / "tokenizer.model")
+    changed_config(tmp_path, lambda arguments: arguments.update({argument: str(tmp_path / "tokenizer.model")}))
+    monkeypatch.setattr(torch, "load", lambda *_, **__: pytest.fail("unpickled"))
+    with pytest.raises(ValueError, match=f"may not hold {argument}: weights come from safetensors alone"):
+        Embedder.from_pretrained(tmp_path)
+
+
+def test_towers_of_other_libraries_are_rebuilt_without_their_weights(tmp_path, monkeypatch):
+    """open_clip would download those of a text tower by default."""
+    vision = {"timm_model_name": "test_vit", "image_size": 160, "timm_pool": "", "timm_proj": "linear"}
+    embedder = make("clip_none", trunk_options={"vision_cfg": vision})
+    embedder.save_pretrained(tmp_path)
+    changed_config(tmp_path, lambda arguments: arguments["vision_cfg"].update({"timm_model_pretrained": True}))
+    asked = []
+    build = timm.create_model
+    monkeypatch.setattr(timm, "create_model", lambda *a, **k: asked.append(k["pretrained"]) or build(*a, **k))
+    Embedder.from_pretrained(tmp_path)
+    assert asked == [False]
+
+
 def test_a_crash_leaves_no_folder_and_spoils_none(tmp_path, monkeypatch):
     embedder = make("vit")
     embedder.save_pretrained(tmp_path / "old")
