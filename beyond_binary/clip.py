@@ -94,6 +94,8 @@ class ClipCriterion(nn.Module):
         n, device = len(image_features), image_features.device
         counts = distributed.sizes(n, device)
         first = sum(counts[: distributed.rank()])
+        if self.objective.memory is not None:
+            first += int(self.objective.memory.seen)  # what is remembered is not what comes now
         ids = torch.arange(first, first + n, device=device)
         labels = ids if labels is None else labels
         if self.across:
@@ -133,7 +135,11 @@ def image_text_recall(
         ks: numbers of neighbours.
         geometry: what near means.
         ranking: "embedding", "random" or "oracle", as in `evaluate`.
+
+    Raises:
+        ValueError: a text of no image.
     """
+    _check_numbers("image_of_text", image_of_text, len(images))
     number, names = np.arange(len(images)), [f"recall_at_{k}" for k in ks]
     scores: dict[str, float] = {}
     for way, query, reference in (
@@ -163,7 +169,11 @@ def zero_shot_accuracy(
         classes: embeddings of the class names [c d], see `embed_classes`.
         geometry: what near means.
         ranking: as in `evaluate`.
+
+    Raises:
+        ValueError: a label without a class embedding.
     """
+    _check_numbers("labels", labels, len(classes))
     rows = np.arange(len(classes))
     found = evaluate(
         images,
@@ -175,6 +185,15 @@ def zero_shot_accuracy(
         ranking=ranking,
     )
     return found["recall_at_1"]
+
+
+def _check_numbers(name: str, numbers: Any, count: int) -> None:
+    """Raise unless all are numbers of one of `count` things; the others would be left out of the mean without a word."""
+    numbers = np.asarray(numbers)
+    if wrong := int(((numbers < 0) | (numbers >= count)).sum()):
+        raise ValueError(
+            f"expected {name} from 0 to {count - 1}, got {wrong} others from {numbers.min()} to {numbers.max()}"
+        )
 
 
 def embed_classes(embedder: Embedder, names: Sequence[str], prompts: Sequence[str]) -> Tensor:

@@ -425,6 +425,14 @@ def test_retrieval_between_images_and_texts_by_hand():
     assert list(alike.values()) == pytest.approx([0.1, 0.5, 0.1, 0.5])
 
 
+def test_numbers_of_nothing_are_refused():
+    z = torch.eye(3)
+    with pytest.raises(ValueError, match="image_of_text from 0 to 2, got 2 others from -1 to 3"):
+        clip.image_text_recall(z, z, [-1, 0, 3])
+    with pytest.raises(ValueError, match="labels from 0 to 1, got 1 others from 0 to 2"):
+        clip.zero_shot_accuracy(z, np.arange(3), z[:2])
+
+
 def test_zero_shot_accuracy_is_the_share_of_nearest_names():
     images, classes = torch.randn(40, 6), torch.randn(5, 6)
     labels = np.arange(40) % 5

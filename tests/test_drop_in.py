@@ -61,6 +61,21 @@ def test_timms_task_on_two_processes_equals_one(tmp_path) -> None:
             torch.testing.assert_close(found[name], expected[name])
 
 
+@pytest.mark.parametrize("labels", [None, torch.arange(7) // 2])
+def test_what_a_memory_holds_is_of_other_items(labels) -> None:
+    """Batch after batch, items are numbered on: the i-th of this one is not the i-th of the last."""
+    criterion = ClipCriterion(bb.create_objective("contrastive", memory=14))
+    other = bb.create_objective("contrastive", memory=14)
+    generator = torch.Generator().manual_seed(0)
+    for number in range(3):
+        images, texts = (torch.randn(7, 5, generator=generator) for _ in range(2))
+        ids = 7 * number + torch.arange(7)
+        given = ids if labels is None else labels
+        torch.testing.assert_close(
+            criterion(images, texts, labels=labels), other(*clip.beside(images, texts, given, ids)[:2])
+        )
+
+
 @pytest.fixture
 def features() -> tuple[torch.Tensor, torch.Tensor]:
     return tuple(torch.randn(7, 5, dtype=torch.float64, requires_grad=True) for _ in range(2))
