@@ -28,9 +28,22 @@ def proxy_codes(target: Target, code: Tensor, count: int | None) -> Tensor:
 
 
 def nearest(target: Target, code: Tensor, centres: Tensor) -> Tensor:
-    """Which of `centres` [c ...] is nearest to each item [n ...]; unknown distances count as far. Int64 [n]."""
+    """Which of `centres` [c ...] is nearest to each item [n ...], -1 where no distance is known. Int64 [n]."""
     parts = code.split(max(1, TILE // len(centres)))
-    return torch.cat([_known(target.distance(part, centres)).argmin(1) for part in parts])
+    found = [_known(target.distance(part, centres)).min(1) for part in parts]
+    return torch.cat([least.indices.where(least.values.isfinite(), -1) for least in found])
+
+
+def belonging(target: Target, code: Tensor, centres: Tensor) -> tuple[Tensor, Tensor]:
+    """The items [p] and centres [p] that belong together: each of `code` [n ...] and the nearest of `centres` [c ...],
+    all of them where several are equally near. Where a target tells only same from different, those that are the same.
+    """
+    parts, found = code.split(max(1, TILE // len(centres))), []
+    for part in parts:
+        y = _known(target.distance(part, centres))
+        found.append(y.isfinite() & (y == (0 if target.gives == "same" else y.amin(1, keepdim=True))))
+    item, centre = torch.cat(found).nonzero().unbind(1)
+    return item, centre
 
 
 def _known(y: Tensor) -> Tensor:
@@ -42,7 +55,8 @@ def label_centres(target: Target, code: Tensor, count: int, *, rounds: int = 20,
     """`count` centres of the items' labels by k-means, started by k-means++ (Arthur and Vassilvitskii, SODA 2007).
 
     A centre is the mean of its items' labels where the target has one (`target.mean`), else that of its items which is
-    nearest to all of them (k-medoids). All distances are the target's.
+    nearest to all of them (k-medoids). All distances are the target's. Items whose label is unknown (its distance to itself
+    is) are left out.
 
     Args:
         target: the target that encoded `code`.
@@ -58,6 +72,9 @@ def label_centres(target: Target, code: Tensor, count: int, *, rounds: int = 20,
         ValueError: fewer different labels than centres.
     """
     mean: Any = getattr(target, "mean", None)
+    code = code[~torch.cat([target.distance(part, part).diagonal().isnan() for part in code.split(64)])]
+    if not len(code):
+        raise ValueError("expected labels of which some are known, got none")
     centres = code[_start(target, code, count, seed)]
     before = None
     for _ in range(rounds):
@@ -65,7 +82,7 @@ def label_centres(target: Target, code: Tensor, count: int, *, rounds: int = 20,
         if before is not None and torch.equal(own, before):
             break
         before, moved = own, centres.clone()
-        for number in own.unique().tolist():
+        for number in own[own >= 0].unique().tolist():
             members = code[own == number]
             if mean is not None:
                 moved[number] = mean(torch.full((1, len(members)), 1 / len(members), dtype=torch.double), members)[0]
@@ -83,12 +100,17 @@ def _middle(target: Target, code: Tensor) -> int:
 
 
 def _start(target: Target, code: Tensor, count: int, seed: int) -> Tensor:
-    """Items drawn one after the other, each by its squared distance from the nearest drawn so far."""
+    """Items drawn one after the other, each by its squared distance from the nearest drawn so far.
+
+    One of which no distance to those is known counts like the farthest of the others.
+    """
     draw = torch.Generator().manual_seed(seed)
     chosen = [int(torch.randint(len(code), (1,), generator=draw))]
     reach = _known(target.distance(code, code[chosen]))[:, 0]
     while len(chosen) < count:
-        weight = reach.square().clamp_max(torch.finfo(torch.float64).max / len(code)).cpu()
+        known = reach.isfinite()
+        most = reach[known].max().clamp_min(torch.finfo(torch.double).tiny)
+        weight = (reach.where(known, most) / most).square().cpu()
         if not weight.sum() > 0:
             raise ValueError(
                 f"expected at most {len(chosen)} centres, as many as there are different labels, got {count}"

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from . import distributed, softmax, storage
 from .blocks import Block, dense, tiled
-from .centres import nearest
+from .centres import belonging
 from .geometry import Geometry, create_geometry
 from .keys import Boundary, Memory, Proxies
 from .losses import LOSSES, LossFacts, check_fit
@@ -171,7 +171,7 @@ class Objective(nn.Module):
     @torch.no_grad()
     def start_at_means(self, z: Tensor, labels: Any) -> None:
         """Set each proxy to the mean of the L2-normalised embeddings of its class, or of the items whose labels are
-        nearest to its own; proxies without any stay as they are.
+        nearest to its own (of label sets: each of its labels); proxies without any stay as they are.
 
         Where only directions count (cosine), the means get the length of random proxies, sqrt(dim), so that a learning
         rate turns both alike.
@@ -184,7 +184,8 @@ class Objective(nn.Module):
             raise ValueError(f"{self.loss} has no proxies")
         code, own = self.target.encode(labels, z), self.proxies.code
         if own is not None:
-            code = nearest(self.target, code, own.to(code.device))
+            item, code = belonging(self.target, code, own.to(code.device))
+            z = z[item.to(z.device)]
         turned = getattr(self.geometry, "normalize", False)
         self.proxies.start_at_means(z, code, math.sqrt(z.shape[1]) if turned else None)
 
@@ -421,6 +422,10 @@ def create_objective(
     if facts.needs_proxies:
         if proxy_codes is not None and not facts.any_proxies:
             raise ValueError(f"{loss} learns one proxy per class and takes no proxy_codes")
+        if proxy_codes is not None and isinstance(made, Classes):
+            raise ValueError(
+                f"with target {target!r} {loss} has the proxy of each class and takes no proxy_codes; give num_classes="
+            )
         if proxy_codes is None and not isinstance(made, Classes):
             way_out = "; for other labels give proxy_codes=, such as label_centres(target, code, 100) (trainer: objective.num_proxies)"
             raise ValueError(
@@ -434,6 +439,8 @@ def create_objective(
         proxies = Proxies(count, dim, proxy_init or facts.proxy_init, options.get("centers", centers), proxy_codes)  # type: ignore[arg-type]
     elif proxy_codes is not None:
         raise ValueError(f"{loss} has no proxies and takes no proxy_codes")
+    elif proxy_init not in (None, "random"):
+        raise ValueError(f"{loss} has no proxies and takes no proxy_init, got {proxy_init!r}")
     boundary = None
     if facts.per_row == "beta":
         own = {name: value for name, value in options.items() if name in options_of(Boundary)}

@@ -51,10 +51,11 @@ def verify(
         of pairs, `genuine` and `impostors`.
 
     Raises:
-        ValueError: arguments that are not of one length or not finite, metrics that are not over pairs, identities that
-            contradict `same`, or a bootstrap without identities.
+        ValueError: arguments that are not of one length or not finite, `same` that is neither bool nor 0 and 1, metrics
+            that are not over pairs, identities that contradict `same`, a bootstrap without identities, or a level that is
+            no share.
     """
-    x, kind = torch.as_tensor(scores).double(), torch.as_tensor(same).bool()
+    x, kind = torch.as_tensor(scores).double(), torch.from_numpy(as_same(same))
     if x.ndim != 1 or x.shape != kind.shape or not len(x):
         raise ValueError(f"expected scores [n] and same [n], n > 0, got {list(x.shape)} and {list(kind.shape)}")
     if not x.isfinite().all():
@@ -62,6 +63,8 @@ def verify(
     chosen = create_metrics(metrics, "same")
     if rest := [metric.name for metric in chosen if metric.over != "pairs"]:
         raise ValueError(f"verify takes metrics over pairs (such as {', '.join(USUAL[:3])}), not {', '.join(rest)}")
+    if bootstrap < 0 or not 0 < level < 1:
+        raise ValueError(f"expected bootstrap of at least 0 and a level between 0 and 1, got {bootstrap} and {level}")
     separation = Separation.of(x, kind)
     found = {metric.name: float(metric.function(separation)) for metric in chosen}
     if bootstrap:
@@ -77,6 +80,21 @@ def verify(
             low, high = (np.nan, np.nan) if np.isnan(column).any() else np.quantile(column, [tail, 1 - tail])
             found |= {f"{name}_low": float(low), f"{name}_high": float(high)}
     return found | {"genuine": float(kind.sum()), "impostors": float((~kind).sum())}
+
+
+def as_same(values: Any) -> np.ndarray:
+    """Whether pairs are genuine, as a bool array, from bools or the numbers 0 and 1.
+
+    Raises:
+        ValueError: anything else, such as -1 and 1, or texts.
+    """
+    given = np.asarray(torch.as_tensor(values).cpu() if isinstance(values, Tensor) else values)
+    if given.dtype != bool and not (given.dtype.kind in "iuf" and np.isin(given, (0, 1)).all()):
+        shown = ", ".join(repr(value) for value in np.unique(given)[:4].tolist())
+        raise ValueError(
+            f"expected bools, or 1 for a genuine pair and 0 for another, got {given.dtype} such as {shown}"
+        )
+    return given.astype(bool)
 
 
 def _identities(identities: Any, same: Tensor) -> Tensor:
@@ -123,8 +141,8 @@ def ten_fold(scores: Any, same: Any, folds: Any) -> TenFold:
     Raises:
         ValueError: lengths differ, scores are not finite, or there is a single fold.
     """
-    x, kind, fold = (np.asarray(torch.as_tensor(values)) for values in (scores, same, folds))
-    x, kind = x.astype(np.float64), kind.astype(bool)
+    x, fold = (np.asarray(torch.as_tensor(values)) for values in (scores, folds))
+    x, kind = x.astype(np.float64), as_same(same)
     if x.ndim != 1 or not x.shape == kind.shape == fold.shape:
         raise ValueError(f"expected scores, same and folds [n], got {x.shape}, {kind.shape} and {fold.shape}")
     if not np.isfinite(x).all():

@@ -215,11 +215,17 @@ def make_objective(config: Config, target: str | Target, train: Items, dim: int)
     options: dict[str, Any] = dict(config.objective.options)
     if taken := sorted(options.keys() & inspect.signature(create_objective).parameters.keys()):
         raise ValueError(f"objective.options holds the options of the loss alone, not {', '.join(taken)}")
-    if reads_classes(target) and train.labels.dtype.kind in "iu":
+    numbered = reads_classes(target) and train.labels.dtype.kind in "iu"
+    elsewhere = LOSSES[config.objective.loss].info["facts"].any_proxies and not numbered
+    if config.objective.num_proxies is not None and not elsewhere:
+        raise ValueError(
+            "objective.num_proxies is for losses such as pd_loss on labels that are not classes; leave it out"
+        )
+    if numbered:
         names, number = np.unique(train.labels, return_inverse=True)
         train = Items(train.images, number.astype(np.int64), train.names, train.ids)
         options |= {"num_classes": len(names), "dim": dim}
-    elif LOSSES[config.objective.loss].info["facts"].any_proxies:
+    elif elsewhere:
         made = create_target(target)
         codes = proxy_codes(made, made.encode(train.labels), config.objective.num_proxies)
         options |= {"proxy_codes": codes, "dim": dim}
@@ -334,6 +340,9 @@ def learn(config: Config, setup: Setup, run: Run, accelerator: Accelerator, mode
             z = encode(setup.embedder, setup.data.items.images, accelerator, config.evaluation.batch_size)
             sampler.snapshot.renew(z.to(accelerator.device), progress.epoch)
         model.train()
+        if len(progress.epoch_seconds) <= progress.epoch:
+            progress.epoch_seconds.append(0.0)
+        started = time.perf_counter()
         for loss, last in batches(config, setup, accelerator, model):
             if last:
                 factor = learning_rate(settings, (progress.step + 0.5) / total)
@@ -344,6 +353,8 @@ def learn(config: Config, setup: Setup, run: Run, accelerator: Accelerator, mode
                 optimizer.step()
                 optimizer.zero_grad(set_to_none=True)
                 progress.step += 1
+            progress.epoch_seconds[-1] += time.perf_counter() - started
+            if last:
                 if main:
                     facts = {"epoch": progress.epoch, "step": progress.step, "loss": loss, "lr": settings.lr * factor}
                     run.log(**facts, **({} if norm is None else {"grad_norm": float(norm)}))
@@ -352,6 +363,7 @@ def learn(config: Config, setup: Setup, run: Run, accelerator: Accelerator, mode
                 bar.update()
                 if config.checkpoint_every and progress.step % config.checkpoint_every == 0:
                     save(run, accelerator, progress)
+            started = time.perf_counter()
         progress.epoch, progress.batch = progress.epoch + 1, 0
         if config.evaluation.every and (
             progress.epoch % config.evaluation.every == 0 or progress.epoch == settings.epochs
@@ -364,11 +376,8 @@ def learn(config: Config, setup: Setup, run: Run, accelerator: Accelerator, mode
 def batches(config: Config, setup: Setup, accelerator: Accelerator, model: nn.Module) -> Iterator[tuple[float, bool]]:
     """Run the rest of an epoch's batches forward and backward; yields the loss and whether an update is due."""
     accumulate, mean, progress = config.optimizer.accumulate, 0.0, setup.progress
-    if len(progress.epoch_seconds) <= progress.epoch:
-        progress.epoch_seconds.append(0.0)
     setup.sampler.load_state_dict({"epoch": progress.epoch, "batch": progress.batch})
     setup.data.set_epoch(progress.epoch)
-    started = time.perf_counter()
     for batch in setup.loader:
         first = progress.batch // accumulate * accumulate
         size = min(accumulate, len(setup.sampler) - first)
@@ -389,9 +398,7 @@ def batches(config: Config, setup: Setup, accelerator: Accelerator, model: nn.Mo
                 "optimizer.clip or use precision no or bf16 (the last checkpoint is kept)"
             )
         progress.batch += 1
-        progress.epoch_seconds[-1] += time.perf_counter() - started
         yield mean, last
-        started = time.perf_counter()
 
 
 def assess(config: Config, setup: Setup, run: Run, accelerator: Accelerator) -> None:
@@ -452,7 +459,8 @@ def finish(
         "origin": setup.splits.origin,
         "versions": versions(),
     }
-    setup.embedder.save_pretrained(run.folder / "embedder", objective=setup.objective)
+    objective = setup.objective if isinstance(setup.objective, Objective) else None  # studies put functions there
+    setup.embedder.save_pretrained(run.folder / "embedder", objective=objective)
     save_file(after, str(run.folder / "embeddings" / "after.safetensors"))
     run.write_json("metrics.json", result)
     print(format_table(table))

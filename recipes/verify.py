@@ -24,7 +24,9 @@ from beyond_binary.data.originals.faces import face_folder
 from beyond_binary.devices import usable_device
 from beyond_binary.embedder import Embedder
 from beyond_binary.report.charts import pair_picture, require_matplotlib
-from beyond_binary.verification import Pairs, best_threshold, pair_scores, read_lfw_pairs, ten_fold, verify
+from beyond_binary.verification import Pairs, as_same, best_threshold, pair_scores, read_lfw_pairs, ten_fold, verify
+
+COLUMNS = ("img_0", "img_1", "pair")
 
 
 def embedded_scores(embedder: Embedder, pairs: Pairs, folder: Path, batch_size: int = 64) -> np.ndarray:
@@ -61,9 +63,10 @@ def hub_scores(
                 f"{config.source} has no split {split!r} with columns {', '.join(columns)}; it has {there}"
             )
         part = splits[split]
+        same = as_same(part[columns[2]])  # before the images are embedded
         left, right = (embedder.encode(part[name], batch_size=batch_size, progress=True) for name in columns[:2])
         scores = np.asarray(pair_scores(left, right, geometry_of(embedder)))
-        found.append((scores, np.asarray(part[columns[2]]).astype(bool)))
+        found.append((scores, same))
     return found
 
 
@@ -93,7 +96,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument(
         "--columns",
         nargs=3,
-        default=("img_0", "img_1", "pair"),
+        default=COLUMNS,
         help="of a set on the Hub: two images, and whether they are the same",
     )
     parser.add_argument("--fold", type=int, help="only the pairs of this fold, counted from 1")
@@ -114,9 +117,17 @@ def main(argv: list[str] | None = None) -> None:
             train, (scores, same) = hub_scores(embedder, config, given.columns)
             found = {"accuracy": float(((scores >= best_threshold(*train)) == same).mean())} | verify(scores, same)
         else:
+            if given.config_name or given.revision or given.columns != COLUMNS:
+                raise ValueError(
+                    "--data.config_name, --data.revision and --columns are of sets on the Hub (hub:USER/NAME)"
+                )
             path = Path(given.source.removeprefix("lfw:")).expanduser()
             pairs = read_lfw_pairs(given.pairs or path / "pairs.txt")
             chosen = inside(pairs, given.fold)
+            if not pairs.folds.any():
+                raise ValueError(
+                    f"{given.pairs} has one fold; the threshold of a fold comes from the others, as in pairs.txt"
+                )
             scores = embedded_scores(embedder, pairs, face_folder(path))
             folds = ten_fold(scores, pairs.same, pairs.folds)
             if given.fold is None:

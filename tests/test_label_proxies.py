@@ -273,6 +273,42 @@ def test_centres_lower_the_spread_and_tiles_do_not_matter(monkeypatch: pytest.Mo
     assert torch.equal(found, label_centres(target, code, 10))
 
 
+def test_unknown_labels_have_no_centre_and_no_proxy() -> None:
+    rng = np.random.default_rng(0)
+    labels = rng.normal(size=(100, 3, 2)) + 20 * np.arange(4).repeat(25)[:, None, None] * [[0, 0], [1, 0], [0, 1]]
+    target = create_target("pose(root=(0, 1))")
+    known = label_centres(target, target.encode(labels), 4)
+    labels[[3, 30]] = np.nan
+    code = target.encode(labels)
+    found = label_centres(target, code, 4)
+    assert not target.distance(found, found).isnan().any()
+    assert target.distance(known, found).amin(1).max() < 3
+    own = nearest(target, code, found)
+    assert (own == -1).nonzero()[:, 0].tolist() == [3, 30]
+    assert own.clamp_min(0).bincount().min() > 20
+    with pytest.raises(ValueError, match="some are known, got none"):
+        label_centres(target, code[[3, 30]], 2)
+    objective = bb.create_objective("pd_loss", target="pose(root=(0, 1))", proxy_codes=found, dim=4, bandwidth=1.0)
+    z = draw(100, 4).float()
+    z[[3, 30]] = 1e6
+    objective.start_at_means(z, labels)
+    means = torch.stack([unit(z[own == number]).mean(0) for number in range(4)])
+    torch.testing.assert_close(unit(objective.proxies.weight), unit(means))
+
+
+def test_labels_that_share_nothing_with_the_centres_so_far_are_drawn_like_the_farthest() -> None:
+    """Visible in other joints each: of the two groups one is unknown to the other, and each has its centre."""
+    labels = draw(40, 4, 2).numpy()
+    labels[:20, 2:] = np.nan
+    labels[20:, :2] = np.nan
+    target = create_target("pose")
+    code = target.encode(labels)
+    for seed in range(5):
+        found = label_centres(target, code, 4, seed=seed)
+        assert len(found.unique(dim=0)) == 4
+        assert nearest(target, code, found).min() >= 0
+
+
 def test_more_centres_than_labels() -> None:
     target = create_target("euclidean")
     with pytest.raises(ValueError, match="at most 3 centres, as many as there are different labels, got 4"):
@@ -291,9 +327,31 @@ def test_proxies_start_at_the_means_of_what_is_nearest() -> None:
     assert "proxies.code" in objective.state_dict()
 
 
+def test_proxies_of_labels_start_at_the_means_of_all_items_that_have_the_label() -> None:
+    objective = fields(4, 3)
+    before = objective.proxies.weight[3].clone()
+    z = torch.eye(3).double()[[0, 0, 1, 2, 2]]
+    sets = torch.tensor([[1, 0, 0, 0], [1, 1, 0, 0], [1, 1, 0, 0], [0, 0, 1, 0], [0, 0, 0, 0]])
+    objective.start_at_means(z, sets)
+    expected = torch.tensor([[2.0, 1, 0], [1, 1, 0], [0, 0, 1]]).double()
+    torch.testing.assert_close(unit(objective.proxies.weight[:3]), unit(expected))
+    assert torch.equal(objective.proxies.weight[3], before)
+
+
 @pytest.mark.parametrize(
     ("loss", "options", "message"),
     [
+        (
+            "pd_loss",
+            {"num_classes": 4, "dim": 3, "proxy_codes": torch.arange(4)},
+            "has the proxy of each class and takes no proxy_codes",
+        ),
+        ("triplet", {"proxy_init": "class_mean"}, "has no proxies and takes no proxy_init, got 'class_mean'"),
+        (
+            "pd_loss",
+            {"num_classes": 4, "dim": 3, "variance_floor": -1.0},
+            "variance_floor must not be below 0, got -1.0",
+        ),
         ("pd_loss", {"target": "euclidean", "dim": 3, "bandwidth": 1.0}, "give proxy_codes=, such as label_centres"),
         ("pd_loss", {"target": "euclidean", "dim": 3, "proxy_codes": torch.zeros(4, 1)}, "reads same/different"),
         (

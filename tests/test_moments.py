@@ -134,7 +134,7 @@ def test_a_collapse_is_no_way_out(loss: str, form: str) -> None:
 
 
 def test_few_genuine_pairs_warn_once_and_while_training_starts(monkeypatch: pytest.MonkeyPatch) -> None:
-    z, labels = torch.randn(6, 3), torch.tensor([0, 0, 1, 2, 3, 4])
+    z, labels = torch.randn(9, 3), torch.tensor([0, 0, 1, 2, 3, 4, 5, 6, 7])
 
     def told(labels: torch.Tensor, **options: int) -> list[str]:
         with warnings.catch_warnings(record=True) as caught:
@@ -143,14 +143,15 @@ def test_few_genuine_pairs_warn_once_and_while_training_starts(monkeypatch: pyte
         return [str(w.message) for w in caught]
 
     monkeypatch.setattr(moments, "_looks", [5])
-    assert told(torch.zeros(6, dtype=torch.int64)) == []  # 30 pairs
+    assert told(torch.zeros(9, dtype=torch.int64)) == []  # 36 pairs
+    assert told(torch.zeros(9, dtype=torch.int64), warn_below=36) == []
     with torch.no_grad():
         assert told(labels) == []
     assert told(labels, warn_below=0) == []
-    assert "2 genuine pairs, fewer than 30; draw batches of classes times items" in told(labels)[0]
+    assert "1 genuine pairs, fewer than 30; draw batches of classes times items" in told(labels)[0]
     assert told(labels) == []
     monkeypatch.setattr(moments, "_looks", [1])
-    assert told(torch.zeros(6, dtype=torch.int64)) == told(labels) == []  # no longer looked at
+    assert told(torch.zeros(9, dtype=torch.int64)) == told(labels) == []  # no longer looked at
 
 
 def test_other_targets_are_walked_in_tiles() -> None:

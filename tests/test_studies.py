@@ -13,6 +13,7 @@ import pytest
 from scipy import stats
 
 from beyond_binary.config import Config, parse_config
+from recipes import TINY
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "recipes" / "studies"))
 
@@ -120,6 +121,15 @@ def test_runs_are_kept_and_not_repeated_and_a_page_keeps_its_text(
     for name in ("r_questions", "r_size"):
         assert f"![{name}]({name}.png)" in text
         assert (tmp_path / f"{name}.png").stat().st_size > 5000
+
+
+def test_another_loss_is_trained_in_the_place_of_the_objective(tmp_path: Path) -> None:
+    around = study.Cell(around=lambda setup: study.Around(lambda z, labels, ids: z.square().mean()))
+    made = study.Study(TINY, {"a": around}, ("recall_at_1",), "unused.md", 1, {})
+    given = Namespace(epochs=1, change=[], data=None, weights=None)
+    found = study.run(made, around, 0, given)
+    assert found["epochs"] == 1
+    assert found["epoch_seconds"] > 0
 
 
 def test_a_run_is_known_by_what_differs_from_the_defaults() -> None:

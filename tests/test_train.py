@@ -640,6 +640,7 @@ def test_learning_rate_rises_then_falls() -> None:
         (["--objective.loss", "log_ratio"], "take a target with distances"),
         (["--objective.options", "{temperature: 1}"], "has no option temperature"),
         (["--objective.target", "euclidean"], "set objective.num_proxies"),
+        (["--objective.num_proxies", "5"], "num_proxies is for losses such as pd_loss on labels that are not classes"),
         (["--objective.nearest", "5"], "objective.nearest needs label distances"),
         (["--objective.nearest", "0"], "objective.nearest of at least 1, got 0"),
         (["--objective.anchors", "3"], "pd_loss is no mean over items"),

@@ -85,6 +85,8 @@ def test_edges() -> None:
     assert (constant["d_prime"], constant["eer"], constant["tar_at_far_0.5"]) == (0, 0.5, 0)
     apart = verify([2.0, 2.0, 1.0, 1.0], [True, True, False, False], metrics=["d_prime", "eer", "tar_at_far_0.5"])
     assert (apart["d_prime"], apart["eer"], apart["tar_at_far_0.5"]) == (math.inf, 0, 1)
+    assert verify([0.1] * 10, [True] * 5 + [False] * 5, metrics=["d_prime"])["d_prime"] == 0
+    assert verify([0.3] * 5 + [0.1] * 5, [1] * 5 + [0] * 5, metrics=["d_prime"])["d_prime"] == math.inf
     wrong = verify([1.0, 1.0, 2.0, 2.0], [True, True, False, False], metrics=["d_prime", "eer"])
     assert (wrong["d_prime"], wrong["eer"]) == (-math.inf, 1)
     alone = verify([1.0, 2.0], [True, True], metrics=PAIRS)
@@ -183,6 +185,11 @@ def test_intervals_over_identities_cover_as_often_as_they_say() -> None:
         ({"scores": [1.0, math.nan]}, "1 of 2 scores are NaN"),
         ({"scores": [1.0]}, r"scores \[n\] and same \[n\], n > 0, got \[1\] and \[2\]"),
         ({"metrics": ["recall_at_1"]}, "over pairs .*not recall_at_1"),
+        ({"same": [1, -1]}, "1 for a genuine pair and 0 for another, got int64 such as -1, 1"),
+        ({"same": ["True", "False"]}, "expected bools, .* such as 'False', 'True'"),
+        ({"same": [1.0, math.nan]}, "expected bools"),
+        ({"bootstrap": -3}, "bootstrap of at least 0 and a level between 0 and 1, got -3"),
+        ({"level": 95}, "got 0 and 95"),
         ({"bootstrap": 3}, r"give identities \[n 2\]"),
         ({"bootstrap": 3, "identities": [[0, 1], [0, 0]]}, "contradict same"),
         ({"bootstrap": 3, "identities": [0, 1]}, r"integer identities \[2 2\], got torch.int64 \[2\]"),
@@ -208,6 +215,8 @@ def test_the_best_threshold_is_the_best_of_all(pairs: list[tuple[int, bool]]) ->
 
 
 def test_ten_folds_by_hand() -> None:
+    with pytest.raises(ValueError, match="expected bools"):
+        ten_fold([0.0, 1.0], [-1, 1], [0, 1])
     scores = [0.9, 0.8, 0.1, 0.7, 0.6, 0.65]
     same = [True, True, False, True, True, False]
     found = ten_fold(scores, same, [0, 0, 0, 1, 1, 1])
@@ -351,6 +360,15 @@ def test_the_recipe_scores_the_pairs_of_all_folds_or_of_one(
     with pytest.raises(SystemExit):
         told("--embedder", "x", "--device", "abacus")
     assert "error: device 'abacus' cannot be used: " in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        told("--embedder", "x", "--data.revision", "main")
+    assert "are of sets on the Hub" in capsys.readouterr().err
+    lines = (root / "pairs.txt").read_text().splitlines()
+    (root / "one.txt").write_text("\n".join(["2", *lines[1:5]]) + "\n")
+    monkeypatch.setattr(Told, "encode", lambda *_: pytest.fail("embedded before the pairs were looked at"))
+    with pytest.raises(SystemExit):
+        told("--embedder", "x", "--pairs", str(root / "one.txt"))
+    assert "has one fold; the threshold of a fold comes from the others" in capsys.readouterr().err
     (root / "pairs.txt").unlink()
     with pytest.raises(SystemExit):
         told("--embedder", "x")

@@ -41,6 +41,12 @@ POSITIVE = frozenset({
 })  # fmt: skip
 """Options that no loss can take at 0 or below."""
 
+NOT_NEGATIVE = frozenset({
+    "anneal_floor", "anneal_rate", "eps", "inner_eps", "l2", "nu", "regularizer", "variance_floor", "variance_slack",
+    "variance_weight", "warn_below",
+})  # fmt: skip
+"""Options that no loss can take below 0."""
+
 
 @dataclass(frozen=True)
 class LossFacts:
@@ -135,6 +141,8 @@ class LossFacts:
             if isinstance(value, float | int) and not low < value < high:
                 wanted = f"greater than {low:g}" if high == math.inf else f"between {low:g} and {high:g}"
                 raise ValueError(f"loss {loss!r}: {name} must be {wanted}, got {value}")
+            if name in NOT_NEGATIVE and not value >= 0:
+                raise ValueError(f"loss {loss!r}: {name} must not be below 0, got {value}")
 
 
 def register_loss(name: str, **facts: Any) -> Callable[[Build], Build]:

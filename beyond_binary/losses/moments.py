@@ -169,7 +169,7 @@ def d_loss(
     def finish(genuine: Moments, impostor: Moments) -> Tensor:
         nonlocal look
         if look:
-            few_genuine(genuine[0], warn_below)
+            few_genuine(genuine[0] / (2 if pairs.k is pairs.q else 1), warn_below)
         look = False  # higher derivatives come here again
         floors = {"d_floor": d_floor, "variance_floor": variance_floor}
         return decidability(genuine, impostor, form=form, kinds=2, **floors)

@@ -35,8 +35,10 @@ class Moments(NamedTuple):
         weight = torch.ones_like(scores) if weight is None else weight.double()
         if not (number := float(weight.sum())):
             return Moments()
-        mean = float((weight * scores).sum()) / number
-        return Moments(number, mean, float((weight * (scores - mean).square()).sum()) / number)
+        first = float(scores[0])  # about which equal scores have no rounding error
+        away = scores - first
+        mean = float((weight * away).sum()) / number
+        return Moments(number, first + mean, float((weight * (away - mean).square()).sum()) / number)
 
     def __or__(self, other: Moments) -> Moments:
         """Of both together (Chan, Golub and LeVeque, 1983)."""
