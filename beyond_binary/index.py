@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 Kind = Literal["exact", "flat", "ivf", "hnsw"]
 SPACES = ("cosine", "dot", "euclidean")
 VECTORS, ITEMS, CONFIG, GRAPH = "embeddings.safetensors", "items.parquet", "index.json", "index.faiss"
-FILES = (VECTORS, ITEMS, CONFIG, GRAPH)
+FILES = (CONFIG, VECTORS, ITEMS, GRAPH)
 THUMBNAIL = "thumbnail"  # the column of small pictures
 COLUMN = "columns."  # before the names of columns in the file of the items
 FORMAT = 1

@@ -8,7 +8,7 @@ import re
 import shutil
 import tempfile
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -31,21 +31,23 @@ FILES = (*EMBEDDER_FILES, OBJECTIVE_FILE)
 
 
 @contextmanager
-def replacing(folder: Path, owned: Iterable[str] = FILES) -> Iterator[Path]:
-    """A new folder beside `folder` to write to; in the end it becomes `folder`.
+def replacing(folder: Path, owned: Sequence[str] = FILES) -> Iterator[Path]:
+    """A new folder to write to, on the disk of `folder`; in the end it becomes `folder`.
 
     A folder that exists keeps its other files: the written files replace theirs, and `owned` files (those of an
-    embedder) that were not written again are removed. After an error `folder` is as it was.
+    embedder) that were not written again are removed. After an error `folder` is as it was. The first of `owned`, without
+    which nothing reads the folder, is taken away first and put there last: what a killed process leaves is not taken for whole.
 
     Raises:
         ValueError: `folder` is a file.
     """
-    folder = folder.absolute()
+    folder = folder.resolve()
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"expected a folder to write to, got the file {folder}; choose another name or remove it")
     folder.parent.mkdir(parents=True, exist_ok=True)
     _remove_stale_parts(folder)
-    part = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", suffix=".part", dir=folder.parent))
+    beside = folder if folder.exists() else folder.parent  # another disk may be mounted at `folder`
+    part = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", suffix=".part", dir=beside))
     new = part / "new"  # unlike `part`, which is private, it has the permissions of other new folders
     try:
         new.mkdir()
@@ -53,19 +55,36 @@ def replacing(folder: Path, owned: Iterable[str] = FILES) -> Iterator[Path]:
         if not folder.exists():
             new.rename(folder)
             return
-        written = {file.name for file in new.iterdir()}
-        for name in written:
-            (new / name).replace(folder / name)
-        for name in set(owned) - written:
-            (folder / name).unlink(missing_ok=True)
+        _exchange(folder, new, part / "old", owned)
     finally:
         shutil.rmtree(part, ignore_errors=True)
+
+
+def _exchange(folder: Path, new: Path, old: Path, owned: Sequence[str]) -> None:
+    """Move `owned` files of `folder`, and those that are in `new`, to `old`, and those of `new` to it; all or none."""
+    written = {file.name for file in new.iterdir()}
+    names = sorted({*owned, *written}, key=lambda name: name != owned[0])
+    old.mkdir()
+    try:
+        for name in names:
+            if (folder / name).is_file():
+                (folder / name).replace(old / name)
+        for name in reversed(names):
+            if name in written:
+                (new / name).rename(folder / name)
+    except BaseException:
+        for name in reversed(names):
+            if name in written and not (new / name).exists():
+                (folder / name).unlink()
+            if (old / name).exists():
+                (old / name).replace(folder / name)
+        raise
 
 
 def _remove_stale_parts(folder: Path, age: float = 3600.0) -> None:
     """Remove what killed processes left of their writing to `folder`: parts untouched for `age` seconds."""
     pattern = re.compile(rf"\.{re.escape(folder.name)}\.[^.]+\.part")
-    for part in folder.parent.iterdir():
+    for part in (*folder.parent.iterdir(), *(folder.iterdir() if folder.exists() else ())):
         if pattern.fullmatch(part.name):
             newest = max((p.stat().st_mtime for p in (part, *part.rglob("*")) if p.exists()), default=0.0)
             if time.time() - newest > age:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -467,6 +468,68 @@ def test_a_crash_leaves_no_folder_and_spoils_none(tmp_path, monkeypatch):
             make("vit", seed=1).save_pretrained(tmp_path / name)
     assert [p.name for p in tmp_path.iterdir()] == ["old"]
     assert {p.name: p.read_bytes() for p in (tmp_path / "old").iterdir()} == before
+
+
+@pytest.mark.parametrize("moves", range(1, 9))
+def test_a_failure_amid_the_exchange_is_undone(tmp_path, monkeypatch, moves):
+    make("vit").save_pretrained(tmp_path / "e")
+    (tmp_path / "e" / "notes.txt").write_text("mine")
+    before = {p.name: p.read_bytes() for p in (tmp_path / "e").iterdir()}
+    calls = []
+
+    def failing(move):
+        def instead(self, target):
+            calls.append(self)
+            if len(calls) == moves:
+                raise OSError("no more")
+            return move(self, target)
+
+        return instead
+
+    with monkeypatch.context() as patch:
+        for name in ("replace", "rename"):
+            patch.setattr(Path, name, failing(getattr(Path, name)))
+        if moves < 7:  # three files go, three come
+            with pytest.raises(OSError, match="no more"):
+                make("vit", seed=1).save_pretrained(tmp_path / "e")
+        else:
+            make("vit", seed=1).save_pretrained(tmp_path / "e")
+    after = {p.name: p.read_bytes() for p in (tmp_path / "e").iterdir()}
+    assert (after == before) == (moves < 7)
+    assert after.keys() == before.keys()
+
+
+def test_a_process_killed_amid_the_exchange_leaves_nothing_that_is_taken_for_whole(tmp_path, monkeypatch):
+    make("vit").save_pretrained(tmp_path / "e")
+    seen = []
+    move = Path.rename
+
+    def look(self, target):
+        if target.parent == tmp_path / "e":
+            seen.append((tmp_path / "e" / "config.json").exists())
+        return move(self, target)
+
+    monkeypatch.setattr(Path, "rename", look)
+    make("vit", seed=1).save_pretrained(tmp_path / "e")
+    assert seen == [False, False, False]
+
+
+def test_a_link_is_followed_and_stays(tmp_path):
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "disk")
+    for seed in (0, 1):
+        make("vit", seed=seed).save_pretrained(tmp_path / "link")
+    assert (tmp_path / "link").is_symlink()
+    assert "config.json" in {p.name for p in (tmp_path / "disk").iterdir()}
+    assert {p.name for p in tmp_path.iterdir()} == {"disk", "link"}
+
+
+@pytest.mark.skipif(not os.access("/dev/shm", os.W_OK), reason="no second disk")
+def test_saving_to_another_disk(tmp_path):
+    with tempfile.TemporaryDirectory(dir="/dev/shm") as disk:
+        (tmp_path / "link").symlink_to(disk)
+        make("vit").save_pretrained(tmp_path / "link")
+        Embedder.from_pretrained(disk)
 
 
 def test_what_killed_processes_left_is_in_nobodys_way(tmp_path):
