@@ -7,9 +7,9 @@ import os
 import re
 import time
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from html import escape
-from pathlib import Path
+from pathlib import Path, PureWindowsPath
 from typing import Any, Literal, TypeVar
 
 import yaml
@@ -24,6 +24,8 @@ Files = dict[str, Path | bytes]
 
 CARD, CURVES, METRICS, SETTINGS = "README.md", "curves.png", "metrics.json", "config.yaml"
 REPORT, GALLERY = "report.html", "gallery.png"
+PATHS = ("source", "weights")
+"""Settings that are local paths unless they say otherwise."""
 WAITS = (2.0, 8.0)
 """Seconds before a failed push or download is tried again; the Hub's client also repeats most requests by itself."""
 SILENCE = 60.0
@@ -63,7 +65,7 @@ def push(
         RuntimeError: an upload to the Hub's storage (xet) failed in its own library.
     """
     check_hub_id(hub_id)
-    check_token(token)
+    check_token(token if token is not None else _own_token())
     try:
         return patiently(
             lambda: _push_once(files, hub_id, private, token, revision, commit_message, repo_type), silent=True
@@ -101,13 +103,13 @@ def limit_silence(seconds: float | None = None) -> None:
 
 
 def patiently(attempt: Callable[[], Result], silent: bool = False) -> Result:
-    """What `attempt` returns, tried again after `WAITS` where the Hub failed, or (`silent`) gave no answer."""
+    """What `attempt` returns, tried again after `WAITS` where the Hub failed, cut an answer, or (`silent`) gave none."""
     for wait in WAITS:
         try:
             return attempt()
         except Exception as error:
             status = http_status(error)
-            if status is None or not _may_pass(status) or (status == 0 and not silent):
+            if status is None or not _may_pass(status) or not (status or silent or _was_cut(error)):
                 raise
             time.sleep(wait)
     return attempt()
@@ -172,6 +174,15 @@ def http_status(error: BaseException) -> int | None:
     return None
 
 
+def _was_cut(error: BaseException | None) -> bool:
+    """Whether a connection that had been made was lost."""
+    while error is not None:
+        if type(error).__name__ in ("ReadError", "WriteError", "RemoteProtocolError", "RemoteDisconnected"):
+            return True
+        error = error.__cause__
+    return False
+
+
 def _explained(error: Exception, status: int, hub_id: str) -> Exception:
     """The error to raise for a request that failed: what happened, and what to do."""
     known = error.__cause__ is None or hasattr(error, "response")
@@ -211,11 +222,17 @@ def check_token(token: str | bool | None) -> None:
 
 
 def require_login() -> None:
-    """Raise a PermissionError if no token is set on this machine; asks nothing of the Hub."""
+    """Raise a PermissionError if no token is set on this machine, a ValueError if it cannot be one; asks nothing of the Hub."""
+    check_token(token := _own_token())
+    if token is None:
+        raise PermissionError("push_to_hub needs an account: log in with `hf auth login`, or set HF_TOKEN")
+
+
+def _own_token() -> str | None:
+    """The token that is set on this machine."""
     from huggingface_hub import get_token
 
-    if get_token() is None:
-        raise PermissionError("push_to_hub needs an account: log in with `hf auth login`, or set HF_TOKEN")
+    return get_token()
 
 
 def embedder_files(folder: Path, hub_id: str, card: str | bool = True, license: str | None = None) -> Files:
@@ -286,33 +303,50 @@ def run_files(
 def public_settings(settings: dict[str, Any]) -> dict[str, Any]:
     """Settings of a run without the output folder and with the last part of local paths only."""
 
-    def public(value: Any) -> Any:
+    def public(value: Any, key: str = "") -> Any:
         if isinstance(value, dict):
-            return {key: public(item) for key, item in value.items() if key != "output"}
+            return {key: public(item, key) for key, item in value.items() if key != "output"}
         if isinstance(value, list):
             return [public(item) for item in value]
-        return _short(value) if isinstance(value, str) else value
+        return _short(value, key in PATHS) if isinstance(value, str) else value
 
     shown: dict[str, Any] = public(settings)
     return shown
 
 
 def public_text(page: str, settings: Any) -> str:
-    """A page (HTML) in which the local paths among the settings have their last part only."""
-    for value in settings.values() if isinstance(settings, dict) else settings:
-        if isinstance(value, dict | list):
-            page = public_text(page, value)
-        elif isinstance(value, str):
-            page = page.replace(escape(value), escape(_short(value)))
-    return page
+    """A page (HTML) in which the local paths among the settings have their last part only; pictures in it are left alone."""
+    paths = {escape(path): escape(short) for path, short in _paths(settings)}
+    if not paths:
+        return page
+    longest = sorted(paths, key=len, reverse=True)
+    found = re.compile(rf"(?<![\w/<])(?:{'|'.join(map(re.escape, longest))})(?!\w)")
+    parts = re.split(r'("data:[^"]*")', page)
+    parts[::2] = [found.sub(lambda path: paths[path[0]], part) for part in parts[::2]]
+    return "".join(parts)
 
 
-def _short(value: str) -> str:
-    """The last part of a local path, with the "kind:" before it, and of paths within a spec; other texts as they are."""
-    found = re.fullmatch(r"((?:\w+:)?)((?:/|~|\.\.?/).+)", value)
-    if found:
-        return found[1] + Path(found[2]).name
-    return re.sub(r"(['\"])((?:/|~|\.\.?/)[^'\"]+)\1", lambda part: part[1] + Path(part[2]).name + part[1], value)
+def _paths(settings: Any, key: str = "") -> Iterator[tuple[str, str]]:
+    """The local paths among some settings, and what of them is shown."""
+    if isinstance(settings, dict | list):
+        for name, value in settings.items() if isinstance(settings, dict) else ((key, value) for value in settings):
+            yield from _paths(value, name)
+    elif isinstance(settings, str) and (short := _short(settings, key in PATHS)) != settings:
+        yield settings, short
+
+
+def _short(value: str, path: bool = False) -> str:
+    """The last part of a local path, with the "kind:" before it, and of paths within a spec; other texts as they are.
+
+    Local is what starts at a root or with dots, and (`path`) whatever does not name a set or weights on the Hub.
+    """
+    kind, rest = re.fullmatch(r"((?:\w{2,}:)?)(.*)", value, re.DOTALL).groups()  # type: ignore[union-attr]
+    local = re.match(r"[/\\~]|\.\.?[/\\]|[A-Za-z]:[\\/]", rest)
+    if local or (path and kind not in ("hub:", "hf-hub:", "embedded:")):
+        return kind + PureWindowsPath(rest).name
+    return re.sub(
+        r"(['\"])([^'\"]*[/\\][^'\"]*)\1", lambda part: part[1] + PureWindowsPath(part[2]).name + part[1], value
+    )
 
 
 def push_run(

@@ -22,7 +22,7 @@ from push import show
 
 from beyond_binary.config import parse_data
 from beyond_binary.data.splits import all_rows
-from beyond_binary.hub import check_hub_id, push, require_login
+from beyond_binary.hub import check_hub_id, limit_silence, push, require_login
 from beyond_binary.hub_data import dataset_files, from_rows
 
 
@@ -49,6 +49,7 @@ def parse(argv: list[str] | None) -> tuple[argparse.Namespace, list[str]]:
 def main(argv: list[str] | None = None) -> None:
     """Read the command line and push; what does not fit ends with a short message and status 2."""
     given, rest = parse(argv)
+    limit_silence()
     try:
         hub_id, data = check_hub_id(given.hub_id), parse_data(rest)
         if not given.dry_run:

@@ -25,6 +25,7 @@ from torch import Tensor
 from beyond_binary.config import parse_data
 from beyond_binary.devices import usable_device
 from beyond_binary.embedder import Embedder
+from beyond_binary.hub import limit_silence
 from beyond_binary.index import THUMBNAIL, Hits, Index, thumbnail
 from beyond_binary.preprocess import open_image
 
@@ -151,6 +152,7 @@ def parse(argv: list[str] | None) -> tuple[argparse.Namespace, list[str]]:
 def main(argv: list[str] | None = None) -> None:
     """Read the command line, then build or search; what does not fit ends with a short message and status 2."""
     given, rest = parse(argv)
+    limit_silence()
     try:
         given.run(given, rest)
     except (ImportError, OSError, RuntimeError, ValueError) as error:

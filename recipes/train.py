@@ -485,11 +485,13 @@ def finish(
 def publish(config: Config, run: Run) -> bool:
     """Push the finished run to the Hub; where that fails, say why and how to try again. Returns whether it is there."""
     try:
-        more: dict[str, Any] = {"license": config.hub_license, "proxies": config.hub_proxies}
+        more: dict[str, Any] = {"license": config.hub_license, "proxies": config.hub_proxies, "report": config.report}
         print(f"pushed to {push_run(run.folder, str(config.hub_id), private=config.hub_private or None, **more)}")
     except Exception as error:
         again = f"python recipes/push.py {shlex.quote(str(run.folder))} --hub-id {config.hub_id}"
         again += " --private" if config.hub_private else ""
+        again += ("" if config.report else " --no-report") + ("" if config.hub_proxies else " --no-proxies")
+        again += f" --license {shlex.quote(config.hub_license)}" if config.hub_license else ""
         print(f"error: not pushed to the Hub: {error}", file=sys.stderr)
         print(f"the run is complete in {run.folder}; to push it: {again}", file=sys.stderr)
         return False

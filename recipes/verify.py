@@ -23,6 +23,7 @@ from beyond_binary.data.from_datasets import load_hub
 from beyond_binary.data.originals.faces import face_folder
 from beyond_binary.devices import usable_device
 from beyond_binary.embedder import Embedder
+from beyond_binary.hub import limit_silence
 from beyond_binary.report.charts import pair_picture, require_matplotlib
 from beyond_binary.verification import Pairs, as_same, best_threshold, pair_scores, read_lfw_pairs, ten_fold, verify
 
@@ -104,6 +105,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--histogram", help="write the histograms of genuine and impostor scores here, as a PNG")
     parser.add_argument("--device", default="auto", help="where the embedder runs; auto: a GPU where there is one")
     given = parser.parse_args(argv)
+    limit_silence()
     try:
         if given.histogram:
             require_matplotlib()

@@ -177,6 +177,28 @@ def test_local_paths_are_shortened() -> None:
     }  # fmt: skip
     page = public_text("<p>supcon on mpii:/home/me/poses</p><p>/home/me/run</p>", settings)
     assert page == "<p>supcon on mpii:poses</p><p>run</p>"
+    page = public_text('<div>/d /dx "/d"</div><img src="data:image/png;base64,iV/d+/d=="/d/x>', {"output": "/d"})
+    assert page == '<div>d /dx "d"</div><img src="data:image/png;base64,iV/d+/d=="d/x>'
+    assert public_text("nothing", {}) == "nothing"
+
+
+@pytest.mark.parametrize(
+    ("source", "shown"),
+    [
+        ("clients/acme/photos", "photos"), (r"C:\Users\me\photos", "photos"), ("cub:clients/acme", "cub:acme"),
+        ("D:/photos", "photos"), (r"cub:C:\Users\birds", "cub:birds"), ("hub:user/name", "hub:user/name"),
+        ("embedded:digits", "embedded:digits"), ("photos.zip", "photos.zip"),
+    ],
+)  # fmt: skip
+def test_a_source_that_is_on_this_machine_is_shortened(source: str, shown: str) -> None:
+    data = {"data": {"source": source}}
+    assert public_settings(data) == {"data": {"source": shown}}
+    assert public_text(f"on {source}.", data) == f"on {shown}."
+
+
+def test_paths_within_a_spec_are_shortened() -> None:
+    target = "sum((captions(vectors='glove/x.txt'), 'classes'))"
+    assert public_settings({"target": target}) == {"target": "sum((captions(vectors='x.txt'), 'classes'))"}
 
 
 def test_the_commit_of_a_set_on_the_hub_is_told() -> None:

@@ -155,6 +155,8 @@ try:
     read("tester/none")
 except FileNotFoundError as error:
     assert "no set 'tester/none' on the Hub" in str(error), error
+else:
+    raise AssertionError
 try:
     push_dataset(images, range(6), "other/set")
 except PermissionError as error:
@@ -467,7 +469,14 @@ READS = 'assert read("tester/faults", label="label", streaming={}).train.labels.
 @pytest.mark.parametrize("streaming", [False, True])
 @pytest.mark.parametrize(
     ("pattern", "kind"),
-    [("GET /api/models/", 503), ("GET .*/tree/", 503), ("/resolve/", 502), ("GET /lfs/", "cut"), ("GET /lfs/", 503)],
+    [
+        ("GET /api/models/", 503),
+        ("GET /api/models/", "cut"),
+        ("GET .*/tree/", 503),
+        ("/resolve/", 502),
+        ("GET /lfs/", "cut"),
+        ("GET /lfs/", 503),
+    ],
 )
 def test_reading_survives_a_passing_fault(
     hub: Hub, client: Client, pattern: str, kind: int | str, streaming: bool

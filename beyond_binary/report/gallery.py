@@ -5,9 +5,11 @@ from __future__ import annotations
 import base64
 import io
 import math
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from html import escape
+from pathlib import PureWindowsPath
 
 import numpy as np
 import torch
@@ -167,7 +169,7 @@ def _card(sample: Sample, row: int, word: str, view: View) -> str:
     caption = _caption(query, place, view.splits)
     return (
         f'<article class="query"><figure class="ask"><p>{word}</p>{_img(query, place, 160, view.paint)}'
-        f'<figcaption title="{escape(str(query.names[place]))}">{caption}</figcaption></figure>'
+        f'<figcaption title="{escape(_name(query, place))}">{caption}</figcaption></figure>'
         f'<div class="answers">{"".join(rows)}</div></article>'
     )
 
@@ -181,10 +183,16 @@ def _hit(items: Items, place: int, y: float, view: View) -> str:
     )
 
 
+def _name(items: Items, place: int) -> str:
+    """The item's name; of a path from the root, which tells of this machine alone, the last part."""
+    name = str(items.names[place])
+    return PureWindowsPath(name).name if re.match(r"[/\\~]|[A-Za-z]:[\\/]", name) else name
+
+
 def _title(items: Items, place: int) -> str:
     """The item's name, and all its captions."""
     texts = np.ravel(items.labels[place]) if items.labels.dtype.kind == "U" else ()
-    return "\n".join([str(items.names[place]), *(str(text) for text in texts if text)])
+    return "\n".join([_name(items, place), *(str(text) for text in texts if text)])
 
 
 def _caption(items: Items, place: int, splits: Splits) -> str:
@@ -193,7 +201,7 @@ def _caption(items: Items, place: int, splits: Splits) -> str:
 
 
 def _words(items: Items, place: int, splits: Splits) -> list[str]:
-    label, name = items.labels[place], str(items.names[place])
+    label, name = items.labels[place], _name(items, place)
     words = [name if len(name) <= 20 else "…" + name[-19:]]
     if items.labels.dtype.kind == "U":
         words = [str(text) for text in np.ravel(label)[:1]]
@@ -226,7 +234,7 @@ def _img(items: Items, place: int, side: int, paint: Paint | None) -> str:
     kind = min(files, key=lambda k: len(files[k]))
     data = base64.b64encode(files[kind]).decode()
     size = f'width="{image.width}" height="{image.height}"'
-    return f'<img src="data:image/{kind};base64,{data}" alt="{escape(str(items.names[place]))}" {size}>'
+    return f'<img src="data:image/{kind};base64,{data}" alt="{escape(_name(items, place))}" {size}>'
 
 
 def _mean(y: torch.Tensor) -> float:
