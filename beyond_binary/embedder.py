@@ -402,10 +402,10 @@ class Embedder(nn.Module):
         config = storage.read_config(folder)
         embedder = cls(trunks.build_trunk(config["trunk"], config["model_args"]), config)
         embedder.folder = folder
-        storage.load_weights(embedder.trunk, folder / storage.TRUNK_FILES[config["trunk"].split("/")[0]])
+        storage.load_weights(embedder.trunk, folder / storage.TRUNK_FILES[config["trunk"].split("/")[0]], as_saved=True)
         rest = nn.ModuleDict({name: m for name, m in embedder.named_children() if name != "trunk"})
         if rest.state_dict():
-            storage.load_weights(rest, folder / storage.HEAD_FILE)
+            storage.load_weights(rest, folder / storage.HEAD_FILE, as_saved=True)
         return embedder.eval()
 
 

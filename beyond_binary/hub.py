@@ -282,8 +282,10 @@ def run_files(
     files[SETTINGS] = yaml.safe_dump(settings, sort_keys=False).encode()
     files[METRICS] = run / METRICS
     metrics = json.loads((run / METRICS).read_text())
-    if (target := metrics.get("target")) and _short(target) != target:
-        metrics["target"] = _short(target)
+    skipped = [_short(name) for name in metrics.get("skipped_images") or ()]
+    public = {"target": _short(metrics.get("target") or ""), "skipped_images": skipped}
+    if changed := {key: value for key, value in public.items() if value and value != metrics[key]}:
+        metrics |= changed
         files[METRICS] = (json.dumps(metrics, indent=2) + "\n").encode()
     if report and (run / REPORT).exists():
         files[REPORT] = public_text((run / REPORT).read_text(encoding="utf-8"), private).encode()

@@ -27,6 +27,10 @@ ROWS_AT_ONCE = 64
 PNG_MODES = ("1", "L", "LA", "P", "I;16", "RGB", "RGBA")
 Column = np.ndarray | list[list[str]]
 """Labels of n images: an array [n ...], or lists of texts."""
+ClassNames = Mapping[str, Sequence[str]] | Sequence[str] | None
+"""Names of the classes 0, 1, ... by column, or of the column "label"."""
+RESERVED = {"image", "split"}
+"""What no column of labels can be called."""
 
 
 def push_dataset(
@@ -35,7 +39,7 @@ def push_dataset(
     hub_id: str,
     *,
     split: str | Sequence[str] = "train",
-    class_names: Sequence[str] | None = None,
+    class_names: ClassNames = None,
     private: bool | None = None,
     token: str | bool | None = None,
     revision: str | None = None,
@@ -55,7 +59,7 @@ def push_dataset(
             (captions, as many as there are).
         hub_id: "user/name".
         split: the split of all images, or one for each [n].
-        class_names: names of the classes 0, 1, ... of the column "label".
+        class_names: names of the classes 0, 1, ... of the column "label", or such names by column.
         private: make a new repository private; None leaves that to the account's settings.
         token: access token with write rights; None takes that of `HF_TOKEN` or `hf auth login`.
         revision: branch, by default main.
@@ -86,7 +90,7 @@ def dataset_files(
     hub_id: str,
     folder: Path,
     split: str | Sequence[str] = "train",
-    class_names: Sequence[str] | None = None,
+    class_names: ClassNames = None,
     license: str | None = None,
     shard_bytes: int = SHARD_BYTES,
 ) -> Files:
@@ -99,7 +103,7 @@ def dataset_files(
         raise ValueError(f"expected as many labels as images, and at least one, got {found}")
     if wrong := [part for part in dict.fromkeys(splits) if part == "all" or not re.fullmatch(r"\w+(\.\w+)*", part)]:
         raise ValueError(f"a split cannot be called {wrong[0]!r}: expected letters, digits, dots and _, and not 'all'")
-    if taken := {"image", "split"} & given.keys():
+    if taken := RESERVED & given.keys():
         raise ValueError(f"a column of labels cannot be called {', '.join(sorted(taken))}; name it otherwise")
     columns = {name: tidy(name, column) for name, column in given.items()}
     features = label_features(columns, class_names)
@@ -144,14 +148,14 @@ class FromRows:
         images: [n] paths, bytes or PIL images, each read when it is asked for.
         columns: by name, that of the labels first.
         split: of each row; None where no column says it.
-        class_names: of the column "label".
+        class_names: by column, where they are integers with names.
         left_out: columns that are no labels, and why.
     """
 
     images: Sequence[Any]
     columns: dict[str, Any]
     split: list[str] | None = None
-    class_names: list[str] | None = None
+    class_names: dict[str, list[str]] = field(default_factory=dict)
     left_out: dict[str, str] = field(default_factory=dict)
 
 
@@ -171,40 +175,48 @@ def from_rows(rows: Rows, config: DataConfig, *, label_name: str | None = None, 
         ValueError: a label column that is not there, or labels that are missing or unlike each other.
     """
     from .data.columns import class_columns, column_values, read_labels
-    from .data.readers import IMAGE_COLUMNS, known_columns
+    from .data.readers import known_columns
     from .data.splits import readable
 
     if config.bad_images == "skip":
         rows = readable(rows)
     names = rows.columns.column_names
     everything = np.arange(len(rows.names))
-    own, source = rows.labels is not None and config.label is None, "label"
-    if own:
-        labels = rows.labels
+    source: str | None = None  # the column that the labels are
+    if rows.labels is not None and config.label is None:
+        labels, source = rows.labels, "label"
     elif config.label is None:
         source = next(iter(class_columns(rows, config)))
         labels = column_values(rows, source)
     else:
         chosen = known_columns(config.label, names, "label")
         labels = read_labels(rows, config, everything)[0] if len(chosen) > 1 else column_values(rows, chosen[0])
-        source = chosen[0] if len(chosen) == 1 else "label"
+        source = chosen[0] if len(chosen) == 1 else None
     if isinstance(labels, np.ndarray) and labels.dtype.kind == "U" and labels.ndim == 2:  # "" follows shorter lists
         labels = [[text for text in row if text.strip()] for row in labels.tolist()]
-    class_names = rows.class_names.get(source)
-    label_name = label_name or ("label" if class_names else source)
-    columns, left_out = {label_name: labels}, {}
-    split = config.split or "split"
+    named = rows.class_names.get(source or "")
+    label_name = label_name or ("label" if named or source is None else source)
+    if label_name in names and label_name != source:
+        raise ValueError(f"the labels would be called {label_name!r}, as another column is; choose another label_name")
+    columns, left_out, split = {label_name: labels}, {}, config.split or "split"
+    class_names = {label_name: named} if named else {}
     for name in names:
-        if name in (split, config.image, *IMAGE_COLUMNS, *([] if own else [source]), label_name):
+        values = rows.columns[name].to_pylist()
+        if name in (split, source) or [str(value) for value in values] == rows.names:
+            continue  # names are of the image files, which have other names in the set
+        if name in RESERVED:
+            left_out[name] = f"a column of the set is called {name} already"
             continue
         try:
-            columns[name] = tidy(name, rows.columns[name].to_pylist())
+            columns[name] = tidy(name, values)
         except ValueError as error:
             left_out[name] = str(error).removeprefix(f"column {name!r}: ")
+        else:
+            class_names |= {name: rows.class_names[name]} if name in rows.class_names else {}
 
     splits = [str(value) for value in rows.columns[split].to_pylist()] if split in names else None
     images = AsStored(rows.images, pixels_only)
-    return FromRows(images, columns, splits, class_names if label_name == "label" else None, left_out)
+    return FromRows(images, columns, splits, class_names, left_out)
 
 
 def tidy(name: str, column: Any) -> Column:
@@ -241,7 +253,7 @@ def _are_texts(row: Sequence[Any]) -> bool:
     return len(row) > 0 and all(isinstance(text, str) for text in row)
 
 
-def label_features(columns: Mapping[str, Column], class_names: Sequence[str] | None) -> Any:
+def label_features(columns: Mapping[str, Column], class_names: ClassNames) -> Any:
     """The `datasets` features of the image and of tidy columns; ValueError where class names do not fit."""
     from datasets import ClassLabel, Features, List, Value
     from datasets import Image as ImageFeature
@@ -255,13 +267,20 @@ def label_features(columns: Mapping[str, Column], class_names: Sequence[str] | N
         found[name] = Value(types.get(column.dtype.kind, "string"))
         for length in reversed(column.shape[1:]):
             found[name] = List(found[name], length=length)
-    if class_names is not None:
-        classes = columns.get("label", [])
+    for name, names in by_column(class_names).items():
+        classes = columns.get(name, [])
         whole = isinstance(classes, np.ndarray) and classes.dtype.kind in "iu" and classes.ndim == 1
-        if not whole or not set(np.asarray(classes).tolist()) <= set(range(len(class_names))):
-            raise ValueError(f"class_names need a column label of integers from 0 to {len(class_names) - 1}")
-        found["label"] = ClassLabel(names=list(class_names))
+        if not whole or not set(np.asarray(classes).tolist()) <= set(range(len(names))):
+            raise ValueError(f"class_names need a column {name} of integers from 0 to {len(names) - 1}")
+        found[name] = ClassLabel(names=list(names))
     return Features(found)
+
+
+def by_column(class_names: ClassNames) -> Mapping[str, Sequence[str]]:
+    """Class names by column; those without one are of the column "label"."""
+    if class_names is None or isinstance(class_names, Mapping):
+        return class_names or {}
+    return {"label": class_names}
 
 
 def write_shards(

@@ -21,7 +21,7 @@ from .faiss_index import check_faiss, faiss_index
 from .geometry import create_geometry
 from .preprocess import to_rgb
 from .registry import suggest
-from .storage import replacing, write_json
+from .storage import readable, replacing, write_json
 
 if TYPE_CHECKING:
     from .data import DataConfig
@@ -308,11 +308,14 @@ class Index:
         if not (folder / CONFIG).is_file():
             raise FileNotFoundError(f"{folder} holds no index ({CONFIG} is missing)")
         config = json.loads((folder / CONFIG).read_text())
+        if missing := {"format_version", "geometry", "kind", "items", "dim"} - set(config):
+            raise ValueError(f"{folder / CONFIG} lacks {', '.join(sorted(missing))}; build the index again")
         if config["format_version"] > FORMAT:
             raise ValueError(
                 f"{folder} has format version {config['format_version']}, this beyond_binary reads up to {FORMAT}"
             )
-        z, table = load_file(folder / VECTORS)["embeddings"], pq.read_table(folder / ITEMS)
+        with readable(folder / VECTORS):
+            z, table = load_file(folder / VECTORS)["embeddings"], pq.read_table(folder / ITEMS)
         if list(z.shape) != [config["items"], config["dim"]] or len(table) != len(z):
             raise ValueError(
                 f"{folder}: {len(z)} embeddings and {len(table)} items, expected {config['items']}; build it again"

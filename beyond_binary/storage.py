@@ -161,7 +161,7 @@ def read_objective(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
             f"{folder} has no {OBJECTIVE_FILE}: what the objective learned was left out; make a new one with "
             f"create_objective({config['loss']!r}, target={config['target']!r}, ...)"
         )
-    with _readable(path):
+    with readable(path):
         return config, load_file(path) if path.is_file() else {}
 
 
@@ -180,7 +180,8 @@ def write_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
 
 
 @contextmanager
-def _readable(path: Path) -> Iterator[None]:
+def readable(path: Path) -> Iterator[None]:
+    """Turn what safetensors raises on a damaged file into a ValueError."""
     from safetensors import SafetensorError
 
     try:
@@ -193,12 +194,12 @@ def tensor_names(path: Path) -> set[str]:
     """Names of the tensors in a safetensors file; raises ValueError if it is none."""
     from safetensors import safe_open
 
-    with _readable(path), safe_open(path, "pt") as file:
+    with readable(path), safe_open(path, "pt") as file:
         return set(file.keys())
 
 
-def load_weights(module: nn.Module, path: Path, ignore: tuple[str, ...] = ()) -> None:
-    """Load a safetensors file strictly into `module`.
+def load_weights(module: nn.Module, path: Path, ignore: tuple[str, ...] = (), as_saved: bool = False) -> None:
+    """Load a safetensors file strictly into `module`, in the module's precision or, `as_saved`, in the file's.
 
     Only BatchNorm's `num_batches_tracked` may be missing or left over, and only entries under the module
     names in `ignore` (a classifier) are skipped.
@@ -209,7 +210,7 @@ def load_weights(module: nn.Module, path: Path, ignore: tuple[str, ...] = ()) ->
     """
     from safetensors.torch import load_file
 
-    with _readable(path):
+    with readable(path):
         state = load_file(path)
     known = module.state_dict()
     optional = (*(f"{name}." for name in ignore),)
@@ -229,6 +230,8 @@ def load_weights(module: nn.Module, path: Path, ignore: tuple[str, ...] = ()) ->
     if any(problems.values()):
         told = "; ".join(f"{what}: {_few(sorted(keys))}" for what, keys in problems.items() if keys)
         raise ValueError(f"the weights in {path} do not fit the network; {told}")
+    for name, tensor in module.state_dict(keep_vars=True).items() if as_saved else ():
+        tensor.data = tensor.data.to(state.get(name, tensor).dtype)
     module.load_state_dict({k: v for k, v in state.items() if k in known}, strict=False)
 
 

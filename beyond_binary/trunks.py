@@ -316,12 +316,13 @@ def timm_config(model: nn.Module, config: dict[str, Any]) -> dict[str, Any]:
     kept = ("tag", "license", "classifier", "first_conv", "fixed_input_size")
     pool = getattr(getattr(model, "head", None), "global_pool", None) or getattr(model, "global_pool", "")
     preprocess = config["preprocess"]
+    built = getattr(getattr(model, "patch_embed", None), "img_size", None) if source.get("fixed_input_size") else None
     return {
         "architecture": source["architecture"],
         "num_classes": 0,
         "num_features": model.num_features,
         "global_pool": pool if isinstance(pool, str) else getattr(pool, "pool_type", ""),
-        "model_args": config["model_args"],
+        "model_args": {**config["model_args"], **({"img_size": list(built)} if built else {})},
         "pretrained_cfg": {
             **{key: source[key] for key in kept if key in source},
             "num_classes": 0,

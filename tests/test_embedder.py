@@ -365,6 +365,27 @@ def test_a_saved_embedder_comes_back_bit_for_bit(kind, tmp_path):
     assert [p.name for p in (tmp_path / "deep").iterdir()] == ["e"]
 
 
+@pytest.mark.parametrize("kind", ["vit_gem_mlp", "resnet_tag", "clip"])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_a_saved_embedder_keeps_its_precision(kind, dtype, tmp_path):
+    embedder = make(kind, freeze_batch_norm=True).to(dtype).eval()
+    embedder.save_pretrained(tmp_path)
+    again = Embedder.from_pretrained(tmp_path)
+    mine, theirs = embedder.state_dict(), again.state_dict()
+    assert all(theirs[name].dtype == mine[name].dtype and torch.equal(theirs[name], mine[name]) for name in mine)
+    x = pixels(embedder).to(dtype)
+    with torch.no_grad():
+        assert torch.equal(again(x), embedder(x))
+
+
+def test_timm_gets_the_positions_of_a_trunk_of_any_size(tmp_path):
+    embedder = make("vit", image_size=96, trunk_options={"dynamic_img_size": True}).eval()
+    embedder.save_pretrained(tmp_path)
+    model = timm.create_model(f"local-dir:{tmp_path}", pretrained=True).eval()
+    with torch.no_grad():
+        assert torch.equal(model(pixels(embedder)), embedder.trunk(pixels(embedder)))
+
+
 @pytest.mark.parametrize("kind", [k for k in KINDS if not k.startswith("clip")])
 def test_timm_loads_the_trunk_from_the_folder(kind, tmp_path):
     embedder = make(kind).eval()

@@ -461,6 +461,14 @@ def test_a_dry_run_sends_nothing(run: tuple[Path, str], hub: Hub, client: Client
     assert "objective.safetensors" not in shown
 
 
+def test_a_token_that_cannot_be_one_is_noticed_before_training(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_TOKEN", "hf_x\u200by")
+    for act in (publishing.require_login, lambda: publishing.push({}, "a/b")):
+        with pytest.raises(ValueError, match="no token has; copy it again") as refused:
+            act()
+        assert "hf_x" not in str(refused.value)
+
+
 def test_pushing_at_the_end_is_refused_before_training_where_it_cannot_work(client: Client, tmp_path: Path) -> None:
     told = client.run(recipe("train", *TRAIN, "--output", tmp_path / "r"), status=2)
     assert "error: expected a Hub id 'user/name', got None" in told

@@ -22,6 +22,7 @@ from PIL import Image
 from pyarrow import parquet
 
 from beyond_binary.data import DataConfig, load_splits
+from beyond_binary.data.from_datasets import dataset_rows
 from beyond_binary.data.splits import all_rows
 from beyond_binary.hub_data import dataset_card, dataset_files, encoded, from_rows, label_features, push_dataset, tidy
 from beyond_binary.preprocess import to_rgb
@@ -247,7 +248,7 @@ assert there.train.labels.shape[1:] == here.train.labels.shape[1:]
 def test_class_names_and_embedded_sets_and_captions(tmp_path: Path) -> None:
     digits = DataConfig(source="embedded:digits", rows=[20, 10])
     made = from_rows(all_rows(digits), digits)
-    assert made.class_names == [str(i) for i in range(10)]
+    assert made.class_names == {"label": [str(i) for i in range(10)]}
     assert made.split == ["train"] * 20 + ["test"] * 10
     files = dataset_files(made.images, made.columns, "a/b", tmp_path, made.split, made.class_names)
     assert sorted(name for name in files if "parquet" in name) == [
@@ -258,6 +259,51 @@ def test_class_names_and_embedded_sets_and_captions(tmp_path: Path) -> None:
     assert captions == [list(row) for row in load_splits(scenes).train.labels] + [
         list(row) for row in load_splits(scenes).query.labels
     ]
+
+
+TABLE = "file,label,path,pan,tilt,img,image"
+
+
+def table_of_pictures(folder: Path) -> DataConfig:
+    rows = [TABLE]
+    for i in range(4):
+        picture(i).save(folder / f"{i}.png")
+        rows.append(f"{i}.png,{i % 2},road {i},{i},{-i},{10 * i},{i}")
+    (folder / "labels.csv").write_text("\n".join(rows) + "\n")
+    return DataConfig(source=str(folder), image="file", label=["pan", "tilt"])
+
+
+def test_all_columns_of_a_table_are_sent_or_told_of(tmp_path: Path) -> None:
+    config = table_of_pictures(tmp_path)
+    rows = all_rows(config)
+    with pytest.raises(ValueError, match="would be called 'label', as another column is; choose another label_name"):
+        from_rows(rows, config)
+    made = from_rows(rows, config, label_name="pose")
+    assert list(made.columns) == ["pose", "label", "path", "pan", "tilt", "img"]
+    assert made.columns["pose"].tolist() == [[i, -i] for i in range(4)]
+    assert made.columns["path"].tolist() == [f"road {i}" for i in range(4)]
+    assert made.left_out == {"image": "a column of the set is called image already"}
+    dataset_files(made.images, made.columns, "a/b", tmp_path, "train", made.class_names)
+
+
+def test_all_columns_of_classes_keep_their_names(tmp_path: Path) -> None:
+    import datasets
+
+    columns = {"image": [picture(i) for i in range(4)], "kind": [0, 1, 1, 0], "place": [2, 0, 1, 2], "note": [*"abcd"]}
+    names = {"kind": ["tit", "wren"], "place": ["sea", "hill", "wood"]}
+    features = {"image": datasets.Image(), "note": datasets.Value("string")}
+    features |= {name: datasets.ClassLabel(names=known) for name, known in names.items()}
+    made = datasets.Dataset.from_dict(columns, features=datasets.Features(features))
+    config = DataConfig(source="hub:a/b", label="kind")
+    for label_name, called in ((None, "label"), ("species", "species")):
+        found = from_rows(dataset_rows(made, config), config, label_name=label_name)
+        assert found.class_names == {called: names["kind"], "place": names["place"]}
+        files = dataset_files(found.images, found.columns, "a/b", tmp_path, "train", found.class_names)
+        (shard,) = (file for name, file in files.items() if name.endswith("parquet"))
+        read = datasets.Dataset.from_parquet(str(shard), cache_dir=str(tmp_path / "cache" / called))
+        assert read.features[called].names == names["kind"]
+        assert read.features["place"].names == names["place"]
+        assert (read[called], read["place"]) == (columns["kind"], columns["place"])
 
 
 def test_images_that_cannot_be_read_are_left_out_on_request(tmp_path: Path) -> None:

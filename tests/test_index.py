@@ -143,10 +143,18 @@ def test_what_cannot_be_searched_or_loaded(tmp_path: Path, monkeypatch: pytest.M
     for change, message in (
         ({"format_version": 99}, "format version 99"),
         ({"items": 5}, "expected 5; build it again"),
+        ({}, "lacks format_version, kind; build the index again"),
     ):
-        (tmp_path / "index" / "index.json").write_text(json.dumps(config | change))
+        left = config | change if change else {k: v for k, v in config.items() if k not in ("kind", "format_version")}
+        (tmp_path / "index" / "index.json").write_text(json.dumps(left))
         with pytest.raises(ValueError, match=message):
             Index.load(tmp_path / "index")
+    (tmp_path / "index" / "index.json").write_text(json.dumps(config))
+    whole = (tmp_path / "index" / "embeddings.safetensors").read_bytes()
+    (tmp_path / "index" / "embeddings.safetensors").write_bytes(whole[:-8])
+    with pytest.raises(ValueError, match="not a readable safetensors file"):
+        Index.load(tmp_path / "index")
+    (tmp_path / "index" / "embeddings.safetensors").write_bytes(whole)
     monkeypatch.setitem(sys.modules, "faiss", None)
     with pytest.raises(ImportError, match=r"pip install beyond_binary\[faiss\]; or take 'exact'"):
         Index(draw(4), kind="hnsw").search(draw(1))

@@ -71,6 +71,13 @@ def make_items(labels, first=0, mode="RGB", name="item"):
     return Items(images, np.asarray(labels), names, np.arange(first, first + len(labels), dtype=np.int64))
 
 
+def test_names_from_the_root_are_shown_without_their_folders(tmp_path):
+    make_run(tmp_path, np.arange(24) % 3, "classes", name="/home/me/private/cat")
+    shown = (tmp_path / "report.html").read_text()
+    assert "/home/me" not in shown
+    assert "cat 3" in shown
+
+
 def make_run(
     tmp_path,
     labels,

@@ -622,6 +622,27 @@ def test_what_a_loss_learns_has_a_multiple_of_the_learning_rate(tmp_path: Path, 
         assert {g["lr"] for g in groups if g["name"] != "proxies"} == {0.001}
 
 
+def test_a_push_and_the_command_that_repeats_it_hold_back_what_was_asked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sent: list[dict[str, Any]] = []
+
+    def fail(folder: Path, hub_id: str, **more: Any) -> str:
+        sent.append(more)
+        raise ConnectionError("gone")
+
+    monkeypatch.setattr(recipe, "push_run", fail)
+    held = ["--report", "false", "--hub_private", "true", "--hub_proxies", "false", "--hub_license", "mit"]
+    for changes, told in ((held, " --private --no-report --no-proxies --license mit\n"), (["--report", "true"], "\n")):
+        config = tiny(tmp_path / "run", "--hub_id", "a/b", *changes)
+        assert not recipe.publish(config, recipe.Run(tmp_path / "run"))
+        assert f"push.py {tmp_path / 'run'} --hub-id a/b{told}" in capsys.readouterr().err
+    assert sent == [
+        {"private": True, "license": "mit", "proxies": False, "report": False},
+        {"private": None, "license": None, "proxies": True, "report": True},
+    ]
+
+
 def test_learning_rate_rises_then_falls() -> None:
     settings = OptimizerConfig(warmup=0.25)
     factors = [recipe.learning_rate(settings, p) for p in np.linspace(0, 1, 9)]

@@ -5,11 +5,9 @@ from __future__ import annotations
 import base64
 import io
 import math
-import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from html import escape
-from pathlib import PureWindowsPath
 
 import numpy as np
 import torch
@@ -20,7 +18,7 @@ from ..targets import Target
 from .charts import COLOURS
 from .labels import Paint, painter
 from .pairs import Sample, spread
-from .parts import number, section
+from .parts import number, section, short_name
 
 SHOWN = 8
 ON_CARD = ("best", "better quarter", "median", "worse quarter", "worst")
@@ -184,9 +182,8 @@ def _hit(items: Items, place: int, y: float, view: View) -> str:
 
 
 def _name(items: Items, place: int) -> str:
-    """The item's name; of a path from the root, which tells of this machine alone, the last part."""
-    name = str(items.names[place])
-    return PureWindowsPath(name).name if re.match(r"[/\\~]|[A-Za-z]:[\\/]", name) else name
+    """What the item is called."""
+    return short_name(items.names[place])
 
 
 def _title(items: Items, place: int) -> str:

@@ -29,7 +29,7 @@ from .charts import (
 from .gallery import gallery_picture, gallery_section, make_view
 from .labels import flattened, label_colours
 from .pairs import Pair, Sample, sample_pairs, separation
-from .parts import chart, key, number, section
+from .parts import chart, key, number, section, short_name
 from .style import CSS
 
 RANKINGS = ("before", "after", "random", "oracle")
@@ -274,7 +274,7 @@ def _settings(config: Mapping[str, Any], metrics: Mapping[str, Any]) -> str:
     """The resolved configuration, and what was left out of the data."""
     text = escape(yaml.safe_dump(dict(config), sort_keys=False))
     skipped = metrics.get("skipped_images") or []
-    listed = "".join(f"<li>{escape(str(name))}</li>" for name in skipped[:50])
+    listed = "".join(f"<li>{escape(short_name(name))}</li>" for name in skipped[:50])
     parts = [f"<details><summary>Configuration</summary><pre>{text}</pre></details>"]
     if skipped:
         parts += [f"<details><summary>{len(skipped)} images left out</summary><ul>{listed}</ul></details>"]

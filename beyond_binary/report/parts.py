@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping
 from html import escape
+from pathlib import PureWindowsPath
 
 
 def number(value: float | None, digits: int = 4) -> str:
@@ -12,6 +14,12 @@ def number(value: float | None, digits: int = 4) -> str:
     if value is None or not math.isfinite(value):
         return "-"
     return f"{value:.{digits}f}" if abs(value) < 100 else f"{value:.{digits}g}"
+
+
+def short_name(name: object) -> str:
+    """An item's name; of a path from the root, which tells of this machine alone, the last part."""
+    text = str(name)
+    return PureWindowsPath(text).name if re.match(r"[/\\~]|[A-Za-z]:[\\/]", text) else text
 
 
 def section(title: str, body: str, note: str = "") -> str:

@@ -46,8 +46,9 @@ def cells() -> dict[str, Cell]:
         found[f"pd_loss, B = {size}"] = cell("pd_loss", *batch)
         found[f"triplet, B = {size}"] = cell("triplet", *PAIRS, *batch)
         found[f"{FIELDS}, B = {size}"] = fields(FIELDS, *batch, rate=f"{1.2 * times:g}")
-    for loss, pairs in (("d_loss", PAIRS), ("pd_loss", ()), ("triplet", PAIRS)):
-        found[f"{loss}, B = 16, rate of B = 64"] = cell(loss, *pairs, "--sampler.batch_size", "16")
+    for size in (16, 256):
+        for loss, pairs in (("d_loss", PAIRS), ("pd_loss", ()), ("triplet", PAIRS)):
+            found[f"{loss}, B = {size}, rate of B = 64"] = cell(loss, *pairs, "--sampler.batch_size", str(size))
     random = ("--objective.proxy_init", "random")
     found["pd_loss, random proxies"] = cell("pd_loss", *random)
     found["pd_loss, no logarithm"] = cell("pd_loss", options="{form: neg}")
