@@ -2,17 +2,21 @@
 
 python recipes/studies/distributions.py --data cars196_train_cropped_96.zip --weights mobilenetv2_035_imagenet.safetensors
 
-The learning rate of the trunk is the same for all losses, and grows with the batch size, as do all others. Losses that
-list pairs get batches of 4 images of each class, losses with proxies or mean fields random batches, as in their papers.
+Each loss and batch size is run at two learning rates of the trunk (its proxies' rates go with it), as losses of pairs want a
+lower one. Losses that list pairs get batches of 4 images of each class, losses with proxies or mean fields random batches, as
+in their papers.
 """
 
 from __future__ import annotations
+
+import itertools
 
 import study
 from study import ROOT, Cell, Study
 
 BATCHES = (16, 64, 256)
 DIMS = (16, 64, 512)
+RATES = (1.5e-4, 6e-4)
 LONG = ("--optimizer.epochs", "40", "--evaluation.every", "4")
 PAIRS = ("--sampler.name", "classes(samples_per_class=4)")
 FIELDS = "mean_field_class_wise_multi_similarity"
@@ -35,20 +39,24 @@ def fields(loss: str, *changes: str, rate: str = "1.2", options: str = "") -> Ce
     return cell(loss, "--optimizer.proxy_lr", rate, *changes, options=options)
 
 
+def at(rate: float) -> str:
+    """How a name tells the trunk's learning rate, where it is not that of most configurations."""
+    return "" if rate == RATES[1] else f", rate {rate:g}"
+
+
 def cells() -> dict[str, Cell]:
     """All configurations by name."""
     found = {}
-    for size in BATCHES:
-        times = size / 64
-        batch = ("--sampler.batch_size", str(size), "--optimizer.lr", f"{6e-4 * times:g}")
-        found[f"d_loss, B = {size}"] = cell("d_loss", *PAIRS, *batch)
-        found[f"d_loss with a memory, B = {size}"] = cell("d_loss", *PAIRS, *batch, "--objective.memory", "8192")
-        found[f"pd_loss, B = {size}"] = cell("pd_loss", *batch)
-        found[f"triplet, B = {size}"] = cell("triplet", *PAIRS, *batch)
-        found[f"{FIELDS}, B = {size}"] = fields(FIELDS, *batch, rate=f"{1.2 * times:g}")
-    for size in (16, 256):
-        for loss, pairs in (("d_loss", PAIRS), ("pd_loss", ()), ("triplet", PAIRS)):
-            found[f"{loss}, B = {size}, rate of B = 64"] = cell(loss, *pairs, "--sampler.batch_size", str(size))
+    for size, rate in [*itertools.product(BATCHES, RATES), (256, 2.4e-3)]:
+        batch = ("--sampler.batch_size", str(size), "--optimizer.lr", f"{rate:g}")
+        name = f"B = {size}{at(rate)}"
+        found[f"d_loss, {name}"] = cell("d_loss", *PAIRS, *batch)
+        found[f"pd_loss, {name}"] = cell("pd_loss", *batch)
+        found[f"triplet, {name}"] = cell("triplet", *PAIRS, *batch)
+        if rate in RATES:
+            found[f"{FIELDS}, {name}"] = fields(FIELDS, *batch, rate=f"{2000 * rate:g}")
+        if rate == RATES[0] or size == 64:
+            found[f"d_loss with a memory, {name}"] = cell("d_loss", *PAIRS, *batch, "--objective.memory", "8192")
     random = ("--objective.proxy_init", "random")
     found["pd_loss, random proxies"] = cell("pd_loss", *random)
     found["pd_loss, no logarithm"] = cell("pd_loss", options="{form: neg}")
@@ -67,7 +75,7 @@ def cells() -> dict[str, Cell]:
     found["pd_loss, constant rate"] = cell("pd_loss", "--optimizer.schedule", "constant")
     makers = {
         "contrastive": contrastive,
-        "mean_field_contrastive": lambda *changes: fields("mean_field_contrastive", *changes),
+        "mean_field_contrastive": lambda *changes, **how: fields("mean_field_contrastive", *changes, **how),
         "class_wise_multi_similarity": lambda *changes: cell("class_wise_multi_similarity", *PAIRS, *changes),
         FIELDS: lambda *changes: fields(FIELDS, *changes),
         "proxy_anchor": lambda *changes: cell("proxy_anchor", *changes),
@@ -78,6 +86,9 @@ def cells() -> dict[str, Cell]:
         for dim in DIMS:
             if dim != 512 or name not in (FIELDS, "pd_loss"):  # those are the configurations with B = 64
                 found[f"{name}, {dim}-d"] = make("--embedder.dim", str(dim))
+                if dim == 512:
+                    low = {} if name != "mean_field_contrastive" else {"rate": "0.3"}
+                    found[f"{name}, {dim}-d{at(RATES[0])}"] = make("--optimizer.lr", f"{RATES[0]:g}", **low)
         found[f"{name}, 40 epochs"] = make(*LONG)
     for beta, base in ((40, 0.6), (40, 0.8), (40, 0.9), (80, 0.6), (80, 0.9)):
         found[f"{FIELDS}, beta {beta}, delta {base}"] = fields(FIELDS, options=f"{{beta: {beta}, base: {base}}}")
@@ -89,13 +100,13 @@ def cells() -> dict[str, Cell]:
 
 CELLS = cells()
 MAIN, MAIN_FIELDS = "pd_loss, B = 64", f"{FIELDS}, B = 64"
-OF_FIELDS = ("beta", "regularizer", "rate")
+OF_FIELDS = ("beta", "regularizer", "rate of")
 
 
 def of_size(dim: int) -> list[str]:
     """The configurations with embeddings of this size."""
-    own = [name for name in CELLS if name.endswith(f", {dim}-d")]
-    return [*own, MAIN_FIELDS, MAIN] if dim == 512 else own
+    own = [name for name in CELLS if f", {dim}-d" in name]
+    return [*own, MAIN_FIELDS, f"{MAIN_FIELDS}{at(RATES[0])}", MAIN, f"{MAIN}{at(RATES[0])}"] if dim == 512 else own
 
 
 STUDY = Study(
@@ -123,8 +134,9 @@ STUDY = Study(
     },
     curves={
         "batch size": {
-            name: {size: f"{name}, B = {size}" for size in BATCHES}
-            for name in ("d_loss", "d_loss with a memory", "pd_loss", "triplet", FIELDS)
+            f"{name}{at(rate)}": {size: f"{name}, B = {size}{at(rate)}" for size in BATCHES}
+            for name in ("d_loss", "pd_loss", "triplet", FIELDS)
+            for rate in RATES
         },
         "embedding size": {
             name: {dim: f"{name}, B = 64" if dim == 512 and name in (FIELDS, "pd_loss") else f"{name}, {dim}-d" for dim in DIMS}
