@@ -85,8 +85,8 @@ def test_edges() -> None:
     assert (constant["d_prime"], constant["eer"], constant["tar_at_far_0.5"]) == (0, 0.5, 0)
     apart = verify([2.0, 2.0, 1.0, 1.0], [True, True, False, False], metrics=["d_prime", "eer", "tar_at_far_0.5"])
     assert (apart["d_prime"], apart["eer"], apart["tar_at_far_0.5"]) == (math.inf, 0, 1)
-    assert verify([0.1] * 13, [True] * 10 + [False] * 3, metrics=["d_prime"])["d_prime"] == 0
-    assert verify([0.3] * 10 + [0.1] * 10, [1] * 10 + [0] * 10, metrics=["d_prime"])["d_prime"] == math.inf
+    assert verify([0.1] * 10, [True] * 7 + [False] * 3, metrics=["d_prime"])["d_prime"] == 0
+    assert verify([0.3] * 11 + [0.1] * 7, [1] * 11 + [0] * 7, metrics=["d_prime"])["d_prime"] == math.inf
     wrong = verify([1.0, 1.0, 2.0, 2.0], [True, True, False, False], metrics=["d_prime", "eer"])
     assert (wrong["d_prime"], wrong["eer"]) == (-math.inf, 1)
     alone = verify([1.0, 2.0], [True, True], metrics=PAIRS)
