@@ -55,7 +55,7 @@ def verify(
             that are not over pairs, identities that contradict `same`, a bootstrap without identities, or a level that is
             no share.
     """
-    x, kind = torch.as_tensor(scores).double(), torch.from_numpy(as_same(same))
+    x, kind = torch.as_tensor(scores, dtype=torch.double), torch.from_numpy(as_same(same))
     if x.ndim != 1 or x.shape != kind.shape or not len(x):
         raise ValueError(f"expected scores [n] and same [n], n > 0, got {list(x.shape)} and {list(kind.shape)}")
     if not x.isfinite().all():
@@ -141,8 +141,7 @@ def ten_fold(scores: Any, same: Any, folds: Any) -> TenFold:
     Raises:
         ValueError: lengths differ, scores are not finite, or there is a single fold.
     """
-    x, fold = (np.asarray(torch.as_tensor(values)) for values in (scores, folds))
-    x, kind = x.astype(np.float64), as_same(same)
+    x, kind, fold = np.asarray(torch.as_tensor(scores, dtype=torch.double)), as_same(same), np.asarray(folds)
     if x.ndim != 1 or not x.shape == kind.shape == fold.shape:
         raise ValueError(f"expected scores, same and folds [n], got {x.shape}, {kind.shape} and {fold.shape}")
     if not np.isfinite(x).all():
