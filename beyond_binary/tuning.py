@@ -76,6 +76,8 @@ class TrialWatch:
 
     @property
     def value(self) -> float:
-        """The mean over runs, in the present one the last value."""
+        """The mean over runs, in the present one the last value; raises ValueError before the first evaluation."""
         values = [*self.runs, *self.scores[-1:]]
+        if not values:
+            raise ValueError("expected an evaluation before the value, got none; call the watch after each evaluation")
         return sum(values) / len(values)

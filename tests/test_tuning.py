@@ -51,6 +51,8 @@ def test_runs_of_a_trial_count_by_their_mean() -> None:
 
 def test_what_the_watch_refuses() -> None:
     watch = TrialWatch(optuna.create_study().ask(), "recall_at_1")
+    with pytest.raises(ValueError, match="expected an evaluation before the value, got none"):
+        _ = watch.value
     with pytest.raises(ValueError, match="'recall_at_1' is not among the scores: map_at_r"):
         watch({"map_at_r": 1.0}, 0)
     with pytest.raises(ValueError, match="evaluation before end_run"):
