@@ -400,6 +400,7 @@ class Embedder(nn.Module):
         """
         folder = storage.find_folder(id_or_path, revision=revision, token=token, cache_dir=cache_dir)
         config = storage.read_config(folder)
+        config["model_args"] = trunks.without_loading(config["model_args"])
         embedder = cls(trunks.build_trunk(config["trunk"], config["model_args"]), config)
         embedder.folder = folder
         storage.load_weights(embedder.trunk, folder / storage.TRUNK_FILES[config["trunk"].split("/")[0]], as_saved=True)

@@ -24,7 +24,7 @@ Files = dict[str, Path | bytes]
 
 CARD, CURVES, METRICS, SETTINGS = "README.md", "curves.png", "metrics.json", "config.yaml"
 REPORT, GALLERY = "report.html", "gallery.png"
-PATHS = ("source", "weights")
+PATHS = ("source", "weights", "table", "label_file", "cache", "distances")
 """Settings that are local paths unless they say otherwise."""
 WAITS = (2.0, 8.0)
 """Seconds before a failed push or download is tried again; the Hub's client also repeats most requests by itself."""
@@ -342,13 +342,12 @@ def _short(value: str, path: bool = False) -> str:
 
     Local is what starts at a root or with dots, and (`path`) whatever does not name a set or weights on the Hub.
     """
-    kind, rest = re.fullmatch(r"((?:\w{2,}:)?)(.*)", value, re.DOTALL).groups()  # type: ignore[union-attr]
+    kind, rest = re.fullmatch(r"((?:[\w-]{2,}:)?)(.*)", value, re.DOTALL).groups()  # type: ignore[union-attr]
     local = re.match(r"[/\\~]|\.\.?[/\\]|[A-Za-z]:[\\/]", rest)
     if local or (path and kind not in ("hub:", "hf-hub:", "embedded:")):
-        return kind + PureWindowsPath(rest).name
-    return re.sub(
-        r"(['\"])([^'\"]*[/\\][^'\"]*)\1", lambda part: part[1] + PureWindowsPath(part[2]).name + part[1], value
-    )
+        return kind + (PureWindowsPath(rest).name or rest)
+    quoted = r"([=(,]\s*)(['\"])([^'\"]*[/\\][^'\"]*)\2"
+    return re.sub(quoted, lambda part: part[1] + part[2] + PureWindowsPath(part[3]).name + part[2], value)
 
 
 def push_run(

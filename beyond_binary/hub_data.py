@@ -212,7 +212,8 @@ def from_rows(rows: Rows, config: DataConfig, *, label_name: str | None = None, 
         except ValueError as error:
             left_out[name] = str(error).removeprefix(f"column {name!r}: ")
         else:
-            class_names |= {name: rows.class_names[name]} if name in rows.class_names else {}
+            if name in rows.class_names and min(values) >= 0:  # -1: not known
+                class_names[name] = rows.class_names[name]
 
     splits = [str(value) for value in rows.columns[split].to_pylist()] if split in names else None
     images = AsStored(rows.images, pixels_only)

@@ -51,7 +51,7 @@ def _timm(
     trunks.split_name(f"timm/{saved.get('architecture')}")
     trunks.check_timm_options(options)
     arguments = {**(saved.get("model_args") or {}), **options, "num_classes": 0}
-    arguments = {key: value for key, value in arguments.items() if key not in ("pretrained", "checkpoint_path")}
+    arguments = trunks.without_loading(arguments)
     if pooling is not None:
         arguments["global_pool"] = "" if pooling == "gem" else pooling
     image_size = options.get("img_size") if image_size is None else image_size

@@ -160,6 +160,8 @@ class Objective(nn.Module):
         if missing := [name for name in objects if config[name] is None]:
             again = ", ".join(f"{name}=" for name in missing)
             raise ValueError(f"the objective in {folder} was made with objects instead of specs; pass {again} again")
+        if not LOSSES[config["loss"]].info["facts"].needs_proxies:
+            config["proxy_init"] = None  # once kept, though there was nothing to start
         options = config.pop("options")
         objective = create_objective(**config, proxy_codes=tensors.get("proxies.code"), **options)
         shapes = [{name: tensor.shape for name, tensor in some.items()} for some in (objective.learned(), tensors)]

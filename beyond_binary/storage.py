@@ -9,7 +9,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -52,12 +52,18 @@ def replacing(folder: Path, owned: Sequence[str] = FILES) -> Iterator[Path]:
     try:
         new.mkdir()
         yield new
-        if not folder.exists():
+        if folder.exists():
+            _exchange(folder, new, part / "old", owned)
+        else:
             new.rename(folder)
-            return
-        _exchange(folder, new, part / "old", owned)
-    finally:
         shutil.rmtree(part, ignore_errors=True)
+    except BaseException:
+        shutil.rmtree(new, ignore_errors=True)
+        with suppress(OSError):  # old files that could not be put back stay
+            (part / "old").rmdir()
+        with suppress(OSError):
+            part.rmdir()
+        raise
 
 
 def _exchange(folder: Path, new: Path, old: Path, owned: Sequence[str]) -> None:
@@ -199,7 +205,7 @@ def tensor_names(path: Path) -> set[str]:
 
 
 def load_weights(module: nn.Module, path: Path, ignore: tuple[str, ...] = (), as_saved: bool = False) -> None:
-    """Load a safetensors file strictly into `module`, in the module's precision or, `as_saved`, in the file's.
+    """Load a safetensors file strictly into `module`, in the module's precision or, `as_saved`, in the file's if it has one.
 
     Only BatchNorm's `num_batches_tracked` may be missing or left over, and only entries under the module
     names in `ignore` (a classifier) are skipped.
@@ -230,8 +236,9 @@ def load_weights(module: nn.Module, path: Path, ignore: tuple[str, ...] = (), as
     if any(problems.values()):
         told = "; ".join(f"{what}: {_few(sorted(keys))}" for what, keys in problems.items() if keys)
         raise ValueError(f"the weights in {path} do not fit the network; {told}")
-    for name, tensor in module.state_dict(keep_vars=True).items() if as_saved else ():
-        tensor.data = tensor.data.to(state.get(name, tensor).dtype)
+    kinds = {tensor.dtype for tensor in state.values() if tensor.is_floating_point()}
+    if as_saved and len(kinds) == 1:
+        module.to(*kinds)
     module.load_state_dict({k: v for k, v in state.items() if k in known}, strict=False)
 
 

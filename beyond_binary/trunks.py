@@ -139,7 +139,7 @@ def _create_timm(
     data = timm.data.resolve_model_data_config(model)
     mode = "squash" if data["crop_mode"] == "squash" else "shortest"
     preprocess = preprocess_config(data, image_size or data["input_size"][1:], mode)
-    config = {"trunk": f"timm/{name}", "weights": tag, "model_args": arguments}
+    config = {"trunk": f"timm/{name}", "weights": tag, "model_args": without_loading(arguments)}
     return model, config | {"preprocess": preprocess}
 
 
@@ -232,18 +232,18 @@ LOADING = {"checkpoint_path", "pretrained", "pretrained_cfg", "pretrained_cfg_ov
 """Arguments with which timm reads weights from files, pickles too."""
 
 
+def without_loading(arguments: dict[str, Any]) -> dict[str, Any]:
+    """Arguments of a trunk, such as somebody else's, without those that load weights."""
+    return {key: value for key, value in arguments.items() if key not in LOADING}
+
+
 def build_trunk(trunk: str, arguments: dict[str, Any], pretrained: bool = False) -> nn.Module:
     """The network: a timm model, or a whole open_clip model; random unless timm downloads its weights.
 
     Raises:
-        ValueError: arguments that would load weights from elsewhere, or that the library refuses (for example a pooling
-            that the architecture has not).
+        ValueError: the library refuses the arguments (for example a pooling that the architecture has not).
     """
     library, name = trunk.split("/", 1)
-    if reserved := sorted(LOADING & set(arguments)):
-        raise ValueError(
-            f"the arguments of a trunk may not hold {', '.join(reserved)}: weights come from safetensors alone"
-        )
     try:
         if library == "timm":
             import timm

@@ -88,9 +88,9 @@ def as_same(values: Any) -> np.ndarray:
     Raises:
         ValueError: anything else, such as -1 and 1, or texts.
     """
-    given = np.asarray(torch.as_tensor(values).cpu() if isinstance(values, Tensor) else values)
+    given = np.asarray(values.detach().double().cpu() if isinstance(values, Tensor) else values)
     if given.dtype != bool and not (given.dtype.kind in "iuf" and np.isin(given, (0, 1)).all()):
-        shown = ", ".join(repr(value) for value in np.unique(given)[:4].tolist())
+        shown = ", ".join(repr(value) for value in [*dict.fromkeys(given.ravel().tolist())][:4])
         raise ValueError(
             f"expected bools, or 1 for a genuine pair and 0 for another, got {given.dtype} such as {shown}"
         )

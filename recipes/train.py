@@ -91,7 +91,9 @@ class Progress:
         return asdict(self)
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """For Accelerate's checkpoints."""
+        """For Accelerate's checkpoints; earlier ones hold the seconds of all epochs together."""
+        if seconds := state.pop("seconds", None):
+            state["epoch_seconds"] = [seconds / max(state["epoch"], 1)] * max(state["epoch"], 1)
         self.__dict__.update(state)
 
 

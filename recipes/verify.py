@@ -128,7 +128,7 @@ def main(argv: list[str] | None = None) -> None:
             chosen = inside(pairs, given.fold)
             if not pairs.folds.any():
                 raise ValueError(
-                    f"{given.pairs} has one fold; the threshold of a fold comes from the others, as in pairs.txt"
+                    f"{given.pairs or path / 'pairs.txt'} has one fold; the threshold of a fold comes from the others, as in pairs.txt"
                 )
             scores = embedded_scores(embedder, pairs, face_folder(path))
             folds = ten_fold(scores, pairs.same, pairs.folds)

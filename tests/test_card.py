@@ -187,13 +187,19 @@ def test_local_paths_are_shortened() -> None:
     [
         ("clients/acme/photos", "photos"), (r"C:\Users\me\photos", "photos"), ("cub:clients/acme", "cub:acme"),
         ("D:/photos", "photos"), (r"cub:C:\Users\birds", "cub:birds"), ("hub:user/name", "hub:user/name"),
-        ("embedded:digits", "embedded:digits"), ("photos.zip", "photos.zip"),
+        ("embedded:digits", "embedded:digits"), ("photos.zip", "photos.zip"), (".", "."),
     ],
 )  # fmt: skip
 def test_a_source_that_is_on_this_machine_is_shortened(source: str, shown: str) -> None:
     data = {"data": {"source": source}}
     assert public_settings(data) == {"data": {"source": shown}}
     assert public_text(f"on {source}.", data) == f"on {shown}."
+
+
+@pytest.mark.parametrize("text", ["it's black/white, isn't it", "a 'x' b/c 'y'", "hf-hub:user/name", "hub:user/name"])
+def test_other_texts_are_left_alone(text: str) -> None:
+    settings = {"prompts": [text]} if " " in text else {"weights": text}
+    assert public_settings(settings) == settings
 
 
 def test_paths_within_a_spec_are_shortened() -> None:

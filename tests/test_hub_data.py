@@ -290,14 +290,15 @@ def test_all_columns_of_classes_keep_their_names(tmp_path: Path) -> None:
     import datasets
 
     columns = {"image": [picture(i) for i in range(4)], "kind": [0, 1, 1, 0], "place": [2, 0, 1, 2], "note": [*"abcd"]}
-    names = {"kind": ["tit", "wren"], "place": ["sea", "hill", "wood"]}
+    columns["unsure"] = [-1, 0, 0, 1]
+    names = {"kind": ["tit", "wren"], "place": ["sea", "hill", "wood"], "unsure": ["no", "yes"]}
     features = {"image": datasets.Image(), "note": datasets.Value("string")}
     features |= {name: datasets.ClassLabel(names=known) for name, known in names.items()}
     made = datasets.Dataset.from_dict(columns, features=datasets.Features(features))
     config = DataConfig(source="hub:a/b", label="kind")
     for label_name, called in ((None, "label"), ("species", "species")):
         found = from_rows(dataset_rows(made, config), config, label_name=label_name)
-        assert found.class_names == {called: names["kind"], "place": names["place"]}
+        assert found.class_names == {called: names["kind"], "place": names["place"]}  # not of "unsure"
         files = dataset_files(found.images, found.columns, "a/b", tmp_path, "train", found.class_names)
         (shard,) = (file for name, file in files.items() if name.endswith("parquet"))
         read = datasets.Dataset.from_parquet(str(shard), cache_dir=str(tmp_path / "cache" / called))

@@ -75,6 +75,12 @@ def test_labels_of_proxies_running_means_and_settings_come_back(options: dict[st
     assert torch.equal(objective.eval()(z, labels), again.eval()(z, labels))
 
 
+def test_how_proxies_start_was_once_kept_where_there_are_none(tmp_path: Path) -> None:
+    objective = bb.create_objective("triplet")
+    objective.config["proxy_init"] = "class_mean"
+    assert saved(tmp_path / "e", objective).loss == "triplet"
+
+
 def test_settings_are_resolved_and_plain(tmp_path: Path) -> None:
     MODEL.save_pretrained(tmp_path / "e", objective=bb.create_objective("proxy_anchor", num_classes=3, dim=DIM))
     told = json.loads((tmp_path / "e" / "config.json").read_text())["beyond_binary"]["objective"]

@@ -643,6 +643,12 @@ def test_a_push_and_the_command_that_repeats_it_hold_back_what_was_asked(
     ]
 
 
+def test_a_checkpoint_that_holds_all_seconds_together_keeps_them() -> None:
+    progress = recipe.Progress()
+    progress.load_state_dict({"epoch": 4, "batch": 0, "seconds": 8.0})
+    assert progress.epoch_seconds == [2.0] * 4
+
+
 def test_learning_rate_rises_then_falls() -> None:
     settings = OptimizerConfig(warmup=0.25)
     factors = [recipe.learning_rate(settings, p) for p in np.linspace(0, 1, 9)]

@@ -84,13 +84,14 @@ def seconds(names: Sequence[str], results: Runs) -> str:
     Of an epoch: the median one of a run; runs that did not keep it count with their mean, which holds the compiling too.
     """
     lines = ["| configuration | training, s | an epoch, s | getting ready, s | neighbour search, s |", "|---" * 5 + "|"]
-    kinds = ("train_seconds", "epochs", "ready_seconds", "search_seconds")
+    kinds = ("train_seconds", "ready_seconds", "search_seconds")
     for name in names:
         runs = [run for key, run in results.items() if key.rsplit("/", 1)[0] == name and {*kinds} <= run.keys()]
         if runs:
-            train, epochs, ready, search = (statistics.median(run[kind] for run in runs) for kind in kinds)
-            kept = [run["epoch_seconds"] for run in runs if "epoch_seconds" in run] or [train / max(epochs, 1)]
-            epoch = statistics.median(kept)
+            train, ready, search = (statistics.median(run[kind] for run in runs) for kind in kinds)
+            epoch = statistics.median(
+                run.get("epoch_seconds", run["train_seconds"] / max(run["epochs"], 1)) for run in runs
+            )
             lines.append(f"| {name} | {train:.0f} | {epoch:.1f} | {ready:.1f} | {search:.2f} |")
     return "\n".join(lines) + "\n"
 
