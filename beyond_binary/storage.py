@@ -238,7 +238,7 @@ def load_weights(module: nn.Module, path: Path, ignore: tuple[str, ...] = (), as
         raise ValueError(f"the weights in {path} do not fit the network; {told}")
     kinds = {tensor.dtype for tensor in state.values() if tensor.is_floating_point()}
     if as_saved and len(kinds) == 1:
-        module.to(*kinds)
+        module.to(kinds.pop())
     module.load_state_dict({k: v for k, v in state.items() if k in known}, strict=False)
 
 

@@ -61,8 +61,8 @@ def cells() -> dict[str, Cell]:
     found["pd_loss, random proxies"] = cell("pd_loss", *random)
     found["pd_loss, no logarithm"] = cell("pd_loss", options="{form: neg}")
     found["pd_loss, random proxies, no logarithm"] = cell("pd_loss", *random, options="{form: neg}")
-    for rate in ("0.006", "0.6"):
-        found[f"pd_loss, proxy rate {rate}"] = cell("pd_loss", "--optimizer.proxy_lr", rate)
+    for own in ("0.006", "0.6"):
+        found[f"pd_loss, proxy rate {own}"] = cell("pd_loss", "--optimizer.proxy_lr", own)
     fast = (*random, "--optimizer.proxy_lr", "0.6")
     found["pd_loss, random proxies, proxy rate 0.6"] = cell("pd_loss", *fast)
     found["pd_loss, random proxies, proxy rate 0.6, B = 32"] = cell("pd_loss", *fast, "--sampler.batch_size", "32")
