@@ -43,6 +43,7 @@ def gradients_of_a_task(part: slice, several: bool) -> dict[str, torch.Tensor]:
 
 def share_a_task(folder: str) -> None:
     torch.set_num_threads(1)
+    PartialState._reset_state()  # of the process that this one is a copy of
     state = PartialState(cpu=True)
     assert state.num_processes == 2
     part = slice(0, 4) if state.process_index == 0 else slice(4, 6)

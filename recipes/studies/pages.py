@@ -185,21 +185,28 @@ def draw_curves(
 
     if not curves:
         return []
-    figure = Figure(figsize=(7.5, 4), layout="constrained")
+    figure = Figure(figsize=(7.5, 5), layout="constrained")
     axes = figure.subplots()
-    for label, points in curves.items():
+    everything = []
+    for place, (label, points) in enumerate(curves.items()):
         found = [interval([*scores(results, name, metric).values()]) for name in points.values()]
         means, halves = zip(*found, strict=True)
-        axes.errorbar([*points], means, yerr=halves, marker="o", ms=4, capsize=3, label=label)
+        beside = 1.02 ** (place - (len(curves) - 1) / 2)  # so that intervals do not hide each other
+        axes.errorbar([x * beside for x in points], means, yerr=halves, marker="o", ms=4, capsize=3, label=label)
+        everything += means
     names = [name for points in curves.values() for name in points.values()]
     top = max(max(scores(results, name, metric).values()) for name in names)
     lines = levels(axes, results, names[0], metric, top, across=True)
-    axes.set(xscale="log", ylabel=metric.replace("_", " "))
+    low, high = (
+        min(*everything, *(line.get_ydata()[0] for line in axes.get_lines() if line.get_linestyle() == "--")),
+        max(everything),
+    )
+    axes.set(xscale="log", ylabel=metric.replace("_", " "), ylim=(low - (high - low) / 8, high + (high - low) / 4))
     axes.set_xlabel(f"{axis}\n{lines}", fontsize=8)
     ticks = sorted({x for points in curves.values() for x in points})
     axes.set_xticks(ticks, [f"{x:g}" for x in ticks])
     axes.xaxis.minorticks_off()
-    axes.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0), frameon=False)
+    figure.legend(loc="outside lower center", ncol=2, fontsize=8, frameon=False)
     return [saved(figure, page, axis.replace(" ", "_"))]
 
 
