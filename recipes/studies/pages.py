@@ -187,7 +187,7 @@ def draw_curves(
         return []
     figure = Figure(figsize=(7.5, 5), layout="constrained")
     axes = figure.subplots()
-    everything = []
+    everything: list[float] = []
     for place, (label, points) in enumerate(curves.items()):
         found = [interval([*scores(results, name, metric).values()]) for name in points.values()]
         means, halves = zip(*found, strict=True)
@@ -197,10 +197,8 @@ def draw_curves(
     names = [name for points in curves.values() for name in points.values()]
     top = max(max(scores(results, name, metric).values()) for name in names)
     lines = levels(axes, results, names[0], metric, top, across=True)
-    low, high = (
-        min(*everything, *(line.get_ydata()[0] for line in axes.get_lines() if line.get_linestyle() == "--")),
-        max(everything),
-    )
+    stand = [value for level in LEVELS for value in scores(results, names[0], metric, level).values()]
+    low, high = min([*everything, *(value for value in stand if value <= 2 * top)]), max(everything)
     axes.set(xscale="log", ylabel=metric.replace("_", " "), ylim=(low - (high - low) / 8, high + (high - low) / 4))
     axes.set_xlabel(f"{axis}\n{lines}", fontsize=8)
     ticks = sorted({x for points in curves.values() for x in points})
