@@ -9,6 +9,7 @@ in their papers.
 
 from __future__ import annotations
 
+import functools
 import itertools
 
 import study
@@ -17,26 +18,30 @@ from study import ROOT, Cell, Study
 BATCHES = (16, 64, 256)
 DIMS = (16, 64, 512)
 RATES = (1.5e-4, 6e-4)
+LOWEST = 4e-5  # for losses of pairs, which do better at the lower of the two
 LONG = ("--optimizer.epochs", "40", "--evaluation.every", "4")
 PAIRS = ("--sampler.name", "classes(samples_per_class=4)")
 FIELDS = "mean_field_class_wise_multi_similarity"
+SLOW = ("mean_field_contrastive", "class_wise_multi_similarity")  # better at the lower rate
 
 
-def cell(loss: str, *changes: str, options: str = "") -> Cell:
-    """A loss with further settings."""
-    return Cell(("--objective.loss", loss, *changes, *(("--objective.options", options) if options else ())))
+def cell(loss: str, *changes: str, rate: float = RATES[1], options: str = "") -> Cell:
+    """A loss with further settings, at this learning rate of the trunk."""
+    given = (*changes, "--optimizer.lr", f"{rate:g}", *(("--objective.options", options) if options else ()))
+    return Cell(("--objective.loss", loss, *given))
 
 
-def contrastive(*changes: str) -> Cell:
+def contrastive(*changes: str, rate: float = RATES[1]) -> Cell:
     """The contrastive loss that mean_field_contrastive stands for: margins 0.02 and 0.3 on 1 - cosine, which is half the
     squared distance of unit vectors."""
     space = ("--objective.geometry", "squared_euclidean(normalize=True)")
-    return cell("contrastive", *PAIRS, *space, *changes, options="{positive_margin: 0.04, negative_margin: 0.6}")
+    margins = "{positive_margin: 0.04, negative_margin: 0.6}"
+    return cell("contrastive", *PAIRS, *space, *changes, rate=rate, options=margins)
 
 
-def fields(loss: str, *changes: str, rate: str = "1.2", options: str = "") -> Cell:
+def fields(loss: str, *changes: str, rate: float = RATES[1], ratio: float = 2000, options: str = "") -> Cell:
     """A mean-field loss; its own learning rate is 2,000 times the trunk's, as in its paper."""
-    return cell(loss, "--optimizer.proxy_lr", rate, *changes, options=options)
+    return cell(loss, "--optimizer.proxy_lr", f"{ratio * rate:g}", *changes, rate=rate, options=options)
 
 
 def at(rate: float) -> str:
@@ -44,19 +49,27 @@ def at(rate: float) -> str:
     return "" if rate == RATES[1] else f", rate {rate:g}"
 
 
+def sized(name: str, dim: int, rate: float) -> str:
+    """A loss with embeddings of this size; of two losses the configurations with B = 64 are those with 512."""
+    return f"{name}, B = 64{at(rate)}" if dim == 512 and name in (FIELDS, "pd_loss") else f"{name}, {dim}-d{at(rate)}"
+
+
 def cells() -> dict[str, Cell]:
     """All configurations by name."""
     found = {}
-    for size, rate in [*itertools.product(BATCHES, RATES), (256, 2.4e-3)]:
-        batch = ("--sampler.batch_size", str(size), "--optimizer.lr", f"{rate:g}")
+    for size, rate in sorted([*itertools.product(BATCHES, RATES), (16, LOWEST), (64, LOWEST), (256, 2.4e-3)]):
+        batch = ("--sampler.batch_size", str(size))
         name = f"B = {size}{at(rate)}"
-        found[f"d_loss, {name}"] = cell("d_loss", *PAIRS, *batch)
-        found[f"pd_loss, {name}"] = cell("pd_loss", *batch)
-        found[f"triplet, {name}"] = cell("triplet", *PAIRS, *batch)
+        found[f"d_loss, {name}"] = cell("d_loss", *PAIRS, *batch, rate=rate)
+        found[f"triplet, {name}"] = cell("triplet", *PAIRS, *batch, rate=rate)
+        if rate > LOWEST:
+            found[f"pd_loss, {name}"] = cell("pd_loss", *batch, rate=rate)
         if rate in RATES:
-            found[f"{FIELDS}, {name}"] = fields(FIELDS, *batch, rate=f"{2000 * rate:g}")
-        if rate == RATES[0] or size == 64:
-            found[f"d_loss with a memory, {name}"] = cell("d_loss", *PAIRS, *batch, "--objective.memory", "8192")
+            found[f"{FIELDS}, {name}"] = fields(FIELDS, *batch, rate=rate)
+        if rate == RATES[0] or name == "B = 64":
+            found[f"d_loss with a memory, {name}"] = cell(
+                "d_loss", *PAIRS, *batch, "--objective.memory", "8192", rate=rate
+            )
     random = ("--objective.proxy_init", "random")
     found["pd_loss, random proxies"] = cell("pd_loss", *random)
     found["pd_loss, no logarithm"] = cell("pd_loss", options="{form: neg}")
@@ -75,32 +88,30 @@ def cells() -> dict[str, Cell]:
     found["pd_loss, constant rate"] = cell("pd_loss", "--optimizer.schedule", "constant")
     makers = {
         "contrastive": contrastive,
-        "mean_field_contrastive": lambda *changes, **how: fields("mean_field_contrastive", *changes, **how),
-        "class_wise_multi_similarity": lambda *changes: cell("class_wise_multi_similarity", *PAIRS, *changes),
-        FIELDS: lambda *changes: fields(FIELDS, *changes),
-        "proxy_anchor": lambda *changes: cell("proxy_anchor", *changes),
-        "normalized_softmax": lambda *changes: cell("normalized_softmax", *changes),
-        "pd_loss": lambda *changes: cell("pd_loss", *changes),
+        "mean_field_contrastive": functools.partial(fields, "mean_field_contrastive"),
+        "class_wise_multi_similarity": functools.partial(cell, "class_wise_multi_similarity", *PAIRS),
+        FIELDS: functools.partial(fields, FIELDS),
+        **{name: functools.partial(cell, name) for name in ("proxy_anchor", "normalized_softmax", "pd_loss")},
     }
     for name, make in makers.items():
+        best = RATES[name not in SLOW]
         for dim in DIMS:
-            if dim != 512 or name not in (FIELDS, "pd_loss"):  # those are the configurations with B = 64
-                found[f"{name}, {dim}-d"] = make("--embedder.dim", str(dim))
-                if dim == 512:
-                    low = {} if name != "mean_field_contrastive" else {"rate": "0.3"}
-                    found[f"{name}, {dim}-d{at(RATES[0])}"] = make("--optimizer.lr", f"{RATES[0]:g}", **low)
-        found[f"{name}, 40 epochs"] = make(*LONG)
+            for rate in RATES if dim == 512 else (best,):
+                found.setdefault(sized(name, dim, rate), make("--embedder.dim", str(dim), rate=rate))
+        found[f"{name}{at(best)}, 40 epochs"] = make(*LONG, rate=best)
     for beta, base in ((40, 0.6), (40, 0.8), (40, 0.9), (80, 0.6), (80, 0.9)):
         found[f"{FIELDS}, beta {beta}, delta {base}"] = fields(FIELDS, options=f"{{beta: {beta}, base: {base}}}")
     for weight in ("0.1", "10.0"):
         found[f"{FIELDS}, regularizer {weight}"] = fields(FIELDS, options=f"{{regularizer: {weight}}}")
-    found[f"{FIELDS}, rate of proxies"] = fields(FIELDS, rate="0.06")
+    for name in (FIELDS, "mean_field_contrastive"):
+        found[f"{name}, rate of proxies"] = fields(name, ratio=100)
+        found[f"{name}, class means"] = fields(name, "--objective.proxy_init", "class_mean", ratio=100)
     return found
 
 
 CELLS = cells()
 MAIN, MAIN_FIELDS = "pd_loss, B = 64", f"{FIELDS}, B = 64"
-OF_FIELDS = ("beta", "regularizer", "rate of")
+OF_FIELDS = ("beta", "regularizer", "rate of", "class means")
 
 
 def of_size(dim: int) -> list[str]:
@@ -119,7 +130,7 @@ STUDY = Study(
     results="distributions.md",
     epochs=10,
     questions={
-        "1. batch size": [name for name in CELLS if ", B = " in name and "random" not in name],
+        "1. batch size": [MAIN, *(name for name in CELLS if ", B = " in name and "random" not in name and name != MAIN)],
         "2. PD-Loss": [
             MAIN, *(name for name in CELLS if name.startswith("pd_loss") and not any(w in name for w in (" = ", "-d", "hard"))),
             "pd_loss, random proxies, proxy rate 0.6, B = 32",
@@ -130,7 +141,7 @@ STUDY = Study(
         ],
         **{f"3. mean fields, {dim}-d": of_size(dim) for dim in DIMS},
         "3. 40 epochs": [name for name in CELLS if name.endswith(", 40 epochs")],
-        "3. settings of mean fields": [MAIN_FIELDS, *(n for n in CELLS if n.startswith(FIELDS) and any(w in n for w in OF_FIELDS))],
+        "3. settings of mean fields": [MAIN_FIELDS, *(name for name in CELLS if "mean_field" in name and any(w in name for w in OF_FIELDS))],
     },
     curves={
         "batch size": {
@@ -139,7 +150,7 @@ STUDY = Study(
             for rate in RATES
         },
         "embedding size": {
-            name: {dim: f"{name}, B = 64" if dim == 512 and name in (FIELDS, "pd_loss") else f"{name}, {dim}-d" for dim in DIMS}
+            name: {dim: sized(name, dim, RATES[name not in SLOW]) for dim in DIMS}
             for name in ("contrastive", "mean_field_contrastive", "class_wise_multi_similarity", FIELDS, "proxy_anchor", "pd_loss")
         },
     },

@@ -173,7 +173,7 @@ def draw_questions(page: Path, asked: Mapping[str, Sequence[str]], metric: str, 
         axes.set_title(question, loc="left", fontsize=9)
         axes.tick_params(labelsize=8)
     words = f"{metric.replace('_', ' ')}, mean and 95 % interval; dots: seeds"
-    grid[-1].set_xlabel(f"{words}\n{lines}", fontsize=8)
+    figure.supxlabel(f"{words}\n{lines}", fontsize=8)
     return [saved(figure, page, "questions")]
 
 
