@@ -154,6 +154,7 @@ def main(argv: list[str]) -> list[dict[str, Any]]:
         print(json.dumps(measure(given.one, given)))
         return []
     rows: list[dict[str, Any]] = []
+    command = " ".join(["python", "recipes/benchmarks/index.py", *argv])
     environment = {**os.environ, "OMP_NUM_THREADS": str(given.threads)}
     for spread in given.spread:
         true: list[list[int]] = []
@@ -165,11 +166,10 @@ def main(argv: list[str]) -> list[dict[str, Any]]:
             true = true or places
             rows.append({"spread": spread, **row, "recall": recall(places, true)})
             print(rows[-1], flush=True)
-    text = page(rows, given, " ".join(["python", "recipes/benchmarks/index.py", *argv]))
-    if given.page is not None:
-        given.page.parent.mkdir(parents=True, exist_ok=True)
-        given.page.write_text(text)
-    print(text)
+            if given.page is not None:  # the last rows take long
+                given.page.parent.mkdir(parents=True, exist_ok=True)
+                given.page.write_text(page(rows, given, command))
+    print(page(rows, given, command))
     return rows
 
 

@@ -106,12 +106,13 @@ def cells() -> dict[str, Cell]:
     for name in (FIELDS, "mean_field_contrastive"):
         found[f"{name}, rate of proxies"] = fields(name, ratio=100)
         found[f"{name}, class means"] = fields(name, "--objective.proxy_init", "class_mean", ratio=100)
+        found[f"{name}, trunk frozen in epoch 1"] = fields(name, "--optimizer.freeze_trunk", "1")  # as in their paper
     return found
 
 
 CELLS = cells()
 MAIN, MAIN_FIELDS = "pd_loss, B = 64", f"{FIELDS}, B = 64"
-OF_FIELDS = ("beta", "regularizer", "rate of", "class means")
+OF_FIELDS = ("beta", "regularizer", "rate of", "class means", "frozen")
 
 
 def of_size(dim: int) -> list[str]:
