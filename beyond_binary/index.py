@@ -22,6 +22,7 @@ from .geometry import create_geometry
 from .preprocess import to_rgb
 from .registry import suggest
 from .storage import readable, replacing, write_json
+from .topk import largest
 
 if TYPE_CHECKING:
     from .data import DataConfig
@@ -216,9 +217,10 @@ class Index:
         keys, found = self._keys, []
         for part in q.to(self.device).split(max(1, CHUNK // len(keys))):
             if self.geometry == "euclidean":
-                found.append(create_geometry("euclidean").block(part, keys).topk(k, largest=False))
+                scores, places = largest(create_geometry("euclidean").block(part, keys).neg_(), k)
+                found.append((scores.neg_(), places))
             else:
-                found.append((part @ keys.T).topk(k))
+                found.append(largest(part @ keys.T, k))
         scores, places = (torch.cat([part[i] for part in found]).cpu() for i in (0, 1))
         return Hits(places, scores)
 

@@ -10,6 +10,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from ..topk import largest
+
 
 class Top(NamedTuple):
     """The first `p` positions of each query. A group is a run of references with equal similarity.
@@ -110,7 +112,7 @@ class Ranking:
     def top(self) -> Top:
         """The first `depth` positions of each query, and which of them are tied."""
         depth = max(1, self.depth, int(self.relevant.max()) if self.y.dtype == torch.bool else 0)
-        x, order = self.x.topk(min(depth + 1, self.x.shape[1]), dim=1)
+        x, order = largest(self.x, min(depth + 1, self.x.shape[1]))
         beyond, x, order = x[:, depth:], x[:, :depth], order[:, :depth]
         starts = torch.ones_like(x, dtype=torch.bool)
         starts[:, 1:] = x[:, 1:] != x[:, :-1]

@@ -18,7 +18,7 @@ from study import ROOT, Cell, Study
 BATCHES = (16, 64, 256)
 DIMS = (16, 64, 512)
 RATES = (1.5e-4, 6e-4)
-LOWEST = 4e-5  # for losses of pairs, which do better at the lower of the two
+LOWEST = 4e-5  # for losses that do better at the lower of the two
 LONG = ("--optimizer.epochs", "40", "--evaluation.every", "4")
 PAIRS = ("--sampler.name", "classes(samples_per_class=4)")
 FIELDS = "mean_field_class_wise_multi_similarity"
@@ -94,9 +94,9 @@ def cells() -> dict[str, Cell]:
         **{name: functools.partial(cell, name) for name in ("proxy_anchor", "normalized_softmax", "pd_loss")},
     }
     for name, make in makers.items():
-        best = RATES[name not in SLOW]
+        best, tried = RATES[name not in SLOW], (LOWEST, *RATES) if name in SLOW else RATES
         for dim in DIMS:
-            for rate in RATES if dim == 512 else (best,):
+            for rate in tried if dim == 512 else (best,):
                 found.setdefault(sized(name, dim, rate), make("--embedder.dim", str(dim), rate=rate))
         found[f"{name}{at(best)}, 40 epochs"] = make(*LONG, rate=best)
     for beta, base in ((40, 0.6), (40, 0.8), (40, 0.9), (80, 0.6), (80, 0.9)):
