@@ -16,6 +16,7 @@ from .geometry import Geometry
 from .objective import Objective
 from .points import Points
 from .targets.captions import as_texts
+from .targets.vectors import Classes
 
 KS = (1, 5, 10)
 
@@ -90,7 +91,15 @@ class ClipCriterion(nn.Module):
             logit_bias: not read.
             output_dict: whether to return a dict, as open_clip's training does.
             labels: what the objective's target takes [n ...]; None: each image and its text are a class of their own.
+
+        Raises:
+            ValueError: no labels, but a target other than `classes`.
         """
+        if labels is None and not isinstance(self.objective.target, Classes):
+            raise ValueError(
+                f"target {type(self.objective.target).__name__} needs labels= [n ...]; without them each image and its text are "
+                "a class of their own, which target 'classes' alone can tell"
+            )
         n, device = len(image_features), image_features.device
         counts = distributed.sizes(n, device)
         first = sum(counts[: distributed.rank()])
@@ -119,7 +128,7 @@ def image_text_recall(
     texts: Tensor,
     image_of_text: Any,
     *,
-    ks: Sequence[int] = KS,
+    ks: int | Sequence[int] = KS,
     geometry: str | Geometry = "euclidean",
     ranking: str = "embedding",
 ) -> dict[str, float]:
@@ -140,7 +149,7 @@ def image_text_recall(
         ValueError: a text of no image.
     """
     _check_numbers("image_of_text", image_of_text, len(images))
-    number, names = np.arange(len(images)), [f"recall_at_{k}" for k in ks]
+    number, names = np.arange(len(images)), [f"recall_at_{k}" for k in ([ks] if isinstance(ks, int) else ks)]
     scores: dict[str, float] = {}
     for way, query, reference in (
         ("text_to_image", (texts, image_of_text), (images, number)),
@@ -189,7 +198,9 @@ def zero_shot_accuracy(
 
 def _check_numbers(name: str, numbers: Any, count: int) -> None:
     """Raise unless all are numbers of one of `count` things; the others would be left out of the mean without a word."""
-    numbers = np.asarray(numbers)
+    numbers = np.asarray(numbers.detach().cpu() if isinstance(numbers, Tensor) else numbers)
+    if numbers.dtype.kind not in "iu":
+        raise ValueError(f"expected {name} as integers from 0 to {count - 1}, got {numbers.dtype}")
     if wrong := int(((numbers < 0) | (numbers >= count)).sum()):
         raise ValueError(
             f"expected {name} from 0 to {count - 1}, got {wrong} others from {numbers.min()} to {numbers.max()}"
@@ -200,8 +211,10 @@ def embed_classes(embedder: Embedder, names: Sequence[str], prompts: Sequence[st
     """Embeddings of class names [c d]: the mean over prompts such as "a photo of a {}.", normalised as the embedder does.
 
     Raises:
-        ValueError: no prompt, or one without {}; an embedder without a text tower.
+        ValueError: no name, no prompt, or a prompt without {}; an embedder without a text tower.
     """
+    if isinstance(names, str) or not len(names):
+        raise ValueError(f"expected a list of class names, got {names!r}")
     if not prompts or any("{}" not in prompt for prompt in prompts):
         raise ValueError(f"expected prompts with {{}} in the place of the class name, got {list(prompts)}")
     texts = [prompt.replace("{}", name) for name in names for prompt in prompts]

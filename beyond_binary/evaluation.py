@@ -197,7 +197,7 @@ def _points(target: Target, z: Any, labels: Any, ids: Any, name: str) -> Points:
 def _ids(ids: Any, name: str) -> Tensor:
     """Identities as int64."""
     try:
-        identity = torch.as_tensor(ids)
+        identity = as_tensor(ids)
     except (TypeError, ValueError, RuntimeError):
         identity = None
     if identity is None or identity.dtype.is_floating_point or identity.dtype.is_complex:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from . import towers
+from .targets.vectors import as_array, as_tensor
 
 if TYPE_CHECKING:
     from .embedder import Embedder
@@ -172,26 +173,30 @@ def write_items(
             or a column named like one of these (in an .npz file also geometry, k, file or allow_pickle).
     """
     path = _named(path, ".parquet", ".npz")
-    z = torch.as_tensor(embeddings).detach().float().cpu()
     from .index import Index
 
+    if k < 0:
+        raise ValueError(f"expected k of at least 0, got {k}")
+    z = as_tensor(embeddings).detach().float().cpu()
     index = Index(z, geometry=geometry)
-    ids = np.arange(len(z)) if ids is None else np.asarray(ids)
+    ids = np.arange(len(z)) if ids is None else as_array(ids)
     if ids.shape != (len(z),) or ids.dtype.kind not in "iu" or len(np.unique(ids)) != len(ids):
         raise ValueError(f"expected {len(z)} different integer ids, got {ids.dtype} {list(ids.shape)}")
+    if (most := int(ids.max())) > np.iinfo(np.int64).max:
+        raise ValueError(f"expected ids that int64 holds, got {most}; number the items anew")
     places, scores = _others(index, min(k, len(z) - 1))
     table: dict[str, Any] = {
         "id": ids.astype(np.int64),
-        "name": np.asarray([str(i) for i in ids] if names is None else [str(name) for name in names]),
+        "name": np.asarray([str(name) for name in (ids if names is None else as_array(names))]),
         "embedding": z.numpy(),
         "neighbour_ids": ids.astype(np.int64)[places],
         "neighbour_scores": scores,
     }
-    table |= {} if labels is None else {"label": np.asarray(labels)}
+    table |= {} if labels is None else {"label": _column("labels", labels)}
     taken = {*table, *(NOT_OF_NPZ if path.suffix == ".npz" else ())}
     if clash := sorted(taken & (columns or {}).keys()):
         raise ValueError(f"columns {', '.join(clash)}: names that {path.suffix} needs itself; give yours other names")
-    table |= {name: np.asarray(column) for name, column in (columns or {}).items()}
+    table |= {name: _column(name, column) for name, column in (columns or {}).items()}
     for name, column in table.items():
         if len(column) != len(z):
             raise ValueError(f"expected {len(z)} values of {name!r}, one for each embedding, got {len(column)}")
@@ -200,6 +205,19 @@ def write_items(
         part = Path(folder) / path.name
         (_write_parquet if path.suffix == ".parquet" else _write_npz)(part, table, about)
         part.replace(path)
+
+
+def _column(name: str, values: Any) -> np.ndarray[Any, Any]:
+    """One value of each item [n ...], objects where they are lists of different lengths."""
+    try:
+        found = as_array(values)
+    except ValueError:
+        found = np.empty(len(values), object)
+        for place, value in enumerate(values):
+            found[place] = value
+    if found.ndim == 0:
+        raise ValueError(f"expected one value of {name!r} for each embedding, got {values!r}")
+    return found
 
 
 def _others(index: Index, k: int) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:

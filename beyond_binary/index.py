@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from importlib.util import find_spec
@@ -22,6 +22,7 @@ from .geometry import create_geometry
 from .preprocess import to_rgb
 from .registry import suggest
 from .storage import readable, replacing, write_json
+from .targets.vectors import as_array, as_tensor
 from .topk import largest
 
 if TYPE_CHECKING:
@@ -81,14 +82,14 @@ class Index:
         kind: Kind | None = None,
         device: str | torch.device = "cpu",
     ) -> None:
-        import pyarrow as pa
 
-        z = torch.as_tensor(embeddings).detach().float().cpu()
+        z = as_tensor(embeddings).detach().float().cpu()
         if z.ndim != 2 or not len(z) or not z.shape[1]:
             raise ValueError(f"expected embeddings [n d] with at least one row, got {list(z.shape)}")
-        if not (ok := z.isfinite().all(1)).all():
+        if not (ok := _measurable(z)).all():
             raise ValueError(
-                f"{int((~ok).sum())} of {len(z)} embeddings are not finite, the first in row {int((~ok).nonzero()[0])}"
+                f"{int((~ok).sum())} of {len(z)} embeddings are not finite, or too large to be compared in float32, the first "
+                f"in row {int((~ok).nonzero()[0])}"
             )
         if geometry not in SPACES:
             raise ValueError(
@@ -100,11 +101,10 @@ class Index:
             raise ValueError(f"unknown kind of index {kind!r}{suggest(kind, get_args(Kind))}")
         if kind != "exact":
             check_faiss(kind, device)
-        self.names = [str(name) for name in (range(len(z)) if names is None else names)]
-        self.columns = (
-            pa.table(dict(columns) if isinstance(columns, dict) else columns) if columns is not None else None
-        )
-        for what, rows in (("names", self.names), ("columns", self.columns)):
+        named = range(len(z)) if names is None else names.tolist() if isinstance(names, Tensor) else names
+        self.names = [str(name) for name in named]
+        self.columns = _as_table(columns)
+        for what, rows in (("names", self.names), ("rows of columns", self.columns)):
             if rows is not None and len(rows) != len(z):
                 raise ValueError(f"expected {len(z)} {what}, one for each embedding, got {len(rows)}")
         self.geometry, self.kind, self.device = geometry, kind, device
@@ -169,10 +169,14 @@ class Index:
                 yield image
 
         z = embedder.encode(images(), batch_size=batch_size)
-        columns = plain_columns(rows).take(kept)
+        import pyarrow as pa
+
+        columns = plain_columns(rows)
+        columns = columns.take(pa.array(kept, pa.int64())) if columns.column_names else columns
+        if THUMBNAIL in columns.column_names:  # of the set's own
+            names = columns.column_names
+            columns = columns.rename_columns([f"{COLUMN}{name}" if name == THUMBNAIL else name for name in names])
         if thumbnails:
-            taken = columns.column_names.index(THUMBNAIL) if THUMBNAIL in columns.column_names else None
-            columns = columns if taken is None else columns.remove_column(taken)
             columns = columns.append_column(THUMBNAIL, [pictures])
         geometry = geometry or ("cosine" if embedder.normalize else "euclidean")
         names = [rows.names[place] for place in kept]
@@ -196,12 +200,14 @@ class Index:
         Raises:
             ValueError: queries of another width or not finite, or k below 1.
         """
-        q = torch.as_tensor(queries).detach().float().cpu()
+        q = as_tensor(queries).detach().float().cpu()
         q = q[None] if q.ndim == 1 else q
         if q.ndim != 2 or q.shape[1] != self.dim:
             raise ValueError(f"expected queries [q {self.dim}], as the items are, got {list(q.shape)}")
-        if not q.isfinite().all():
-            raise ValueError(f"{int((~q.isfinite().all(1)).sum())} of {len(q)} queries are not finite")
+        if not (ok := _measurable(q)).all():
+            raise ValueError(
+                f"{int((~ok).sum())} of {len(q)} queries are not finite, or too large to be compared in float32"
+            )
         if k < 1:
             raise ValueError(f"expected k of at least 1, got {k}")
         q, k = create_geometry(self.geometry).prepare(q), min(k, len(self))
@@ -259,8 +265,12 @@ class Index:
 
     def items(self, places: Any) -> list[dict[str, Any]]:
         """Name and columns of the items at `places` [k]; a column that is itself called "name" is "columns.name"."""
+        import pyarrow as pa
+
         places = [int(p) for p in torch.as_tensor(places).flatten() if p >= 0]
-        rows = [{}] * len(places) if self.columns is None else self.columns.take(places).to_pylist()
+        rows: list[dict[str, Any]] = [{}] * len(places)
+        if self.columns is not None:
+            rows = self.columns.take(pa.array(places, pa.int64())).to_pylist()
         rows = [{f"{COLUMN}{key}" if key == "name" else key: value for key, value in row.items()} for row in rows]
         return [{"name": self.names[place], **row} for place, row in zip(places, rows, strict=True)]
 
@@ -275,7 +285,7 @@ class Index:
         from safetensors.torch import save_file
 
         folder = Path(folder).absolute()
-        if folder.exists() and not (folder / CONFIG).is_file():
+        if folder.exists() and not _is_index(folder):
             raise ValueError(f"{folder} exists and is no index; choose another folder or remove it")
         table = pa.table({"name": pa.array(self.names, pa.string())})
         columns: Any = self.columns
@@ -344,6 +354,39 @@ class Index:
         return index
 
 
+def _measurable(z: Tensor) -> Tensor:
+    """Rows [n] that are finite, and of which squared distances are."""
+    return (2 * z).square().sum(1).isfinite()
+
+
+def _as_table(columns: Any) -> Any:
+    """Columns as a table of pyarrow; None if there are none."""
+    import pyarrow as pa
+
+    if columns is None or (isinstance(columns, Mapping) and not columns):
+        return None
+    if hasattr(columns, "to_dict") and hasattr(columns, "iloc"):
+        return pa.Table.from_pandas(columns, preserve_index=False)
+    if isinstance(columns, Mapping):
+        return pa.table({name: _as_column(column) for name, column in columns.items()})
+    return pa.table(columns)
+
+
+def _as_column(column: Any) -> Any:
+    """What pyarrow takes: of tensors arrays, of tables of numbers their rows."""
+    column = as_array(column) if isinstance(column, Tensor) else column
+    return list(column) if isinstance(column, np.ndarray) and column.ndim > 1 else column
+
+
+def _is_index(folder: Path) -> bool:
+    """Whether a folder holds an index, not just a file that is called as its settings are."""
+    try:
+        config = json.loads((folder / CONFIG).read_text())
+    except (OSError, ValueError):
+        return False
+    return isinstance(config, dict) and {"format_version", "geometry"} <= config.keys()
+
+
 def thumbnail(image: Image.Image, side: int = 160) -> bytes:
     """A JPEG of the image, at most `side` pixels high and wide."""
     small, file = to_rgb(image).copy(), io.BytesIO()
@@ -358,8 +401,9 @@ def plain_columns(rows: Rows) -> Any:
     from pyarrow import types
 
     table = rows.columns
-    nested = [f.name for f in table.schema if types.is_nested(f.type) or types.is_binary(f.type)]
-    table = table.drop_columns(nested)
+    binary = (types.is_binary, types.is_large_binary, types.is_fixed_size_binary)
+    left_out = [f.name for f in table.schema if any(is_such(f.type) for is_such in (types.is_nested, *binary))]
+    table = table.drop_columns(left_out)
     if rows.labels is not None and rows.labels.ndim == 1 and "label" not in rows.columns.column_names:
         table = table.append_column("label", [pa.array(rows.labels.tolist())])
     for name, classes in rows.class_names.items():

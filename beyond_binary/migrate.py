@@ -344,7 +344,9 @@ def keywords(name: str, **arguments: Any) -> tuple[str, dict[str, Any]]:
     """
     if name not in PEERS:
         raise ValueError(
-            f"no peer for {name}: {OTHER[name]}" if name in OTHER else f"no loss {name}{suggest(name, PEERS)}"
+            f"no peer for {name}{'; see docs/migration.md' if OTHER[name] == 'none' else f': {OTHER[name]}'}"
+            if name in OTHER
+            else f"no loss {name}{suggest(name, PEERS)}"
         )
     peer = PEERS[name]
     if unknown := sorted(arguments.keys() - peer.arguments.keys()):

@@ -81,6 +81,10 @@ class EmbeddingTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Ba
 def _images(X: Any) -> Iterable[Any]:
     if isinstance(X, str | os.PathLike | Image.Image):
         raise ValueError(f"expected a list of images or paths, got one {type(X).__name__}; put it into a list")
+    if hasattr(X, "columns"):
+        raise ValueError(
+            f"expected a list of images or paths, got a table; give its column of paths, such as X[{X.columns[0]!r}]"
+        )
     if isinstance(X, np.ndarray) and (X.dtype.kind not in "OU" or X.ndim > 1):
         if X.ndim != 4 or X.shape[3] != 3 or X.dtype != np.uint8:
             raise ValueError(f"expected images as an array uint8 [n h w 3], got {X.dtype} {list(X.shape)}")

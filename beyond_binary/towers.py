@@ -166,6 +166,8 @@ def add_lora(trunk: nn.Module, options: dict[str, Any]) -> None:
         from peft import LoraConfig, inject_adapter_in_model
     except ImportError as error:
         raise ImportError("embedder.lora needs peft; pip install 'beyond_binary[lora]'") from error
+    if isinstance(chosen["targets"], str):
+        chosen["targets"] = [chosen["targets"]]
     names = _lora_targets(trunk, chosen["targets"])
     if not names:
         raise ValueError(

@@ -19,6 +19,7 @@ from torch import Tensor
 from .geometry import create_geometry
 from .metrics import create_metrics
 from .metrics.verification import Separation
+from .targets.vectors import as_tensor
 
 USUAL = ("d_prime", "eer", "tar_at_far_0.1", "tar_at_far_0.01", "tar_at_far_0.001")
 
@@ -55,7 +56,7 @@ def verify(
             that are not over pairs, identities that contradict `same`, a bootstrap without identities, or a level that is
             no share.
     """
-    x, kind = torch.as_tensor(scores, dtype=torch.double), torch.from_numpy(as_same(same))
+    x, kind = as_tensor(scores).detach().double().cpu(), torch.from_numpy(as_same(same))
     if x.ndim != 1 or x.shape != kind.shape or not len(x):
         raise ValueError(f"expected scores [n] and same [n], n > 0, got {list(x.shape)} and {list(kind.shape)}")
     if not x.isfinite().all():
@@ -101,12 +102,15 @@ def _identities(identities: Any, same: Tensor) -> Tensor:
     """Identities [n 2] numbered from 0."""
     if identities is None:
         raise ValueError("intervals are drawn over identities: give identities [n 2], whose images each pair's two are")
-    people = torch.as_tensor(identities)
-    if people.shape != (len(same), 2) or people.is_floating_point():
-        raise ValueError(f"expected integer identities [{len(same)} 2], got {people.dtype} {list(people.shape)}")
-    if not torch.equal(people[:, 0] == people[:, 1], same):
+    people = np.asarray(identities.cpu() if isinstance(identities, Tensor) else identities)
+    if people.shape != (len(same), 2) or people.dtype.kind not in "iuUO":
+        raise ValueError(
+            f"expected integers or names as identities [{len(same)} 2], got {people.dtype} {list(people.shape)}"
+        )
+    number = torch.from_numpy(np.unique(people, return_inverse=True)[1].reshape(-1, 2))
+    if not torch.equal(number[:, 0] == number[:, 1], same):
         raise ValueError("identities contradict same: a pair is genuine exactly where both identities are equal")
-    return people.unique(return_inverse=True)[1]
+    return number
 
 
 @dataclass(frozen=True)
@@ -141,7 +145,8 @@ def ten_fold(scores: Any, same: Any, folds: Any) -> TenFold:
     Raises:
         ValueError: lengths differ, scores are not finite, or there is a single fold.
     """
-    x, kind, fold = np.asarray(torch.as_tensor(scores, dtype=torch.double)), as_same(same), np.asarray(folds)
+    x, kind = as_tensor(scores).detach().double().cpu().numpy(), as_same(same)
+    fold = np.asarray(folds.cpu() if isinstance(folds, Tensor) else folds)
     if x.ndim != 1 or not x.shape == kind.shape == fold.shape:
         raise ValueError(f"expected scores, same and folds [n], got {x.shape}, {kind.shape} and {fold.shape}")
     if not np.isfinite(x).all():
@@ -195,21 +200,24 @@ class Pairs:
         """
         if missing := sorted({name for pair in self.files for name in pair} - embeddings.keys()):
             raise ValueError(f"{len(missing)} images of the pairs have no embedding, the first {missing[0]!r}")
-        left, right = (torch.stack([torch.as_tensor(embeddings[pair[i]]) for pair in self.files]) for i in (0, 1))
+        left, right = (torch.stack([as_tensor(embeddings[pair[i]]) for pair in self.files]) for i in (0, 1))
         return pair_scores(left, right, geometry)
 
 
 def pair_scores(left: Any, right: Any, geometry: str = "cosine") -> Tensor:
     """Similarities [n] of each embedding of `left` [n d] with the one in the same place of `right` [n d]; of a geometry with
-    distances, the negative distances.
+    distances, the negative distances. Of the finer precision of the two, float32 at least.
 
     Raises:
         ValueError: shapes differ.
     """
-    space, left, right = create_geometry(geometry), torch.as_tensor(left), torch.as_tensor(right)
+    space, left, right = create_geometry(geometry), as_tensor(left), as_tensor(right)
     if left.ndim != 2 or left.shape != right.shape:
         raise ValueError(f"expected two embeddings [n d] of one shape, got {list(left.shape)} and {list(right.shape)}")
-    both = zip(space.prepare(left), space.prepare(right), strict=True)
+    kind = torch.promote_types(torch.promote_types(left.dtype, right.dtype), torch.float32)
+    if not len(left):
+        return left.new_zeros(0, dtype=kind)
+    both = zip(space.prepare(left.to(kind)), space.prepare(right.to(kind)), strict=True)
     x = torch.stack([space.pairs(a[None], b[None])[0, 0] for a, b in both])
     return x if space.kind == "similarity" else -x
 

@@ -30,7 +30,7 @@ def show(files: Files, hub_id: str) -> None:
 def settings_of(run: Path) -> dict[str, Any]:
     """The settings that the run was made with; empty if there are none."""
     path = run / "config.yaml"
-    return yaml.safe_load(path.read_text()) if path.is_file() else {}
+    return (yaml.safe_load(path.read_text()) or {}) if path.is_file() else {}
 
 
 def main() -> None:
@@ -56,9 +56,9 @@ def main() -> None:
     )
     parser.add_argument("--dry-run", action="store_true", help="send nothing, show the files and the card")
     given = parser.parse_args()
-    settings = settings_of(given.run)
     limit_silence()
     try:
+        settings = settings_of(given.run)
         hub_id = check_hub_id(given.hub_id or str(settings.get("hub_id") or ""))
         license = given.license or settings.get("hub_license")
         proxies = given.proxies and bool(settings.get("hub_proxies", True))
@@ -67,7 +67,7 @@ def main() -> None:
             return show(files, hub_id)
         private = given.private or bool(settings.get("hub_private")) or None
         url = push(files, hub_id, private=private, revision=given.revision, commit_message=given.message)
-    except (OSError, ValueError, RuntimeError) as error:
+    except (OSError, ValueError, RuntimeError, yaml.YAMLError) as error:
         print(f"error: {error}", file=sys.stderr)
         raise SystemExit(2) from None
     print(f"pushed to {url}")

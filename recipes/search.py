@@ -77,6 +77,8 @@ def embedded(given: argparse.Namespace, device: str) -> tuple[Tensor, str]:
     """The embedding [1 d] of what is asked for, and how the page shows that."""
     if given.vector:
         vector = np.load(given.vector, allow_pickle=False)
+        if not isinstance(vector, np.ndarray) or vector.dtype.kind not in "iuf":
+            raise ValueError(f"{given.vector}: expected an .npy file of numbers, one vector [d] or [1 d]")
         z = torch.as_tensor(vector[None] if vector.ndim == 1 else vector)
         if z.ndim != 2 or len(z) != 1:
             raise ValueError(f"{given.vector}: expected one vector [d] or [1 d], got {list(vector.shape)}")
@@ -84,7 +86,7 @@ def embedded(given: argparse.Namespace, device: str) -> tuple[Tensor, str]:
     if not given.embedder:
         raise ValueError("--image and --text need --embedder, the one that the index was built with")
     embedder = Embedder.from_pretrained(given.embedder).to(device)
-    if given.text:
+    if given.text is not None:
         return embedder.encode_text(given.text), html.escape(given.text)
     return embedder.encode(given.image), picture(thumbnail(open_image(given.image)))
 
@@ -97,7 +99,7 @@ def page(asked: str, index: Index, hits: Hits) -> str:
         words = "".join(
             f"<br>{html.escape(name)}: {html.escape(str(value)[:60])}" for name, value in list(facts.items())[:4]
         )
-        shown = picture(item[THUMBNAIL]) if item.get(THUMBNAIL) else ""
+        shown = picture(item[THUMBNAIL]) if isinstance(item.get(THUMBNAIL), bytes) else ""
         cards.append(
             f"<figure>{shown}<figcaption><b>{score:.3f}</b> {html.escape(item['name'])}{words}</figcaption></figure>"
         )
@@ -135,7 +137,11 @@ def parse(argv: list[str] | None) -> tuple[argparse.Namespace, list[str]]:
     make.add_argument("--embedder", required=True, help="folder of a saved embedder, or a Hub id")
     make.add_argument("--split", help="only the images of this split, by the column data.split")
     make.add_argument("--kind", choices=["exact", "flat", "ivf", "hnsw"], help="how to search; see beyond_binary.index")
-    make.add_argument("--geometry", choices=["cosine", "dot", "euclidean"], help="unset: as the embedder was trained")
+    make.add_argument(
+        "--geometry",
+        choices=["cosine", "dot", "euclidean"],
+        help="unset: cosine for embeddings of length 1, else euclidean",
+    )
     make.add_argument("--batch-size", type=int, default=64)
     make.add_argument("--no-thumbnails", dest="thumbnails", action="store_false", help="keep no small pictures")
     ask.set_defaults(run=query)

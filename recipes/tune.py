@@ -44,6 +44,8 @@ from beyond_binary.registry import suggest
 from beyond_binary.runs import Run
 from beyond_binary.tuning import TrialWatch
 
+ABOUT = ("event", "epoch", "step")
+"""What a line of the log holds beside metrics."""
 RANGE = re.compile(r"(\S+?)\.\.(\S+?)( log)?")
 Draw = Callable[[optuna.Trial], Any]
 
@@ -148,7 +150,7 @@ def attempt(base: Config, space: dict[str, Draw], seeds: int, folder: Path, tria
 
         def report(values: dict[str, Any], setup: recipe.Setup = setup) -> None:
             nonlocal watch
-            watch = watch or TrialWatch(trial, setup.judge.monitored(values))
+            watch = watch or TrialWatch(trial, setup.judge.monitored([name for name in values if name not in ABOUT]))
             watch(values, values["epoch"])
 
         try:
@@ -157,7 +159,7 @@ def attempt(base: Config, space: dict[str, Draw], seeds: int, folder: Path, tria
             accelerator.free_memory()
         if watch is None:
             raise ValueError("the run was not evaluated; expected optimizer.epochs of at least 1")
-        watch.end_run(base.optimizer.epochs, best=config.evaluation.keep == "best")
+        watch.end_run(config.optimizer.epochs, best=config.evaluation.keep == "best")
     return 0.0 if watch is None else watch.value
 
 

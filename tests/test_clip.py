@@ -264,6 +264,7 @@ def test_adapters_go_where_something_is_trained(peft):
     assert {name.split("resblocks.")[1][0] for name in trained(embedder)} == {"2"}
     assert not any(name.startswith("trunk.transformer") for name in trained(embedder))
     both = trained(make(text=True, lora={"targets": ["c_fc"]}))
+    assert trained(make(text=True, lora={"targets": "c_fc"})) == both
     assert {n.split(".lora_")[0].rpartition(".")[2] for n in both} == {"c_fc"}
     assert any(name.startswith("trunk.transformer") for name in both)
     for wrong, message in (({"targets": ["nothing"]}, "linear and called"), ({"r": 0}, "peft refuses")):
@@ -440,6 +441,20 @@ def test_zero_shot_accuracy_is_the_share_of_nearest_names():
     assert clip.zero_shot_accuracy(images, labels, classes) == pytest.approx((nearest == labels).mean())
     assert clip.zero_shot_accuracy(images, labels, classes, ranking="oracle") == 1
     assert clip.zero_shot_accuracy(torch.zeros(4, 2), np.arange(4), torch.zeros(4, 2)) == pytest.approx(0.25)
+
+
+@pytest.mark.parametrize("names", ["cat", []])
+def test_class_names_are_a_list(names):
+    with pytest.raises(ValueError, match="expected a list of class names"):
+        clip.embed_classes(make(), names, ["a {}"])
+
+
+def test_numbers_are_integers_of_any_kind():
+    z = torch.eye(3)
+    assert clip.zero_shot_accuracy(z, torch.arange(3), z) == 1
+    assert clip.image_text_recall(z, z, torch.arange(3), ks=1)["text_to_image_recall_at_1"] == 1
+    with pytest.raises(ValueError, match=r"labels as integers from 0 to 2, got <U1"):
+        clip.zero_shot_accuracy(z, ["a", "b", "c"], z)
 
 
 def test_class_names_are_averaged_over_prompts():

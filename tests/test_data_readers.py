@@ -20,6 +20,7 @@ from PIL import Image, UnidentifiedImageError
 from beyond_binary.data.config import DataConfig
 from beyond_binary.data.from_datasets import collect, with_fields
 from beyond_binary.data.readers import decode, read_rows
+from beyond_binary.data.splits import load_splits
 
 
 def picture(i: int, size: tuple[int, int] = (8, 6)) -> Image.Image:
@@ -117,8 +118,19 @@ def test_which_of_several_tables_is_said_or_of_a_usual_name(tmp_path: Path) -> N
 
 
 def test_images_without_labels_are_refused(tmp_path: Path) -> None:
+    root = write_images(tmp_path, ["0.png", "1.png"])
     with pytest.raises(ValueError, match=r"2 images in .*expected one folder per class, or a table"):
-        rows_of(write_images(tmp_path, ["0.png", "1.png"]))
+        load_splits(DataConfig(source=str(root)))
+    assert list(rows_of(root).names) == ["0.png", "1.png"]  # search and export need none
+
+
+def test_images_without_folders_have_their_labels_in_a_file(tmp_path: Path) -> None:
+    root = write_images(tmp_path / "set", [f"{i}.png" for i in range(8)])
+    np.save(tmp_path / "ages.npy", np.arange(8.0))
+    splits = load_splits(
+        DataConfig(source=str(root), label_file=str(tmp_path / "ages.npy"), splitting="class_disjoint")
+    )
+    assert sorted([*splits.train.labels, *splits.query.labels]) == [*range(8)]
 
 
 @pytest.mark.parametrize("zip_it", [False, True])

@@ -137,3 +137,11 @@ def test_labels_differ_between_processes(features, monkeypatch) -> None:
 
 def _twice(given):
     return given[2].repeat(2), torch.arange(14)
+
+
+def test_a_target_other_than_classes_needs_labels(features) -> None:
+    """Places in the batch would be read as magnitudes."""
+    for across in (False, True):
+        criterion = ClipCriterion(bb.create_objective("log_ratio", target="euclidean"), across=across)
+        with pytest.raises(ValueError, match="target Euclidean needs labels="):
+            criterion(*features)

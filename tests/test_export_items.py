@@ -166,3 +166,35 @@ def test_a_run_whose_data_has_changed_is_refused(run: Path, tmp_path: Path, caps
             recipe.main([str(run), "--items", str(tmp_path / "items.npz")])
         assert ended.value.code == 2
         assert told in capsys.readouterr().err
+
+
+def test_lists_of_different_lengths_are_columns_of_parquet(z, tmp_path) -> None:
+    lists = [[1] * (1 + i % 3) for i in range(N)]
+    write_items(tmp_path / "items.parquet", z, labels=lists, columns={"tags": [["a"] * len(row) for row in lists]}, k=0)
+    read = pq.read_table(tmp_path / "items.parquet")
+    assert read["label"].to_pylist() == lists
+    assert read["tags"][2].as_py() == ["a", "a", "a"]
+    with pytest.raises(ValueError, match="of one shape; write"):
+        write_items(tmp_path / "items.npz", z, labels=lists)
+
+
+def test_tensors_of_any_kind_are_written(z, tmp_path) -> None:
+    labels, ids = torch.rand(N, 2, requires_grad=True).bfloat16(), torch.arange(N) + 5
+    write_items(tmp_path / "items.npz", pd.DataFrame(z.numpy()), labels=labels, ids=ids, names=torch.arange(N))
+    read = np.load(tmp_path / "items.npz")
+    np.testing.assert_array_equal(read["label"], labels.detach().float().numpy())
+    assert read["id"].tolist() == ids.tolist()
+    assert read["name"].tolist() == [str(i) for i in range(N)]
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"k": -1}, "k of at least 0, got -1"),
+        ({"columns": {"run": "x"}}, "one value of 'run' for each embedding, got 'x'"),
+        ({"ids": np.arange(N, dtype=np.uint64) + 2**63}, "ids that int64 holds"),
+    ],
+)
+def test_what_cannot_be_a_column_is_named(given, message, z, tmp_path) -> None:
+    with pytest.raises(ValueError, match=message):
+        write_items(tmp_path / "items.parquet", z, **given)

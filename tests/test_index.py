@@ -116,11 +116,14 @@ def test_more_than_there_is_and_ties() -> None:
     ("arguments", "message"),
     [
         ({"embeddings": torch.zeros(0, 3)}, r"embeddings \[n d\] with at least one row, got \[0, 3\]"),
-        ({"embeddings": torch.tensor([[1.0], [float("nan")]])}, "1 of 2 embeddings are not finite, the first in row 1"),
+        (
+            {"embeddings": torch.tensor([[1.0], [float("nan")]])},
+            "1 of 2 embeddings are not finite, .* the first in row 1",
+        ),
         ({"geometry": "cosin"}, "did you mean 'cosine'"),
         ({"kind": "hsnw"}, "did you mean 'hnsw'"),
         ({"names": ["a"]}, "expected 4 names, one for each embedding, got 1"),
-        ({"columns": {"a": [1]}}, "expected 4 columns.*got 1"),
+        ({"columns": {"a": [1]}}, "expected 4 rows of columns.*got 1"),
     ],
 )
 def test_what_makes_no_index(arguments: dict[str, Any], message: str) -> None:
@@ -368,3 +371,63 @@ def test_a_text_finds_images_by_a_clip_embedder(tmp_path: Path, capsys: pytest.C
     order = similar.argsort(descending=True).tolist()
     assert lines == [f"{similar[i]:.4f}  {items.names[i]}" for i in order]
     assert "<p>a red circle</p>" in (tmp_path / "hits.html").read_text()
+
+
+def test_a_folder_of_images_without_labels_is_searched(tmp_path: Path) -> None:
+    for place in range(3):
+        Image.new("RGB", (40, 30), (80 * place, 0, 0)).save(tmp_path / f"{place}.png")
+    embedder = create_embedder("timm/test_vit", dim=8, image_size=32)
+    index = Index.build(embedder, str(tmp_path))
+    assert index.names == ["0.png", "1.png", "2.png"]
+    assert index.columns is None
+    assert index.items([1]) == [{"name": "1.png"}]
+
+
+def test_a_column_called_thumbnail_of_the_set_is_kept(tmp_path: Path) -> None:
+    Image.new("RGB", (40, 30)).save(tmp_path / "a.png")
+    (tmp_path / "labels.csv").write_text("image,thumbnail\na.png,small\n")
+    embedder = create_embedder("timm/test_vit", dim=8, image_size=32)
+    plain, pictured = (Index.build(embedder, str(tmp_path), thumbnails=size) for size in (0, 20))
+    for index in (plain, pictured):
+        index.save(tmp_path / "index")
+        (item,) = Index.load(tmp_path / "index").items([0])
+        assert item["columns.thumbnail"] == "small"
+        assert ("thumbnail" in item) == (index is pictured)
+    assert item["thumbnail"][:2] == b"\xff\xd8"
+
+
+def test_no_item_is_no_item() -> None:
+    index = Index(draw(3), columns={"age": [1, 2, 3]})
+    assert index.items([]) == index.items([-1]) == []
+
+
+def test_a_file_that_is_called_as_ours_is_not_overwritten(tmp_path: Path) -> None:
+    (tmp_path / module.CONFIG).write_text('{"mine": 1}')
+    with pytest.raises(ValueError, match="exists and is no index"):
+        Index(draw(3)).save(tmp_path)
+    assert (tmp_path / module.CONFIG).read_text() == '{"mine": 1}'
+
+
+@pytest.mark.parametrize("kind", ["exact", "flat"])
+def test_embeddings_too_large_to_be_compared_are_refused(kind: str) -> None:
+    needs(kind)
+    with pytest.raises(ValueError, match="too large to be compared in float32, the first in row 1"):
+        Index(torch.tensor([[1.0, 0.0], [1e25, 0.0]]), kind=kind)
+    with pytest.raises(ValueError, match="1 of 1 queries are not finite, or too large"):
+        Index(draw(3), kind=kind).search(torch.full((8,), 1e25))
+
+
+def test_names_and_columns_of_tensors_arrays_and_tables() -> None:
+    pandas = pytest.importorskip("pandas")
+    frame = pandas.DataFrame({"age": [1, 2, 3, 4]}, index=[9, 7, 5, 3])[1:]
+    index = Index(draw(3).numpy()[::-1], torch.arange(3), frame)
+    assert index.names == ["0", "1", "2"]
+    assert index.items([0]) == [{"name": "0", "age": 2}]
+    assert Index(frame.assign(width=1.0), geometry="euclidean").search(frame.assign(width=1.0), 1).places[
+        :, 0
+    ].tolist() == [0, 1, 2]
+    index = Index(draw(3), columns={"label": torch.arange(3), "box": np.arange(6).reshape(3, 2)})
+    assert index.items([2]) == [{"name": "2", "label": 2, "box": [4, 5]}]
+    assert Index(draw(3), columns={}).columns is None
+    with pytest.raises(ValueError, match="expected 3 rows of columns"):
+        Index(draw(3), columns={"age": [1]})

@@ -95,3 +95,9 @@ def test_refusals(embedder) -> None:
         step.transform("a.png")
     with pytest.raises(ValueError, match=r"uint8 \[n h w 3\], got float64 \[4, 3\]"):
         step.transform(np.zeros((4, 3)))
+
+
+def test_a_table_is_told_to_give_its_column(embedder) -> None:
+    pandas = pytest.importorskip("pandas")
+    with pytest.raises(ValueError, match=r"its column of paths, such as X\['path'\]"):
+        EmbeddingTransformer(embedder).fit_transform(pandas.DataFrame({"path": ["a.png"]}))

@@ -967,3 +967,27 @@ def test_scaled_and_sum_stay_relative() -> None:
     assert bb.create_target(f'scaled("{nearest}", factor=2.0)').relative
     assert bb.create_target(f"sum(('classes', \"{nearest}\"))").relative
     assert not bb.create_target("sum(('classes', 'euclidean'))").relative
+
+
+@pytest.mark.parametrize("kind", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize(("target", "width"), [("euclidean", 3), ("euclidean", 12), ("manhattan", 12), ("cosine", 12)])
+def test_labels_of_half_precision_are_compared_in_single_precision(target, width, kind) -> None:
+    labels = torch.rand(6, width).to(kind)
+    made = bb.create_target(target)
+    coarse, fine = (made.encode(given) for given in (labels, labels.float()))
+    assert torch.equal(made.distance(coarse, coarse), made.distance(fine, fine))
+
+
+def test_columns_and_tables_of_pandas_are_labels() -> None:
+    """Whatever their index is; they may be read-only."""
+    pandas = pytest.importorskip("pandas")
+    frame = pandas.DataFrame({"class": [0, 1, 1, 2], "x": [0.0, 1.0, 2.0, 3.0], "y": 1.0})[1:]
+    assert bb.create_target("classes").encode(frame["class"]).tolist() == [1, 1, 2]
+    assert bb.create_target("euclidean").encode(frame[["x", "y"]]).tolist() == [[1, 1], [2, 1], [3, 1]]
+    some = np.arange(3.0)
+    some.flags.writeable = False
+    assert bb.create_target("euclidean").encode(some).tolist() == [0, 1, 2]
+    z = frame[["x", "y"]]
+    assert bb.evaluate(z, frame["class"], ids=frame["class"].index) == bb.evaluate(
+        z.to_numpy(), [1, 1, 2], ids=[1, 2, 3]
+    )

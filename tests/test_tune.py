@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 import torch
 
-from beyond_binary.config import Config, parse_config
+from beyond_binary.config import Config, EvaluationConfig, parse_config
+from beyond_binary.judge import Judge
 from recipes import TINY, load
 
 optuna = pytest.importorskip("optuna")
@@ -80,12 +81,12 @@ def play(monkeypatch, folder: Path, metric: str = "mean_label_distance_at_10") -
     """Runs are played: two epochs each with the learning rate as the metric; what happened."""
     played: list[Any] = []
 
-    class Judge:
-        def monitored(self, values: dict[str, Any]) -> str:
-            return metric
+    class Played(Judge):
+        def __init__(self) -> None:
+            self.config = EvaluationConfig()
 
     class Nothing:
-        judge = Judge()
+        judge = Played()
 
         def __init__(self) -> None:
             self.folder = folder
@@ -96,7 +97,7 @@ def play(monkeypatch, folder: Path, metric: str = "mean_label_distance_at_10") -
     def fit(config: Config, setup: Any, run: Any, accelerator: Any) -> None:
         for epoch in range(3):
             played.append((config.seed, round(config.optimizer.lr, 3), epoch))
-            run.log(event="evaluation", epoch=epoch, **{metric: config.optimizer.lr})
+            run.log(event="evaluation", epoch=epoch, step=9 * epoch, **{metric: config.optimizer.lr})
 
     monkeypatch.setattr(tune.recipe, "start", lambda config: (Nothing(), Nothing(), Nothing()))
     monkeypatch.setattr(tune.recipe, "fit", fit)
@@ -123,6 +124,15 @@ def test_trials_report_stop_and_go_on(tmp_path, monkeypatch) -> None:
     assert study.best_value == pytest.approx(-best)
     assert study.best_trial.user_attrs == {"metric": "mean_label_distance_at_10"}
     assert parse_config(["--config", str(tmp_path / "best.yaml")]).optimizer.lr == best
+
+
+@pytest.mark.parametrize("metric", ["recall_at_1", "nmi"])
+def test_the_only_metric_is_the_one_that_counts(metric, tmp_path, monkeypatch) -> None:
+    play(monkeypatch, tmp_path, metric)
+    space = ["--held-out-is-validation", "--search", "optimizer.lr=0.1|0.2", "--folder", str(tmp_path)]
+    study = tune.search([*SMALL, *space, "--trials", "2"])
+    assert study.best_trial.user_attrs == {"metric": metric}
+    assert study.best_value == study.best_params["optimizer.lr"]
 
 
 def test_a_resumed_search_repeats_no_trial(tmp_path, monkeypatch) -> None:

@@ -22,7 +22,7 @@ from beyond_binary import evaluation
 from beyond_binary.metrics import METRICS, clustering, verification
 from beyond_binary.metrics.verification import Separation
 from beyond_binary.report.charts import pair_picture
-from beyond_binary.verification import best_threshold, read_lfw_pairs, ten_fold, verify
+from beyond_binary.verification import best_threshold, pair_scores, read_lfw_pairs, ten_fold, verify
 from recipes import load
 
 RATES = ["eer", "tar_at_far_0.5", "tar_at_far_0.1", "tar_at_far_0.03"]
@@ -193,7 +193,7 @@ def test_intervals_over_identities_cover_as_often_as_they_say() -> None:
         ({"level": 95}, "got 0 and 95"),
         ({"bootstrap": 3}, r"give identities \[n 2\]"),
         ({"bootstrap": 3, "identities": [[0, 1], [0, 0]]}, "contradict same"),
-        ({"bootstrap": 3, "identities": [0, 1]}, r"integer identities \[2 2\], got torch.int64 \[2\]"),
+        ({"bootstrap": 3, "identities": [0, 1]}, r"integers or names as identities \[2 2\], got int64 \[2\]"),
     ],
 )
 def test_verify_refuses(arguments: dict, message: str) -> None:
@@ -383,3 +383,47 @@ def test_replicates_do_not_repeat_that_a_rate_cannot_be_resolved(caplog: pytest.
     found = verify(rng.normal(size=40), same, metrics=["tar_at_far_0.001"], identities=people, bootstrap=30)
     assert len([r for r in caplog.records if "cannot be resolved" in r.message]) == 1
     assert np.isnan([found["tar_at_far_0.001"], found["tar_at_far_0.001_low"]]).all()
+
+
+def test_pairs_of_coarse_embeddings_are_compared_in_single_precision() -> None:
+    left, right = torch.randn(2, 9, 16)
+    exact = pair_scores(left.bfloat16().float(), right.bfloat16().float())
+    torch.testing.assert_close(pair_scores(left.bfloat16(), right.bfloat16()), exact, rtol=0, atol=0)
+    assert pair_scores(left, right.double()).dtype == torch.float64
+    assert pair_scores(np.eye(3, dtype=int), np.eye(3, dtype=int)).tolist() == [1, 1, 1]
+    assert pair_scores(left[:0], right[:0]).shape == (0,)
+
+
+def test_identities_are_numbers_or_names() -> None:
+    people = np.array([["ann", "ann"], ["ann", "bob"], ["bob", "bob"], ["bob", "cat"]])
+    numbers = np.unique(people, return_inverse=True)[1].reshape(-1, 2)
+    scores, same = torch.tensor([0.9, 0.3, 0.4, 0.5], requires_grad=True), [1, 0, 1, 0]
+    by_name, by_number = (
+        verify(scores, same, identities=who, bootstrap=9) for who in (people.tolist(), torch.from_numpy(numbers))
+    )
+    assert by_name == by_number
+    with pytest.raises(ValueError, match="integers or names as identities"):
+        verify(scores, same, identities=numbers / 2, bootstrap=9)
+    assert ten_fold(scores, same, torch.tensor([0, 0, 1, 1])) == ten_fold(scores.tolist(), same, [0, 0, 1, 1])
+
+
+def test_clusters_do_not_depend_on_scale_place_or_how_many_items_there_are() -> None:
+    """faiss would look at 256 items a cluster, in single precision."""
+    centre = torch.tensor([[0.0, 0.0], [1.0, 0.0], [0.0, 1.0]], dtype=torch.double)
+    labels = torch.arange(1800) % 3
+    z = centre[labels] + 0.01 * torch.randn(1800, 2, dtype=torch.double)
+    for moved in (z, z * 1e-60, z * 1e100, z + 1e7):
+        assert bb.evaluate(moved, labels, metrics=["nmi"], geometry="euclidean")["nmi"] == pytest.approx(1)
+
+
+def test_clusters_are_those_of_all_items() -> None:
+    faiss = pytest.importorskip("faiss")
+    z = torch.randn(4000, 3)
+    found = clustering.kmeans(z, 2)
+    z = z - z.mean(0)
+    means = torch.stack([z[found == c].mean(0) for c in range(2)])
+    assert (torch.cdist(z, means).argmin(1).numpy() == found).mean() > 0.995
+    sample = faiss.Kmeans(3, 2, niter=25, nredo=clustering.RESTARTS, seed=0)
+    sample.train(z.numpy())
+    all_of_them = sum(float((z[found == c] - means[c]).square().sum()) for c in range(2))
+    assert all_of_them <= float(sample.index.search(z.numpy(), 1)[0].sum()) * 1.0001

@@ -33,7 +33,7 @@ SPLIT_NAMES = frozenset(("train", "training", "val", "valid", "validation", "dev
 class Rows:
     """n images with their columns, before any of them is read as a label.
 
-    columns is a pyarrow table of n rows; class_names holds the names of integer columns that declare them. A set that is
+    columns is a pyarrow table of n rows (without columns: of none); class_names holds the names of integer columns that declare them. A set that is
     read from its original files has labels [n ...] beside the columns, and perhaps the spec of the target that fits them.
     A set from the Hub has an origin: what exactly was read (set, config, splits, revision, commit).
     """
@@ -224,11 +224,6 @@ def _file_rows(root: Path, members: list[str], config: DataConfig, table: str | 
             raise FileNotFoundError(
                 f"no images in {config.source!r}: expected files ending in {' '.join(sorted(IMAGE_ENDINGS))}"
             )
-        if not any(PurePosixPath(m).parent.parts for m in images):
-            raise ValueError(
-                f"{len(images)} images in {config.source!r}, but nothing that labels them: expected one folder per "
-                f"class, or a table such as labels.csv with one row per image (or name it in data.table)"
-            )
         return Rows(_stored(root, images, config.size), images, _folder_columns(images, config))
     columns = _read_table(root, table, members, config)
     column = image_column(columns.column_names, config.image)
@@ -407,10 +402,13 @@ def _refuse_unfound(names: list[str | None], files: list[str | None], root: Path
 
 
 def _folder_columns(images: list[str], config: DataConfig) -> Any:
-    """Columns "class" (the folder of each image) and, where the outer folders are split names, "split"."""
+    """Columns "class" (the folder of each image) and, where the outer folders are split names, "split"; of images without
+    folders none."""
     import pyarrow as pa
 
     folders = [PurePosixPath(image).parent.parts for image in images]
+    if not any(folders):
+        return pa.table({})
     asked = (config.train_split, config.query_split, config.gallery_split)
     known = SPLIT_NAMES | {split.lower() for split in asked if split}
 

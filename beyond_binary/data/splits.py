@@ -32,6 +32,11 @@ def load_splits(config: DataConfig) -> Splits:
     if config.source.startswith("embedded:"):
         return _limited(_embedded(config), config)
     rows = read_rows(config)
+    if not rows.columns.column_names and rows.labels is None and config.label_file is None:
+        raise ValueError(
+            f"{len(rows.images)} images in {config.source!r}, but nothing that labels them: expected one folder per class, "
+            "or a table such as labels.csv with one row per image (or name it in data.table)"
+        )
     parts = split_rows(rows, config)
     used = np.unique(np.concatenate(list(parts.values())))
     own = rows.labels is not None and config.label is None and config.label_file is None

@@ -8,6 +8,7 @@ from functools import cached_property
 from importlib.util import find_spec
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from . import METRICS
@@ -40,12 +41,22 @@ class Clustering:
 
 
 def kmeans(z: Tensor, k: int, seed: int = 0) -> np.ndarray:
-    """Cluster of each of `z` [n d], int64: k-means with `RESTARTS` starts, by faiss or else scikit-learn."""
-    points = np.ascontiguousarray(z.detach().cpu().float().numpy())
+    """Cluster of each of `z` [n d], int64: k-means with `RESTARTS` starts over all of them, by faiss or else scikit-learn."""
+    z = z.detach().cpu().to(torch.promote_types(z.dtype, torch.float32))
+    z = z - z.mean(0)  # whose digits single precision would lose
+    points = np.ascontiguousarray((z / z.abs().max().clamp_min(torch.finfo(z.dtype).tiny)).float().numpy())
     if find_spec("faiss"):
         import faiss
 
-        found = faiss.Kmeans(points.shape[1], k, niter=25, nredo=RESTARTS, seed=seed, min_points_per_centroid=1)
+        found = faiss.Kmeans(
+            points.shape[1],
+            k,
+            niter=25,
+            nredo=RESTARTS,
+            seed=seed,
+            min_points_per_centroid=1,
+            max_points_per_centroid=len(points),
+        )
         found.train(points)
         return found.index.search(points, 1)[1][:, 0]
     from sklearn.cluster import KMeans

@@ -15,14 +15,25 @@ from . import TARGETS, Gives
 
 
 def as_tensor(labels: Any) -> Tensor:
-    """What torch.as_tensor gives, also of reversed arrays."""
-    return torch.as_tensor(
-        labels.copy() if isinstance(labels, np.ndarray) and min(labels.strides, default=0) < 0 else labels
-    )
+    """What torch.as_tensor gives, also of reversed or read-only arrays and of pandas' columns and tables."""
+    if not isinstance(labels, Tensor) and hasattr(labels, "__array__"):
+        labels = np.asarray(labels)
+        if min(labels.strides, default=0) < 0 or not labels.flags.writeable:
+            labels = labels.copy()
+    return torch.as_tensor(labels)
+
+
+def as_array(values: Any) -> np.ndarray:
+    """What np.asarray gives, also of tensors: on any device, with gradients, of a precision that numpy lacks (float32)."""
+    if isinstance(values, Tensor):
+        values = values.detach().cpu()
+        values = values.float() if values.dtype == torch.bfloat16 else values
+    found: np.ndarray = np.asarray(values)
+    return found
 
 
 def as_floating(labels: Any, target: str) -> Tensor:
-    """Labels as a floating tensor in their own precision (integers become float64).
+    """Labels as a floating tensor in their own precision (integers become float64, half precision float32).
 
     Raises:
         ValueError: not numeric, or NaN or infinite somewhere (the first such row is named).
@@ -35,6 +46,7 @@ def as_floating(labels: Any, target: str) -> Tensor:
         raise ValueError(f"target {target!r} needs numeric labels, got {code.dtype}")
     if not code.is_floating_point():
         code = code.double()
+    code = code.to(torch.promote_types(code.dtype, torch.float32))
     if code.ndim == 0:
         raise ValueError(f"target {target!r} needs one label per item [n ...], got a single number")
     bad = ~as_vectors(code).isfinite().all(1)

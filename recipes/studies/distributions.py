@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import functools
 import itertools
+from collections.abc import Callable
 
 import study
 from study import ROOT, Cell, Study
@@ -86,7 +87,7 @@ def cells() -> dict[str, Cell]:
     found["pd_loss, hardness 20, 40 epochs"] = cell("pd_loss", *LONG, options="{hardness: 20}")
     found["d_loss, hardness 20"] = cell("d_loss", *PAIRS, options="{hardness: 20}")
     found["pd_loss, constant rate"] = cell("pd_loss", "--optimizer.schedule", "constant")
-    makers = {
+    makers: dict[str, Callable[..., Cell]] = {
         "contrastive": contrastive,
         "mean_field_contrastive": functools.partial(fields, "mean_field_contrastive"),
         "class_wise_multi_similarity": functools.partial(cell, "class_wise_multi_similarity", *PAIRS),
