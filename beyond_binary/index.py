@@ -37,7 +37,8 @@ FILES = (CONFIG, VECTORS, ITEMS, GRAPH)
 THUMBNAIL = "thumbnail"  # the column of small pictures
 COLUMN = "columns."  # before the names of columns in the file of the items
 FORMAT = 1
-CHUNK = 1 << 25  # scores that are compared at once
+CHUNK = 1 << 22  # scores that are compared at once
+ROWS = 256  # queries that are
 
 
 @dataclass(frozen=True)
@@ -220,13 +221,22 @@ class Index:
         return Hits(places, scores.masked_fill(places < 0, torch.nan))
 
     def _exact(self, q: Tensor, k: int) -> Hits:
-        keys, found = self._keys, []
-        for part in q.to(self.device).split(max(1, CHUNK // len(keys))):
-            if self.geometry == "euclidean":
-                scores, places = largest(create_geometry("euclidean").block(part, keys).neg_(), k)
-                found.append((scores.neg_(), places))
-            else:
-                found.append(largest(part @ keys.T, k))
+        """By tiles that stay in memory that is at hand: new memory costs as much as the products."""
+        found, far = [], self.geometry == "euclidean"
+        for part in q.to(self.device).split(ROWS):
+            scores, places = (
+                part.new_empty(len(part), 0),
+                torch.empty(len(part), 0, dtype=torch.long, device=part.device),
+            )
+            step = CHUNK // max(1, len(part))
+            for first in range(0, len(self), step):
+                keys = self._keys[first : first + step]
+                x = create_geometry("euclidean").block(part, keys).neg_() if far else part @ keys.T
+                near, place = largest(x, min(k, len(keys)))
+                scores, places = torch.cat([scores, near], 1), torch.cat([places, place + first], 1)
+                scores, order = scores.topk(min(k, scores.shape[1]))
+                places = places.gather(1, order)
+            found.append((scores.neg() if far else scores, places))
         scores, places = (torch.cat([part[i] for part in found]).cpu() for i in (0, 1))
         return Hits(places, scores)
 
