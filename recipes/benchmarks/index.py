@@ -85,7 +85,7 @@ def page(rows: list[dict[str, Any]], given: argparse.Namespace, command: str) ->
     lines = [
         "# Search",
         "",
-        f"{given.items:,} vectors of {given.dim} dimensions (float32, {mb:,.0f} MB), cosine, {given.threads} threads of "
+        f"{given.items:,} vectors of {given.dim} dimensions (float32, {mb:,.0f} MB), cosine, {given.threads} thread{'' if given.threads == 1 else 's'} of "
         f"{processor()}, torch {torch.__version__}, faiss {faiss_version()}. The vectors are synthetic: unit vectors around "
         f"{given.clusters:,} random centres (of length 1), at a noise of 0.8 well apart and at 2 overlapping in all "
         "dimensions; recall on embeddings of your own lies somewhere, `Index.recall` measures it.",
