@@ -16,7 +16,7 @@ from .geometry import Geometry
 from .objective import Objective
 from .points import Points
 from .targets.captions import as_texts
-from .targets.vectors import Classes
+from .targets.vectors import Classes, as_array
 
 KS = (1, 5, 10)
 
@@ -198,7 +198,7 @@ def zero_shot_accuracy(
 
 def _check_numbers(name: str, numbers: Any, count: int) -> None:
     """Raise unless all are numbers of one of `count` things; the others would be left out of the mean without a word."""
-    numbers = np.asarray(numbers.detach().cpu() if isinstance(numbers, Tensor) else numbers)
+    numbers = as_array(numbers)
     if numbers.dtype.kind not in "iu":
         raise ValueError(f"expected {name} as integers from 0 to {count - 1}, got {numbers.dtype}")
     if wrong := int(((numbers < 0) | (numbers >= count)).sum()):

@@ -83,7 +83,6 @@ class Index:
         kind: Kind | None = None,
         device: str | torch.device = "cpu",
     ) -> None:
-
         z = as_tensor(embeddings).detach().float().cpu()
         if z.ndim != 2 or not len(z) or not z.shape[1]:
             raise ValueError(f"expected embeddings [n d] with at least one row, got {list(z.shape)}")
@@ -144,6 +143,8 @@ class Index:
         Raises:
             ValueError, OSError: what cannot be read, as for training, or an image that cannot be decoded (named).
         """
+        import pyarrow as pa
+
         from .data import DataConfig
         from .data.splits import all_rows
 
@@ -170,8 +171,6 @@ class Index:
                 yield image
 
         z = embedder.encode(images(), batch_size=batch_size)
-        import pyarrow as pa
-
         columns = plain_columns(rows)
         columns = columns.take(pa.array(kept, pa.int64())) if columns.column_names else columns
         if THUMBNAIL in columns.column_names:  # of the set's own
@@ -224,11 +223,8 @@ class Index:
         """By tiles that stay in memory that is at hand: new memory costs as much as the products."""
         found, far = [], self.geometry == "euclidean"
         for part in q.to(self.device).split(ROWS):
-            scores, places = (
-                part.new_empty(len(part), 0),
-                torch.empty(len(part), 0, dtype=torch.long, device=part.device),
-            )
-            step = CHUNK // max(1, len(part))
+            scores = part.new_empty(len(part), 0)
+            places, step = scores.long(), CHUNK // max(1, len(part))
             for first in range(0, len(self), step):
                 keys = self._keys[first : first + step]
                 x = create_geometry("euclidean").block(part, keys).neg_() if far else part @ keys.T

@@ -19,7 +19,7 @@ from torch import Tensor
 from .geometry import create_geometry
 from .metrics import create_metrics
 from .metrics.verification import Separation
-from .targets.vectors import as_tensor
+from .targets.vectors import as_array, as_tensor
 
 USUAL = ("d_prime", "eer", "tar_at_far_0.1", "tar_at_far_0.01", "tar_at_far_0.001")
 
@@ -56,7 +56,7 @@ def verify(
             that are not over pairs, identities that contradict `same`, a bootstrap without identities, or a level that is
             no share.
     """
-    x, kind = as_tensor(scores).detach().double().cpu(), torch.from_numpy(as_same(same))
+    x, kind = torch.from_numpy(as_array(scores).astype(float)), torch.from_numpy(as_same(same))
     if x.ndim != 1 or x.shape != kind.shape or not len(x):
         raise ValueError(f"expected scores [n] and same [n], n > 0, got {list(x.shape)} and {list(kind.shape)}")
     if not x.isfinite().all():
@@ -89,7 +89,7 @@ def as_same(values: Any) -> np.ndarray:
     Raises:
         ValueError: anything else, such as -1 and 1, or texts.
     """
-    given = np.asarray(values.detach().double().cpu() if isinstance(values, Tensor) else values)
+    given = as_array(values)
     if given.dtype != bool and not (given.dtype.kind in "iuf" and np.isin(given, (0, 1)).all()):
         shown = ", ".join(repr(value) for value in [*dict.fromkeys(given.ravel().tolist())][:4])
         raise ValueError(
@@ -102,7 +102,7 @@ def _identities(identities: Any, same: Tensor) -> Tensor:
     """Identities [n 2] numbered from 0."""
     if identities is None:
         raise ValueError("intervals are drawn over identities: give identities [n 2], whose images each pair's two are")
-    people = np.asarray(identities.cpu() if isinstance(identities, Tensor) else identities)
+    people = as_array(identities)
     if people.shape != (len(same), 2) or people.dtype.kind not in "iuUO":
         raise ValueError(
             f"expected integers or names as identities [{len(same)} 2], got {people.dtype} {list(people.shape)}"
@@ -145,8 +145,7 @@ def ten_fold(scores: Any, same: Any, folds: Any) -> TenFold:
     Raises:
         ValueError: lengths differ, scores are not finite, or there is a single fold.
     """
-    x, kind = as_tensor(scores).detach().double().cpu().numpy(), as_same(same)
-    fold = np.asarray(folds.cpu() if isinstance(folds, Tensor) else folds)
+    x, kind, fold = as_array(scores).astype(float), as_same(same), as_array(folds)
     if x.ndim != 1 or not x.shape == kind.shape == fold.shape:
         raise ValueError(f"expected scores, same and folds [n], got {x.shape}, {kind.shape} and {fold.shape}")
     if not np.isfinite(x).all():

@@ -407,6 +407,11 @@ def test_identities_are_numbers_or_names() -> None:
     assert ten_fold(scores, same, torch.tensor([0, 0, 1, 1])) == ten_fold(scores.tolist(), same, [0, 0, 1, 1])
 
 
+def test_scores_in_a_list_keep_their_digits() -> None:
+    """In single precision both pairs would be level."""
+    assert verify([1 + 1e-12, 1.0], [1, 0], metrics=["eer"])["eer"] == 0
+
+
 def test_clusters_do_not_depend_on_scale_place_or_how_many_items_there_are() -> None:
     """faiss would look at 256 items a cluster, in single precision."""
     centre = torch.tensor([[0.0, 0.0], [1.0, 0.0], [0.0, 1.0]], dtype=torch.double)

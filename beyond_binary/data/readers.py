@@ -33,9 +33,9 @@ SPLIT_NAMES = frozenset(("train", "training", "val", "valid", "validation", "dev
 class Rows:
     """n images with their columns, before any of them is read as a label.
 
-    columns is a pyarrow table of n rows (without columns: of none); class_names holds the names of integer columns that declare them. A set that is
-    read from its original files has labels [n ...] beside the columns, and perhaps the spec of the target that fits them.
-    A set from the Hub has an origin: what exactly was read (set, config, splits, revision, commit).
+    columns is a pyarrow table of n rows (of none where there is no column); class_names holds the names of integer columns
+    that declare them. A set that is read from its original files has labels [n ...] beside the columns, and perhaps the spec
+    of the target that fits them. A set from the Hub has an origin: what exactly was read (set, config, splits, revision, commit).
     """
 
     images: Sequence
