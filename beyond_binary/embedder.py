@@ -395,6 +395,7 @@ class Embedder(nn.Module):
 
         Raises:
             FileNotFoundError: neither a folder nor to be had from the Hub.
+            PermissionError: the Hub does not take the token, or does not let its account read this.
             ValueError: not an embedder's folder, of a newer format, with a broken config, or with weights that do
                 not fit.
         """

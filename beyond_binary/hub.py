@@ -294,6 +294,9 @@ def run_files(
     try:
         if curves := training_curves(Run(run).history(), metrics["table"]):
             files[CURVES] = curves
+    except Exception as error:  # such as no matplotlib
+        warnings.warn(f"no training curves are drawn: {type(error).__name__}: {error}", stacklevel=2)
+    try:
         pictures = (name if name in files else None for name in (CURVES, GALLERY, REPORT))
         record = Record(settings, metrics, *pictures)
         files[CARD] = write_card(embedder, hub_id, record, license=license).encode()

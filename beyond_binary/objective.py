@@ -150,6 +150,7 @@ class Objective(nn.Module):
 
         Raises:
             FileNotFoundError: neither a folder nor to be had from the Hub.
+            PermissionError: the Hub does not take the token, or does not let its account read this.
             ValueError: an embedder without its objective, or without what the objective learned, or a broken folder.
         """
         places = {"revision": revision, "token": token, "cache_dir": cache_dir}

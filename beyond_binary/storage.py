@@ -101,7 +101,8 @@ def find_folder(id_or_path: str | os.PathLike[str], files: Iterable[str] = EMBED
     """The folder `id_or_path`, or else the local copy of these files of the Hub repository of that name ("user/name").
 
     Raises:
-        FileNotFoundError: it is neither.
+        FileNotFoundError: it is neither, or the Hub cannot be reached.
+        PermissionError: the Hub does not take the token, or does not let its account read this.
         ValueError: the token cannot be one.
     """
     if Path(id_or_path).is_dir():
@@ -110,6 +111,7 @@ def find_folder(id_or_path: str | os.PathLike[str], files: Iterable[str] = EMBED
     if not re.fullmatch(r"\w[\w.-]*/[\w.-]+", name):
         raise FileNotFoundError(f"expected a folder or a Hub id 'user/name', got {name!r}: no such folder")
     from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import RepositoryNotFoundError
 
     from .hub import check_token, http_status, patiently
 
@@ -117,9 +119,15 @@ def find_folder(id_or_path: str | os.PathLike[str], files: Iterable[str] = EMBED
     try:
         return Path(patiently(lambda: snapshot_download(name, allow_patterns=list(files), **hub_options)))
     except Exception as error:
-        if not isinstance(error, OSError) and http_status(error) is None:
+        status = http_status(error)
+        if not isinstance(error, OSError) and status is None:
             raise
-        raise FileNotFoundError(f"no folder {name!r} here, and the Hub did not give it: {error}") from error
+        told = f"no folder {name!r} here, and the Hub did not give it: {error}"
+        if status in (401, 403) and type(error) is not RepositoryNotFoundError:
+            raise PermissionError(
+                f"{told}; log in with `hf auth login`, or set HF_TOKEN to a token that may read it"
+            ) from error
+        raise FileNotFoundError(told) from error
 
 
 def read_config(folder: Path) -> dict[str, Any]:

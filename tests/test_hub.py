@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 import subprocess
@@ -118,7 +119,7 @@ assert torch.allclose(model.encode_text(tokens, normalize=True), clip.encode_tex
 def test_published_weights_are_a_trunk(hub: Hub, client: Client, tmp_path: Path) -> None:
     """What timm and open_clip push themselves; a saved embedder then needs neither the Hub nor their cache."""
     client.run(MAKE + CLIP + f"""
-import timm
+import sys, timm
 from timm.models import push_to_hf_hub
 torch.manual_seed(3)
 theirs = {{
@@ -137,6 +138,22 @@ for name, model in theirs.items():
     assert small.preprocess["size"] == [64, 64]
     small.save_pretrained(f"{tmp_path}/{{name}}-small")
     torch.save([made(torch.ones(1, 3, *made.preprocess["size"])), small(torch.ones(1, 3, 64, 64))], f"{tmp_path}/{{name}}.z")
+import importlib, pathlib, safetensors.torch
+from huggingface_hub import HfApi
+importlib.import_module("open_clip.push_to_hf_hub")
+their_folder = pathlib.Path(tempfile.mkdtemp())
+config = json.load(open(f"{{folder}}/tiny-clip.json"))
+their_clip = open_clip.create_model("tiny-clip").eval()
+sys.modules["open_clip.push_to_hf_hub"].save_config_for_hf(their_clip, their_folder / "open_clip_config.json", config)
+safetensors.torch.save_file(their_clip.state_dict(), their_folder / "open_clip_model.safetensors")
+HfApi().create_repo("tester/theirs")
+HfApi().upload_folder(repo_id="tester/theirs", folder_path=their_folder)
+x = torch.randn(2, 3, 32, 32)
+made = make(seed=1, trunk="open_clip/hf-hub:tester/theirs", head="none", dim=None, image_size=None)
+assert torch.equal(made(x), their_clip.encode_image(x, normalize=True))
+assert made.preprocess["mean"] == list(their_clip.visual.image_mean) and made.preprocess["size"] == [32, 32]
+tokens = open_clip.get_tokenizer("tiny-clip")(["a cat"])
+assert torch.allclose(made.encode_text(["a cat"]), their_clip.encode_text(tokens, normalize=True), atol=1e-6)
 clip.push_to_hub("tester/clip")
 again = make(seed=1, trunk="open_clip/hf-hub:tester/clip", head="none", dim=None, image_size=None)
 x = torch.randn(2, 3, 32, 32)
@@ -233,6 +250,8 @@ ONCE = [
     Fault("POST .*/lfs/verify", 503),
     Fault("POST .*/commit/", 503, 2),
     Fault("POST .*/commit/", 429),
+    Fault("POST .*/commit/", "slow"),
+    Fault("PUT /lfs/", "slow", 2),
     Fault("POST .*/commit/", 412),
 ]
 
@@ -303,6 +322,68 @@ def test_an_upload_that_was_cut_off_goes_on_where_it_stopped(hub: Hub, client: C
     assert uploads == 2
     client.run(MAKE + 'make().push_to_hub("tester/go-on")')
     assert hub.count("PUT") == uploads
+
+
+def test_files_that_were_sent_are_not_sent_again(hub: Hub, client: Client) -> None:
+    client.run(MAKE + f"make().save_pretrained({str(client.home / 'saved')!r})")
+    head, trunk = (
+        hashlib.sha256((client.home / "saved" / name).read_bytes()).hexdigest()
+        for name in ("beyond_binary_head.safetensors", "model.safetensors")
+    )
+    hub.faults = [Fault(f"PUT /lfs/.*{trunk}", "cut", 999)]
+    client.run(MAKE + 'make().push_to_hub("tester/second")', status=1)
+    assert hub.faults[0].times < 999
+    assert head in hub.objects
+    assert trunk not in hub.objects
+    assert hub.repos["tester/second"].history() == ["initial commit"]
+    hub.faults, before = [], len(hub.requests)
+    client.run(MAKE + 'make().push_to_hub("tester/second")')
+    assert [request for request in hub.requests[before:] if request.startswith("PUT")] == [f"PUT /lfs/{trunk}"]
+    assert sorted(hub.files("tester/second")) == [".gitattributes", *FIRST]
+
+
+def test_an_answer_that_is_lost_makes_no_second_commit(hub: Hub, client: Client) -> None:
+    hub.faults = [Fault("POST .*/commit/", "cut")]
+    client.run(MAKE + 'make().push_to_hub("tester/lost")')
+    assert hub.faults[0].times == 0
+    assert hub.repos["tester/lost"].history() == ["initial commit", "Embedder of beyond_binary"]
+    assert sorted(hub.files("tester/lost")) == [".gitattributes", *FIRST]
+
+
+@pytest.mark.parametrize(
+    ("fault", "token", "told"),
+    [
+        (
+            Fault("GET .*", 503, 999),
+            None,
+            "FileNotFoundError: no folder 'tester/read' here, and the Hub did not give it",
+        ),
+        (None, "hf_wrong", "PermissionError: no folder 'tester/read' here, .* log in with `hf auth login`"),
+        (Fault("GET .*/resolve/", "slow", 3), None, ""),
+    ],
+)
+def test_what_keeps_an_embedder_from_being_read_is_told(
+    hub: Hub, client: Client, fault: Fault | None, token: str | None, told: str
+) -> None:
+    client.run(MAKE + 'make().push_to_hub("tester/read")')
+    hub.faults = [fault] if fault else []
+    load = f'bb.Embedder.from_pretrained("tester/read", token={token!r}, cache_dir={str(client.home / "read")!r})'
+    output = client.run(MAKE + f"same(make(), {load})", status=1 if told else 0)
+    assert re.search(told, " ".join(output.splitlines())), output
+    assert "hf_wrong" not in output.splitlines()[-1]
+
+
+def test_a_card_that_cannot_be_written_ends_no_push(hub: Hub, client: Client) -> None:
+    told = client.run(MAKE + """
+import warnings, beyond_binary.hub as module
+warnings.simplefilter("default")
+def broken(*args, **options):
+    raise KeyError("table")
+module.write_card = broken
+make().push_to_hub("tester/bare")
+""")  # fmt: skip
+    assert "no model card is written: KeyError: 'table'" in told
+    assert sorted(hub.files("tester/bare")) == [".gitattributes", *FIRST[1:]]
 
 
 @pytest.mark.parametrize(
@@ -488,10 +569,26 @@ def test_a_card_that_cannot_be_written_is_a_warning(tmp_path: Path) -> None:
     create_embedder("timm/test_efficientnet", dim=4, image_size=64).save_pretrained(tmp_path / "embedder")
     (tmp_path / "metrics.json").write_text("{}")
     (tmp_path / "config.yaml").write_text("data: {source: /home/me/photos}\noutput: /home/me/run\n")
-    with pytest.warns(UserWarning, match="no model card is written: KeyError: 'table'"):
+    with (
+        pytest.warns(UserWarning, match="no model card is written: KeyError: 'objective'"),
+        pytest.warns(UserWarning, match="no training curves are drawn"),
+    ):
         files = publishing.run_files(tmp_path, "user/name")
     assert files["config.yaml"] == b"data:\n  source: photos\n"
     assert files.keys() == {*FIRST[1:], "metrics.json", "config.yaml"}
+
+
+def test_a_card_without_curves(run: tuple[Path, str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """As where matplotlib, an extra, is not installed."""
+
+    def broken(*args: object) -> None:
+        raise ModuleNotFoundError("No module named 'matplotlib'")
+
+    monkeypatch.setattr(publishing, "training_curves", broken)
+    with pytest.warns(UserWarning, match="no training curves are drawn: ModuleNotFoundError"):
+        files = publishing.run_files(run[0], "user/name")
+    assert publishing.CURVES not in files
+    assert publishing.CURVES not in files["README.md"].decode()
 
 
 # ---- from training to the loaders of three libraries

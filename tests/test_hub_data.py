@@ -17,7 +17,7 @@ import torch
 import yaml
 from hub_client import Client
 from hub_double import Fault, Hub
-from originals import plain_mpii, write_inaturalist, write_sop
+from originals import plain_mpii, write_inaturalist, write_inshop, write_sop
 from PIL import Image
 from pyarrow import parquet
 
@@ -242,6 +242,21 @@ if {name!r} != "inaturalist":  # the config for the Hub divides otherwise
         assert a.labels.dtype == b.labels.dtype and np.array_equal(a.labels, b.labels)
         assert np.array_equal(np.asarray(a.images[0]), np.asarray(b.images[0]))
 assert there.train.labels.shape[1:] == here.train.labels.shape[1:]
+""")  # fmt: skip
+
+
+def test_queries_and_gallery_of_inshop_travel_by_the_hub(hub: Hub, client: Client, tmp_path: Path) -> None:
+    source = f"inshop:{write_inshop(tmp_path / 'files')}"
+    client.run(recipe("--data.source", source, "--hub-id", "tester/inshop", "--label-name", "item_id"))
+    config = ["--config", str(ROOT / "recipes/configs/inshop.yaml")]
+    there = [*config, "--data.source", "hub:tester/inshop", "--data.label", "item_id"]
+    client.run(PUSH + f"""
+from beyond_binary.config import parse_data
+here = load_splits(parse_data({[*config, "--data.source", source]!r}))
+there = load_splits(parse_data({there!r}))
+for a, b in ((there.train, here.train), (there.query, here.query), (there.gallery, here.gallery)):
+    assert np.array_equal(a.labels, b.labels) and len(a.labels), (a.labels, b.labels)
+    assert np.array_equal(np.asarray(a.images[0]), np.asarray(b.images[0]))
 """)  # fmt: skip
 
 

@@ -218,7 +218,7 @@ def test_tuples_that_cannot_be_taken() -> None:
 
 def test_names_without_a_peer() -> None:
     for name, arguments, told in (
-        ("RankedListLoss", {}, "no peer for RankedListLoss: none"),
+        ("RankedListLoss", {}, "no peer for RankedListLoss; see docs/migration.md"),
         ("TripletLoss", {}, "did you mean .*TripletMarginLoss"),
         ("ContrastiveLoss", {"distance": 1}, "distance= is geometry="),
         ("TripletMarginLoss", {"swap": True}, "swapped_triplet"),

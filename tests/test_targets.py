@@ -986,7 +986,7 @@ def test_columns_and_tables_of_pandas_are_labels() -> None:
     assert bb.create_target("euclidean").encode(frame[["x", "y"]]).tolist() == [[1, 1], [2, 1], [3, 1]]
     some = np.arange(3.0)
     some.flags.writeable = False
-    assert bb.create_target("euclidean").encode(some).tolist() == [0, 1, 2]
+    assert bb.create_target("euclidean").encode(some).flatten().tolist() == [0, 1, 2]
     z = frame[["x", "y"]]
     assert bb.evaluate(z, frame["class"], ids=frame["class"].index) == bb.evaluate(
         z.to_numpy(), [1, 1, 2], ids=[1, 2, 3]

@@ -26,10 +26,10 @@ FIELDS = "mean_field_class_wise_multi_similarity"
 SLOW = ("mean_field_contrastive", "class_wise_multi_similarity")  # better at the lower rate
 
 
-def cell(loss: str, *changes: str, rate: float = RATES[1], options: str = "") -> Cell:
-    """A loss with further settings, at this learning rate of the trunk."""
-    given = (*changes, "--optimizer.lr", f"{rate:g}", *(("--objective.options", options) if options else ()))
-    return Cell(("--objective.loss", loss, *given))
+def cell(loss: str, *changes: str, rate: float | None = None, options: str = "") -> Cell:
+    """A loss with further settings, at this learning rate of the trunk or that of the study."""
+    own = () if rate is None else ("--optimizer.lr", f"{rate:g}")
+    return Cell(("--objective.loss", loss, *changes, *own, *(("--objective.options", options) if options else ())))
 
 
 def contrastive(*changes: str, rate: float = RATES[1]) -> Cell:

@@ -17,7 +17,7 @@ CELLS = {
     "d_loss, hardness 20": cell("d_loss", *PAIRS, options="{hardness: 20}"),
     "d_loss with a memory": cell("d_loss", *PAIRS, "--objective.memory", "8192"),
     "triplet": cell("triplet", *PAIRS),
-    FIELDS: fields(FIELDS, rate="2.0"),
+    FIELDS: fields(FIELDS, rate=1e-3),
     "proxy_anchor": cell("proxy_anchor"),
     "normalized_softmax": cell("normalized_softmax"),
 }
