@@ -578,6 +578,40 @@ def test_a_card_that_cannot_be_written_is_a_warning(tmp_path: Path) -> None:
     assert files.keys() == {*FIRST[1:], "metrics.json", "config.yaml"}
 
 
+@pytest.mark.slow
+def test_a_run_tells_which_data_of_the_hub_it_was_made_with(hub: Hub, client: Client, tmp_path: Path) -> None:
+    """One of two configurations, at the commit that the branch stood at."""
+    client.run("""
+import io, datasets, numpy as np
+from huggingface_hub import HfApi
+api, rng = HfApi(), np.random.default_rng(0)
+api.create_repo("tester/two", repo_type="dataset")
+def table(n):
+    images = [rng.integers(0, 256, (16, 16, 3), dtype=np.uint8) for _ in range(n)]
+    return datasets.Dataset.from_dict({"image": images, "label": [i % 4 for i in range(n)]}).cast_column("image", datasets.Image())
+head = "---\\nconfigs:\\n- {config_name: small, data_files: small.parquet}\\n- {config_name: large, data_files: large.parquet}\\n---\\n"
+for name, rows in (("small", 48), ("large", 64)):
+    file = io.BytesIO()
+    table(rows).to_parquet(file)
+    api.upload_file(path_or_fileobj=file.getvalue(), path_in_repo=f"{name}.parquet", repo_id="tester/two", repo_type="dataset")
+api.upload_file(path_or_fileobj=head.encode(), path_in_repo="README.md", repo_id="tester/two", repo_type="dataset")
+""")  # fmt: skip
+    commit = hub.repos["datasets:tester/two"].at().sha
+    folder = tmp_path / "run"
+    changes = [
+        "--data.source", "hub:tester/two", "--data.config_name", "large", "--data.label", "label", "--data.splitting", "class_disjoint",
+        "--data.rows", "null", "--data.revision", "main", "--push_to_hub", "false", "--output", str(folder),
+    ]  # fmt: skip
+    client.run(recipe("train", *TRAIN, *changes))
+    origin = json.loads((folder / "metrics.json").read_text())["origin"]
+    assert (origin["config"], origin["commit"]) == ("large", commit)
+    client.run(recipe("push", folder, "--hub-id", "tester/from-hub"))
+    card = hub.files("tester/from-hub")["README.md"].decode()
+    assert commit in card
+    assert "large" in card
+    assert yaml.safe_load(card.split("---")[1])["model-index"][0]["results"][0]["dataset"]["revision"] == commit
+
+
 def test_a_card_without_curves(run: tuple[Path, str], monkeypatch: pytest.MonkeyPatch) -> None:
     """As where matplotlib, an extra, is not installed."""
 
