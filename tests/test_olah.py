@@ -1,4 +1,4 @@
-"""Sets that we write, read through olah, a mirror of the Hub that others wrote: a check of the read side beside our double."""
+"""Sets and embedders that we write, read through olah, a mirror of the Hub that others wrote: a check of the read side beside our double."""
 
 from __future__ import annotations
 
@@ -13,9 +13,11 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 from hub_client import Client
 from PIL import Image
 
+from beyond_binary.embedder import create_embedder
 from beyond_binary.hub_data import dataset_files
 
 OLAH = Path(sys.executable).with_name("olah-cli")
@@ -35,6 +37,16 @@ for streaming in (False, True):
 """
 
 
+EMBEDDER = """
+import beyond_binary as bb, timm, torch
+z = torch.load(EXPECTED, weights_only=True)
+x = torch.linspace(-1, 1, 2 * 3 * 64 * 64).view(2, 3, 64, 64)
+model = bb.Embedder.from_pretrained("tester/model", revision=COMMIT)
+assert torch.equal(model(x), z["ours"])
+assert torch.equal(timm.create_model("hf-hub:tester/model", pretrained=True).eval()(x), z["trunk"])
+"""
+
+
 def git(folder: Path, *words: str) -> str:
     person = ["-c", "user.name=tester", "-c", "user.email=tester@localhost"]
     return subprocess.run(
@@ -50,13 +62,13 @@ def free_port() -> int:
 
 @pytest.fixture
 def mirror(tmp_path: Path) -> Iterator[tuple[str, Path]]:
-    """The address of olah, and the folder of the sets that it serves."""
-    port, sets = free_port(), tmp_path / "mirrors" / "datasets"
+    """The address of olah, and the folder of what it serves."""
+    port, served = free_port(), tmp_path / "mirrors"
     (tmp_path / "olah.toml").write_text(
         f'[basic]\nhost = "127.0.0.1"\nport = {port}\nrepos-path = "{tmp_path}/repos"\n'
         f'mirrors-path = ["{tmp_path}/mirrors"]\n[accessibility]\noffline = true\n'
     )
-    sets.mkdir(parents=True)
+    served.mkdir()
     with (tmp_path / "olah.txt").open("w") as log:
         command = [str(OLAH), "-c", "olah.toml"]
         process = subprocess.Popen(command, cwd=tmp_path, stdout=log, stderr=log, env={**os.environ, "PYTHONPATH": ""})
@@ -65,14 +77,42 @@ def mirror(tmp_path: Path) -> Iterator[tuple[str, Path]]:
                 if "Uvicorn running" in (tmp_path / "olah.txt").read_text():
                     break
                 time.sleep(0.1)
-            yield f"http://127.0.0.1:{port}", sets
+            yield f"http://127.0.0.1:{port}", served
         finally:
             process.terminate()
             process.wait()
 
 
+def committed(folder: Path) -> str:
+    """Make the folder a repository of git; its commit."""
+    git(folder, "init", "-q", "-b", "main")
+    git(folder, "add", "-A")
+    git(folder, "commit", "-qm", "everything")
+    return git(folder, "rev-parse", "HEAD").strip()
+
+
+def ask(url: str, home: Path, code: str) -> None:
+    """Run code with the clients of the Hub in a process of its own."""
+    client = Client(SimpleNamespace(url=url), home)  # type: ignore[arg-type]
+    home.mkdir()
+    try:
+        client.run(code)
+    finally:
+        client.close()
+
+
+def test_an_embedder_is_read_through_a_mirror_that_others_wrote(mirror: tuple[str, Path], tmp_path: Path) -> None:
+    url, served = mirror
+    model = create_embedder("timm/test_efficientnet", dim=8, image_size=64).eval()
+    model.save_pretrained(served / "models" / "tester" / "model")
+    x = torch.linspace(-1, 1, 2 * 3 * 64 * 64).view(2, 3, 64, 64)
+    torch.save({"ours": model(x).detach(), "trunk": model.trunk(x).detach()}, tmp_path / "expected")
+    commit = committed(served / "models" / "tester" / "model")
+    ask(url, tmp_path / "home", f"COMMIT, EXPECTED = {commit!r}, {str(tmp_path / 'expected')!r}\n{EMBEDDER}")
+
+
 def test_a_set_is_read_through_a_mirror_that_others_wrote(mirror: tuple[str, Path], tmp_path: Path) -> None:
-    url, sets = mirror
+    url, served = mirror
     parts = tmp_path / "parts"
     parts.mkdir()
     files = dataset_files(
@@ -80,16 +120,8 @@ def test_a_set_is_read_through_a_mirror_that_others_wrote(mirror: tuple[str, Pat
         ["x", "y", "z"],
     )  # fmt: skip
     for name, file in files.items():
-        place = sets / "tester" / "set" / name
+        place = served / "datasets" / "tester" / "set" / name
         place.parent.mkdir(parents=True, exist_ok=True)
         place.write_bytes(file if isinstance(file, bytes) else file.read_bytes())
-    git(sets / "tester" / "set", "init", "-q", "-b", "main")
-    git(sets / "tester" / "set", "add", "-A")
-    git(sets / "tester" / "set", "commit", "-qm", "a set")
-    commit = git(sets / "tester" / "set", "rev-parse", "HEAD").strip()
-    client = Client(SimpleNamespace(url=url), tmp_path / "home")  # type: ignore[arg-type]
-    client.home.mkdir()
-    try:
-        client.run(f"COMMIT = {commit!r}\n{READ}")
-    finally:
-        client.close()
+    commit = committed(served / "datasets" / "tester" / "set")
+    ask(url, tmp_path / "home", f"COMMIT = {commit!r}\n{READ}")
