@@ -110,7 +110,13 @@ HUB: dict[str, Callable[[], datasets.DatasetDict]] = {
     "cub200": lambda: labelled(6),
     "cars196_full": lambda: labelled(6),
     "sop": lambda: parts({"train": 4, "test": 4}, lambda i: {"class_id": i // 2, "super_class_id": 1}),
-    "inshop": lambda: parts({"data": 6}, lambda i: {"item_ID": f"id_0000{i // 2}", "category1": "men", "color": "red"}),
+    "inshop": lambda: parts(
+        {"data": 6},
+        lambda i: {
+            "item_ID": f"id_0000{i // 2}",
+            **dict.fromkeys(("category1", "category2", "category3", "color", "description", "text"), "men"),
+        },
+    ),
     "inaturalist": lambda: parts({"train": 6}, lambda i: {"category_id": i // 2}),
     "lfw": lambda: labelled(6),
     "mpii_pose": lambda: parts({"train": 3, "test": 2}, lambda i: {"joints": np.full((16, 3), i / 9).tolist()}),
@@ -123,7 +129,14 @@ HUB: dict[str, Callable[[], datasets.DatasetDict]] = {
         },
     ),
     "flickr30k": lambda: parts(
-        {"train": 3, "validation": 1, "test": 2}, lambda i: {"caption": captions(i), "img_id": str(i)}
+        {"train": 3, "validation": 1, "test": 2},
+        lambda i: {
+            "caption": captions(i),
+            "sentids": [str(2 * i), str(2 * i + 1)],
+            "split": ["train", "train", "train", "val", "test", "test"][i],
+            "img_id": str(i),
+            "filename": f"{i}.jpg",
+        },
     ),
 }
 
