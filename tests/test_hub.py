@@ -612,6 +612,13 @@ api.upload_file(path_or_fileobj=head.encode(), path_in_repo="README.md", repo_id
     assert yaml.safe_load(card.split("---")[1])["model-index"][0]["results"][0]["dataset"]["revision"] == commit
 
 
+def test_settings_that_cannot_be_read_end_with_a_message(client: Client, tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_text("a: [1")
+    assert "error: while parsing" in client.run(recipe("push", tmp_path), status=2)
+    (tmp_path / "config.yaml").write_text("")
+    assert "error: expected a Hub id" in client.run(recipe("push", tmp_path), status=2)
+
+
 def test_a_card_without_curves(run: tuple[Path, str], monkeypatch: pytest.MonkeyPatch) -> None:
     """As where matplotlib, an extra, is not installed."""
 

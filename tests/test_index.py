@@ -336,12 +336,16 @@ def test_the_recipe_builds_and_asks(embedder: Embedder, tmp_path: Path, capsys: 
     assert "http" not in text
     np.save(tmp_path / "query.npy", embedder.encode(asked)[0].numpy())
     assert run("query", *index, "--vector", str(tmp_path / "query.npy"), "--k", "4").splitlines() == lines[:4]
+    np.savez(tmp_path / "several.npz", a=np.zeros(3))
+    np.save(tmp_path / "texts.npy", np.array(["a", "b"]))
     np.save(tmp_path / "two.npy", np.zeros((2, 3)))
     for words, told in (
         (["query", *both, "--text", "something blue"], "error: encode_text needs a trunk"),
         (["query", *index, "--text", "something blue"], "--text need --embedder"),
         (["query", *index, "--vector", str(tmp_path / "two.npy")], r"one vector [d] or [1 d], got [2, 3]"),
         (["query", *index, "--vector", str(tmp_path / "no.npy")], "error: "),
+        (["query", *index, "--vector", str(tmp_path / "several.npz")], "expected an .npy file of numbers"),
+        (["query", *index, "--vector", str(tmp_path / "texts.npy")], "expected an .npy file of numbers"),
         (["build", *both, "--data.source", str(tmp_path / "nowhere")], "error: no file or folder"),
         (["build", *both], "expected --data.source"),
         (["build", *both, "--data.sorce", "x"], "did you mean data.source"),
