@@ -109,7 +109,7 @@ def captions(i: int) -> list[str]:
 HUB: dict[str, Callable[[], datasets.DatasetDict]] = {
     "cub200": lambda: labelled(6),
     "cars196_full": lambda: labelled(6),
-    "sop": lambda: parts({"train": 4, "test": 4}, lambda i: {"class_id": i // 2, "super_class_id": 1}),
+    "sop": lambda: parts({"train": 4, "test": 4}, lambda i: {"item_id": str(i // 2), "image_path": f"{i // 2}_{i}.JPG"}),
     "inshop": lambda: parts(
         {"data": 6},
         lambda i: {
@@ -117,7 +117,7 @@ HUB: dict[str, Callable[[], datasets.DatasetDict]] = {
             **dict.fromkeys(("category1", "category2", "category3", "color", "description", "text"), "men"),
         },
     ),
-    "inaturalist": lambda: parts({"train": 6}, lambda i: {"category_id": i // 2}),
+    "inaturalist": lambda: labelled(6),
     "lfw": lambda: labelled(6),
     "mpii_pose": lambda: parts({"train": 3, "test": 2}, lambda i: {"joints": np.full((16, 3), i / 9).tolist()}),
     "coco_captions": lambda: parts(
@@ -165,7 +165,7 @@ def test_ready_configs_read_the_columns_of_uploads(tmp_path: Path, name: str) ->
 def test_ready_configs_read_uploads_under_the_names_they_give(
     tmp_path: Path, running: tuple[Hub, Client], name: str
 ) -> None:
-    """The unchanged config, with its revision and configuration, through the Hub's own clients; and streamed."""
+    """The unchanged config (but for a commit that it names), through the Hub's own clients; and streamed."""
     hub, process = running
     config = parse_config(
         ["--config", str(CONFIGS / f"{name}.yaml"), "--config", str(CONFIGS / "hub" / f"{name}.yaml")]
@@ -179,18 +179,20 @@ def test_ready_configs_read_uploads_under_the_names_they_give(
     commit = repo.commit(
         "main", "upload", {f"data/{split}-00000-of-00001.parquet": f for split, f in files.items()}, set()
     )
+    revision = commit.sha if re.fullmatch("[0-9a-f]{40}", config.data.revision or "") else "main"
     process.run(f"""
 from beyond_binary.config import check_config, parse_config
 from beyond_binary.data import load_splits
 config = parse_config(["--config", {str(CONFIGS / name)!r} + ".yaml", "--config", {str(CONFIGS / "hub" / name)!r} + ".yaml"])
 check_config(config)
+config.data.revision = {revision!r}
 for streaming in (config.data.streaming, True):
     config.data.streaming = streaming
     splits = load_splits(config.data)
     assert splits.train.images[0].size == (4, 4)
     origin = dict(splits.origin)
     assert set(origin.pop("splits")) <= {set(files)!r}
-    assert origin == {{"set": {uploaded!r}, "config": "default", "revision": "main", "commit": {commit.sha!r}}}, origin
+    assert origin == {{"set": {uploaded!r}, "config": "default", "revision": {revision!r}, "commit": {commit.sha!r}}}, origin
 """)
 
 

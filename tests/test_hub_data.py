@@ -225,7 +225,7 @@ assert b"a maker" not in again[0]["image"]["bytes"] and again[0]["image"]["bytes
         ("inaturalist", "inaturalist", write_inaturalist, "category_id", "inaturalist"),
     ],
 )
-def test_the_configs_that_need_an_upload_read_what_is_pushed(
+def test_the_configs_for_the_hub_read_what_is_pushed(
     hub: Hub, client: Client, tmp_path: Path, name: str, source: str, write: Any, label: str, hub_name: str
 ) -> None:
     source = f"{source}:{write(tmp_path / 'files')}"
@@ -233,9 +233,10 @@ def test_the_configs_that_need_an_upload_read_what_is_pushed(
     configs = [
         word for folder in ("", "hub/") for word in ("--config", str(ROOT / f"recipes/configs/{folder}{name}.yaml"))
     ]
+    own = ["--data.source", f"hub:tester/{hub_name}", "--data.label", label, "--data.revision", "main"]
     client.run(PUSH + f"""
 from beyond_binary.config import parse_data
-there = load_splits(parse_data({[*configs, "--data.source", f"hub:tester/{hub_name}"]!r}))
+there = load_splits(parse_data({[*configs, *own]!r}))
 here = load_splits(parse_data({[*configs[:2], "--data.source", source, "--data.options", "{}", "--data.role", "null"]!r}))
 if {name!r} != "inaturalist":  # the config for the Hub divides otherwise
     for a, b in ((there.train, here.train), (there.query, here.query)):
