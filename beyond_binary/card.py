@@ -81,8 +81,8 @@ def _metadata(embedder: Mapping[str, Any], hub_id: str, run: Record | None, lice
         known["base_model"] = base
     if run is not None:
         source, origin = run.config["data"]["source"], run.metrics.get("origin") or {}
-        if source.startswith("hub:"):
-            known["datasets"] = [source.removeprefix("hub:")]
+        if uploaded := re.match(r"(?:\w+:)?hub:([^/]+/[^/]+)", source):
+            known["datasets"] = [uploaded[1]]
         known["tags"].append(f"loss:{run.config['objective']['loss']}")
         known["model_name"] = hub_id.split("/")[1]
         known["eval_results"] = [

@@ -341,13 +341,13 @@ def _paths(settings: Any, key: str = "") -> Iterator[tuple[str, str]]:
 
 
 def _short(value: str, path: bool = False) -> str:
-    """The last part of a local path, with the "kind:" before it, and of paths within a spec; other texts as they are.
+    """The last part of a local path, with each "kind:" before it, and of paths within a spec; other texts as they are.
 
     Local is what starts at a root or with dots, and (`path`) whatever does not name a set or weights on the Hub.
     """
-    kind, rest = re.fullmatch(r"((?:[\w-]{2,}:)?)(.*)", value, re.DOTALL).groups()  # type: ignore[union-attr]
+    kind, rest = re.fullmatch(r"((?:[\w-]{2,}:)*)(.*)", value, re.DOTALL).groups()  # type: ignore[union-attr]
     local = re.match(r"[/\\~]|\.\.?[/\\]|[A-Za-z]:[\\/]", rest)
-    if local or (path and kind not in ("hub:", "hf-hub:", "embedded:")):
+    if local or (path and not kind.endswith(("hub:", "embedded:"))):
         return kind + (PureWindowsPath(rest).name or rest)
     quoted = r"([=(,]\s*)(['\"])([^'\"]*[/\\][^'\"]*)\2"
     return re.sub(quoted, lambda part: part[1] + part[2] + PureWindowsPath(part[3]).name + part[2], value)

@@ -102,12 +102,21 @@ def find_folder(id_or_path: str | os.PathLike[str], files: Iterable[str] = EMBED
 
     Raises:
         FileNotFoundError: it is neither, or the Hub cannot be reached.
-        PermissionError: the Hub does not take the token, or does not let its account read this.
-        ValueError: the token cannot be one.
+        PermissionError, ValueError: as `hub_copy`.
     """
     if Path(id_or_path).is_dir():
         return Path(id_or_path)
-    name = os.fspath(id_or_path)
+    return hub_copy(os.fspath(id_or_path), allow_patterns=list(files), **hub_options)
+
+
+def hub_copy(name: str, **hub_options: Any) -> Path:
+    """The local copy of the Hub repository "user/name", a folder that is called as its commit.
+
+    Raises:
+        FileNotFoundError: no such repository or revision, or the Hub cannot be reached and there is no copy.
+        PermissionError: the Hub does not take the token, or does not let its account read this.
+        ValueError: the token cannot be one.
+    """
     if not re.fullmatch(r"\w[\w.-]*/[\w.-]+", name):
         raise FileNotFoundError(f"expected a folder or a Hub id 'user/name', got {name!r}: no such folder")
     from huggingface_hub import snapshot_download
@@ -117,7 +126,7 @@ def find_folder(id_or_path: str | os.PathLike[str], files: Iterable[str] = EMBED
 
     check_token(hub_options.get("token"))
     try:
-        return Path(patiently(lambda: snapshot_download(name, allow_patterns=list(files), **hub_options)))
+        return Path(patiently(lambda: snapshot_download(name, **hub_options)))
     except Exception as error:
         status = http_status(error)
         if not isinstance(error, OSError) and status is None:

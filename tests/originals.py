@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image
 from scipy.io import savemat
 
-from beyond_binary.data.originals.poses import MPII
+from beyond_binary.data.originals.poses import JOINTS, MPII
 
 
 def structs(*rows: dict[str, Any]) -> np.ndarray:
@@ -72,6 +72,37 @@ def plain_mpii(root: Path, count: int = 9) -> Path:
     """Images of one person each, three to a video."""
     images = [{"people": structs(person(25, 20)), "more": {"vididx": i // 3 + 1}} for i in range(count)]
     return write_mpii(root, images, [1] * count)
+
+
+def sample(i: int, *people: list[list[float]], tag: str = "train", **more: Any) -> dict[str, Any]:
+    """An image of 60 x 48 pixels as FiftyOne 1.22 exports it; people are 16 places in pixels, NaN where there is none."""
+    poses = [
+        {
+            "_id": {"$oid": f"{i:024x}"}, "_cls": "Keypoint", "attributes": {}, "tags": [], "confidence": None,
+            "points": [[{"$numberDouble": "NaN"}] * 2 if x != x else [x / 60, y / 48] for x, y in person_],
+            "visible": [True, False, *[None] * 14], "joints_id": list(JOINTS),
+        }
+        for person_ in people
+    ]  # fmt: skip
+    return {
+        "_id": {"$oid": f"{i:024x}"}, "filepath": f"data/data_0/{i:03d}.jpg", "tags": [tag], "_media_type": "image",
+        "scale": {"$binary": {"base64": "eJyb7Bfq", "subType": "00"}}, "rectangle_id": [1], "frame_sec": 3,
+        "annopoints": {"_cls": "Keypoints", "keypoints": poses},
+        "metadata": {"_cls": "ImageMetadata", "mime_type": "image/jpeg", "width": 60, "height": 48, "num_channels": 3},
+    } | more  # fmt: skip
+
+
+def upright(x: float, y: float) -> list[list[float]]:
+    """Sixteen joints in a box 15 wide and 30 high, with its corner at x, y."""
+    return [[x + j, y + 2 * j] for j in range(16)]
+
+
+def write_samples(root: Path, *samples: dict[str, Any]) -> Path:
+    """The files of a set that FiftyOne exported."""
+    for i, made in enumerate(samples):
+        picture(root / made["filepath"], (60, 48), i)
+    (root / "samples.json").write_text(json.dumps({"samples": samples}))
+    return root
 
 
 # ---------------------------------------------------------------- rooms

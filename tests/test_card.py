@@ -64,6 +64,16 @@ def test_the_hub_reads_the_metrics_of_the_trained_embedder_from_the_card() -> No
     assert set(card.data.tags) >= {"metric-learning", "timm", "loss:log_ratio"}
 
 
+@pytest.mark.parametrize(
+    ("source", "named"),
+    [("hub:user/birds", ["user/birds"]), ("mpii:hub:user/poses/files", ["user/poses"]), ("mpii:here/there", None)],
+)
+def test_a_card_names_the_set_on_the_hub(source: str, named: list[str] | None) -> None:
+    made = record(source)
+    assert ModelCard(write_card(EMBEDDER, "user/name", made)).data.datasets == named
+    assert public_settings(made.config)["data"]["source"] == (source if named else "mpii:there")
+
+
 def test_the_table_has_the_untrained_the_random_and_the_best_possible_row() -> None:
     card = write_card(EMBEDDER, "user/name", record())
     assert "| metric | trained | untrained | random | best possible |" in card

@@ -15,6 +15,8 @@ from hub_client import Client
 from hub_double import Hub, Repo
 from originals import (
     plain_mpii,
+    sample,
+    upright,
     write_cars,
     write_cub,
     write_inaturalist,
@@ -22,6 +24,7 @@ from originals import (
     write_karpathy,
     write_lfw,
     write_lsun,
+    write_samples,
     write_sop,
 )
 from PIL import Image
@@ -65,7 +68,7 @@ def ready(folder: Path) -> list[str]:
 
 def test_the_tables_here_have_all_ready_configs() -> None:
     assert ready(CONFIGS) == sorted(ORIGINALS)
-    assert ready(CONFIGS / "hub") == sorted(HUB) == sorted(set(ORIGINALS) - {"lsun_rooms"})
+    assert ready(CONFIGS / "hub") == sorted([*HUB, "mpii_pose"]) == sorted(set(ORIGINALS) - {"lsun_rooms"})
 
 
 @pytest.mark.parametrize("name", ORIGINALS)
@@ -109,7 +112,9 @@ def captions(i: int) -> list[str]:
 HUB: dict[str, Callable[[], datasets.DatasetDict]] = {
     "cub200": lambda: labelled(6),
     "cars196_full": lambda: labelled(6),
-    "sop": lambda: parts({"train": 4, "test": 4}, lambda i: {"item_id": str(i // 2), "image_path": f"{i // 2}_{i}.JPG"}),
+    "sop": lambda: parts(
+        {"train": 4, "test": 4}, lambda i: {"item_id": str(i // 2), "image_path": f"{i // 2}_{i}.JPG"}
+    ),
     "inshop": lambda: parts(
         {"data": 6},
         lambda i: {
@@ -119,7 +124,6 @@ HUB: dict[str, Callable[[], datasets.DatasetDict]] = {
     ),
     "inaturalist": lambda: labelled(6),
     "lfw": lambda: labelled(6),
-    "mpii_pose": lambda: parts({"train": 3, "test": 2}, lambda i: {"joints": np.full((16, 3), i / 9).tolist()}),
     "coco_captions": lambda: parts(
         {"train": 4, "validation": 1, "test": 2},
         lambda i: {
@@ -152,9 +156,6 @@ def test_ready_configs_read_the_columns_of_uploads(tmp_path: Path, name: str) ->
     assert splits.gallery is None
     if config.objective.target == "classes":
         assert classes_differ(splits)
-    elif name == "mpii_pose":
-        assert splits.train.labels.shape == (3, 16, 3)
-        create_target(config.objective.target).encode(splits.train.labels)
     else:
         assert splits.train.labels[2].tolist() == captions(3 if name == "coco_captions" else 2)
         assert len(splits.query) == 2
@@ -193,6 +194,40 @@ for streaming in (config.data.streaming, True):
     origin = dict(splits.origin)
     assert set(origin.pop("splits")) <= {set(files)!r}
     assert origin == {{"set": {uploaded!r}, "config": "default", "revision": {revision!r}, "commit": {commit.sha!r}}}, origin
+""")
+
+
+@pytest.mark.slow
+def test_poses_come_from_the_hub_in_the_files_of_fiftyone(tmp_path: Path, running: tuple[Hub, Client]) -> None:
+    """The config's repository and options; a commit of the double in place of that in the config."""
+    hub, process = running
+    configs = [str(CONFIGS / f"{name}.yaml") for name in ("mpii_pose", "hub/mpii_pose")]
+    config = parse_config([word for name in configs for word in ("--config", name)])
+    uploaded = config.data.source.removeprefix("mpii:hub:")
+    assert re.fullmatch("[0-9a-f]{40}", config.data.revision or "")
+    write_samples(tmp_path, *[sample(i, upright(2 * i, i), video_id=str(i // 2)) for i in range(8)])
+    hub.repos[f"datasets:{uploaded}"] = repo = Repo(f"datasets:{uploaded}", private=False)
+    files = {str(f.relative_to(tmp_path)): f.read_bytes() for f in tmp_path.rglob("*") if f.is_file()}
+    commit = repo.commit("main", "upload", files, set())
+    process.run(f"""
+from beyond_binary.config import check_config, parse_config
+from beyond_binary.data import load_splits
+from beyond_binary.targets import create_target
+config = parse_config([word for name in {configs!r} for word in ("--config", name)])
+check_config(config)
+config.data.revision, config.data.options = {commit.sha!r}, {{"queries": 1}}
+splits = load_splits(config.data)
+assert (len(splits.train), len(splits.query), len(splits.gallery)) == (4, 1, 3)
+assert splits.train.labels.shape == (4, 16, 3) and splits.train.images[0].size[0] == splits.train.images[0].size[1]
+create_target(config.objective.target).encode(splits.train.labels)
+assert splits.origin == {{"set": {uploaded!r}, "revision": {commit.sha!r}, "commit": {commit.sha!r}}}, splits.origin
+for source, error in (("mpii:hub:tester/none", FileNotFoundError), ("mpii:hub:" + {uploaded!r} + "/data", FileNotFoundError)):
+    config.data.source = source
+    try:
+        load_splits(config.data)
+        raise AssertionError(source)
+    except error as told:
+        assert "tester/none" in str(told) or "samples.json" in str(told), told
 """)
 
 

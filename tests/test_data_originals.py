@@ -1,5 +1,6 @@
 """Readers of published data sets, on tiny files of their form."""
 
+import json
 import pickle
 import shutil
 from collections.abc import Callable
@@ -13,7 +14,9 @@ from originals import (
     person,
     picture,
     plain_mpii,
+    sample,
     structs,
+    upright,
     write_cars,
     write_cub,
     write_inaturalist,
@@ -22,6 +25,7 @@ from originals import (
     write_lfw,
     write_lsun,
     write_mpii,
+    write_samples,
     write_sop,
     write_text,
 )
@@ -115,6 +119,54 @@ def test_mpii_leaves_out_who_has_no_pose(tmp_path: Path) -> None:
     assert sorted(names) == [*(f"000.jpg person {i}" for i in (4, 6, 7)), "004.jpg person 1"]
     assert labels[names.index("000.jpg person 7")][7].tolist() == [0, 0, 0]
     assert labels[names.index("000.jpg person 4")][14:].tolist() == [[0, 0, 0], [0, 0, 0]]
+
+
+def test_mpii_is_read_as_fiftyone_exports_it(tmp_path: Path) -> None:
+    lacking = [*upright(10, 8)[:3], [float("nan")] * 2, *upright(10, 8)[4:]]
+    root = write_samples(
+        tmp_path,
+        sample(0, upright(20, 10), video_id="a"),
+        sample(1, upright(30, 5), lacking, video_id="a"),
+        sample(2, upright(30, 5), lacking, video_id="b"),  # those of the image before
+        sample(3, upright(5, 5), tag="test"),
+        sample(4, annopoints=None),
+        sample(5, upright(12, 9), metadata=None),
+    )
+    splits = load(f"mpii:{root}", options={"margin": 1.0, "train": 0.7})
+    names = [f"data/data_0/{i:03d}.jpg person 1" for i in (0, 1, 5)]
+    assert sorted(name for part in names_of(splits) for name in part) == names
+    assert list(splits.train.names) == (names[:2] if len(splits.train) == 2 else names[2:])  # videos are whole
+    people = {n: (part, i) for part in (splits.train, splits.query) for i, n in enumerate(part.names)}
+    for name, (x, y), number in zip(names, ((20, 10), (30, 5), (12, 9)), (0, 1, 5), strict=True):
+        part, i = people[name]
+        left, top = np.rint([x - 7.5, y])
+        expected = (np.array(upright(x, y)) - [left, top]) / 30
+        assert np.allclose(part.labels[i], np.column_stack([expected, np.ones(16)]), atol=1e-12)
+        inside = np.asarray(part.images[i])[: 48 - y]
+        shown = picture(tmp_path / "again", (60, 48), number)[y : y + 30, int(left) : int(left) + 30]
+        assert np.array_equal(inside[: len(shown), : shown.shape[1]], shown)
+    assert splits.target == "pose"
+    more = load(f"mpii:{root}", options={"missing": 1, "occluded": False})
+    assert len(more.train) + len(more.query) == 4
+    labels = np.concatenate([more.train.labels, more.query.labels])
+    assert (labels[:, 1, 2] == 0).all()
+    assert (labels[:, [0, *range(4, 16)], 2] == 1).all()
+    assert sorted(labels[:, 3].any(axis=1)) == [False, True, True, True]
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("{", "JSONDecodeError"),
+        ('{"items": []}', "KeyError: 'samples'"),
+        ('{"samples": [{"tags": ["train"], "annopoints": {"keypoints": [{}]}}]}', "KeyError: 'points'"),
+        (json.dumps({"samples": [sample(0, upright(1, 1))]}).replace("thorax", "tail"), "not in tuple"),
+    ],
+)
+def test_other_exports_are_told_from_mpii(tmp_path: Path, text: str, told: str) -> None:
+    (tmp_path / "samples.json").write_text(text)
+    with pytest.raises(ValueError, match=f"is not FiftyOne's export of MPII Human Pose: .*{told}"):
+        load(f"mpii:{tmp_path}")
 
 
 def test_mpii_keeps_videos_whole_and_takes_the_first_test_people_as_queries(tmp_path: Path) -> None:

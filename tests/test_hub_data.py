@@ -234,6 +234,7 @@ def test_the_configs_for_the_hub_read_what_is_pushed(
         word for folder in ("", "hub/") for word in ("--config", str(ROOT / f"recipes/configs/{folder}{name}.yaml"))
     ]
     own = ["--data.source", f"hub:tester/{hub_name}", "--data.label", label, "--data.revision", "main"]
+    own += ["--data.options", "{}", "--data.role", "null"]
     client.run(PUSH + f"""
 from beyond_binary.config import parse_data
 there = load_splits(parse_data({[*configs, *own]!r}))

@@ -19,7 +19,7 @@ class DataConfig:
             labels of their own in "mpii:FOLDER" (MPII Human Pose; joints), "lsun_rooms:FOLDER" (LSUN room
             layout; label maps) and "karpathy:FILE.json" (MS-COCO or Flickr captions in Karpathy's splits).
             Their columns are split (train, val, test) and role; `label` chooses a column instead of their own
-            labels.
+            labels. FOLDER may be a repository on the Hub, "mpii:hub:USER/NAME", or a path in it.
         options: Options of a set in the files of its authors. cub: crop; cars: crop; sop: none; inshop: highres;
             inaturalist: division; lfw: fold; mpii: train, missing, occluded, margin; lsun_rooms: layout_type,
             side; karpathy: images, captions, restval. The last three also have queries (the first so many test
@@ -59,7 +59,7 @@ class DataConfig:
             and test items.
         shuffle: For rows: divide them in an order drawn with the seed, not in file order.
         config_name: Configuration of a Hub set that has several.
-        revision: Branch, tag or commit of a Hub set, for example refs/convert/parquet. The run's record has the
+        revision: Branch, tag or commit on the Hub, for example refs/convert/parquet. The run's record has the
             commit that it was.
         streaming: Read a Hub set row after row, without downloading its files; images are kept in memory, no
             larger than `size`.

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from ..config import DataConfig
 from ..readers import Rows
@@ -23,8 +25,11 @@ def read_original(config: DataConfig) -> Rows:
     split is train, val or test; role is train (also for val), query or gallery. All test rows are queries, unless the set
     has a gallery of its own, or the option `queries` makes the first so many queries and the other test rows the gallery.
 
+    `NAME:hub:USER/NAME` reads the files from a repository on the Hub, or `NAME:hub:USER/NAME/PATH` those at a path in it.
+
     Raises:
         FileNotFoundError: a file that the set consists of is missing; images too, unless `bad_images` is "skip".
+        PermissionError: the Hub does not let this account read the repository.
         ValueError: an option or a file that does not fit.
     """
     name, _, path = config.source.partition(":")
@@ -34,5 +39,16 @@ def read_original(config: DataConfig) -> Rows:
         raise ValueError(
             "data.options.queries divides the test rows by the column 'role'; set data.role to role as well"
         )
-    rows: Rows = ORIGINALS[name].build(Path(path).expanduser(), config, **config.options)
-    return rows
+    folder, origin = repository_files(path[4:], config) if path.startswith("hub:") else (Path(path).expanduser(), None)
+    rows: Rows = ORIGINALS[name].build(folder, config, **config.options)
+    return replace(rows, origin=origin)
+
+
+def repository_files(source: str, config: DataConfig) -> tuple[Path, dict[str, Any]]:
+    """The local copy of "USER/NAME" on the Hub, or of a path in it, and what it is: set, revision and commit."""
+    from ...storage import hub_copy
+
+    name, inside = "/".join(source.split("/")[:2]), source.split("/")[2:]
+    folder = hub_copy(name, repo_type="dataset", revision=config.revision)
+    origin = {"set": name, "revision": config.revision or "main", "commit": folder.name}
+    return folder.joinpath(*inside), origin

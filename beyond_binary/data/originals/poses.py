@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
 from ..config import DataConfig
 from ..readers import Rows
@@ -24,7 +26,15 @@ from .common import (
 )
 
 MPII = "mpii_human_pose_v1_u12_1.mat"
-MPII_PARTS = f"a folder with {MPII} and images/*.jpg of MPII Human Pose (human-pose.mpi-inf.mpg.de)"
+SAMPLES = "samples.json"
+MPII_PARTS = (
+    f"a folder with {MPII} and images/*.jpg of MPII Human Pose (human-pose.mpi-inf.mpg.de), or with {SAMPLES} and the images "
+    "that it names, as FiftyOne exports it"
+)
+JOINTS = (
+    "r_ankle", "r_knee", "r_hip", "l_hip", "l_knee", "l_ankle", "pelvis", "thorax", "upper_neck", "head_top", "r_wrist",
+    "r_elbow", "r_shoulder", "l_shoulder", "l_elbow", "l_wrist",
+)  # fmt: skip
 
 
 @ORIGINALS.register()
@@ -46,21 +56,35 @@ def mpii(
     videos (images, where the video is not known) in an order drawn with `data.seed` train, as long as they are at most
     the share `train` of the people; the rest is for testing.
 
+    Where the folder holds a samples.json, the export of FiftyOne is read (Voxel51/MPII_Human_Pose_Dataset on the Hub). It
+    does not tell whose place and scale are whose: the middle and the longer side of the box of a person's joints stand for
+    them, so its crops, and with them the labels, are not those of the authors' file.
+
     Args:
         train: share of the people for training; the paper's is 12,366 of 22,285.
         queries: the first so many test people are queries, the others the gallery (with data.role=role).
         missing: most joints of a person that may lack an annotation; 0: all 16 are needed.
         occluded: joints that are annotated but hidden (is_visible 0) count.
         margin: side of the crop around `objpos`, in units of the person's height (200 pixels times `scale`).
+
+    Raises:
+        FileNotFoundError: a file of the set is missing.
+        ValueError: an option out of its range, a file of another form, or no person with enough joints.
     """
     if not 0 < train < 1 or not 0 <= missing < 16 or not margin > 0:
         raise ValueError(
             f"data.options: expected 0 < train < 1, 0 <= missing < 16 and margin > 0, got train={train}, "
             f"missing={missing}, margin={margin}"
         )
-    people = read_mpii(path, missing, occluded)
+    exported = (path / SAMPLES).exists()
+    folder, found = (
+        (path, exported_people(path, occluded)) if exported else (path / "images", authors_people(path, occluded))
+    )
+    people = [p for p in found if (~p.known).sum() <= missing and p.joints[:, 2].any()]
+    if not people:
+        raise ValueError(f"{str(path)!r} has no person with a place, a scale and {16 - missing} joints or more")
     names, split = [p.image for p in people], whole_groups([p.group for p in people], train, config.seed)
-    files = [path / "images" / name for name in names]
+    files = [folder / name for name in names]
     check_images_exist(files, config, MPII_PARTS)
 
     height, centre = np.array([p.height for p in people]), np.stack([p.centre for p in people])
@@ -94,8 +118,8 @@ class Person(NamedTuple):
     known: NDArray[np.bool_]
 
 
-def read_mpii(path: Path, missing: int, occluded: bool) -> list[Person]:
-    """The usable people of the training images, in the order of the file."""
+def authors_people(path: Path, occluded: bool) -> list[Person]:
+    """The people of the training images with a place and a scale, in the order of the authors' file."""
     must_exist(path, MPII_PARTS)
     file = next((f for f in (path / MPII, *sorted(path.glob(f"*/{MPII}"))) if f.exists()), path / MPII)
     found = load_matlab(must_exist(file, MPII_PARTS)).get("RELEASE")
@@ -103,13 +127,9 @@ def read_mpii(path: Path, missing: int, occluded: bool) -> list[Person]:
         raise ValueError(f"{str(file)!r} has no struct RELEASE with annolist and img_train; expected {MPII_PARTS}")
     try:
         images = zip(elements(found, "annolist"), elements(found, "img_train"), strict=True)
-        people = [person for image, train in images if train for person in people_of(image, occluded)]
+        return [person for image, train in images if train for person in people_of(image, occluded)]
     except (AttributeError, IndexError, ValueError) as error:
         raise ValueError(f"{str(file)!r} is not of the form of MPII Human Pose: {error}") from error
-    people = [p for p in people if (~p.known).sum() <= missing and p.joints[:, 2].any()]
-    if not people:
-        raise ValueError(f"{str(file)!r} has no person with a place, a scale and {16 - missing} joints or more")
-    return people
 
 
 def people_of(image: Any, occluded: bool) -> Iterator[Person]:
@@ -130,6 +150,49 @@ def people_of(image: Any, occluded: bool) -> Iterator[Person]:
             known[int(j)] = np.isfinite(x + y)
         joints[~known] = 0
         yield Person(name, index, group, np.array(place), height, joints, known)
+
+
+def exported_people(path: Path, occluded: bool) -> list[Person]:
+    """The people of the training images with joints, in the order of FiftyOne's export.
+
+    Where an image has no people, the script that made the export left those of the image before: they are not taken twice.
+    """
+    people: list[Person] = []
+    before = None
+    try:
+        for sample in json.loads((path / SAMPLES).read_text(encoding="utf-8"))["samples"]:
+            poses = (sample.get("annopoints") or {}).get("keypoints", [])
+            drawn = [pose["points"] for pose in poses]
+            if poses and drawn != before and "train" in sample["tags"]:
+                people += sample_people(sample, poses, path, occluded)
+            before = drawn or before
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise ValueError(
+            f"{str(path / SAMPLES)!r} is not FiftyOne's export of MPII Human Pose: {type(error).__name__}: {error}"
+        ) from error
+    return people
+
+
+def sample_people(sample: dict[str, Any], poses: list[dict[str, Any]], root: Path, occluded: bool) -> Iterator[Person]:
+    """The people of a sample of FiftyOne, whose points are shares of the image's width and height."""
+    name, stored = sample["filepath"], sample.get("metadata")
+    size = (stored["width"], stored["height"]) if stored else image_size(root / name)
+    for index, pose in enumerate(poses, 1):
+        joints, known = np.zeros((16, 3)), np.zeros(16, dtype=bool)
+        for joint, point, visible in zip(pose["joints_id"], pose["points"], pose["visible"], strict=True):
+            j, place = JOINTS.index(joint), [c if isinstance(c, int | float) else np.nan for c in point]
+            joints[j] = *(np.array(place) * size), occluded or visible != 0
+            known[j] = np.isfinite(joints[j]).all()
+        joints[~known] = 0
+        if known.any() and (sides := np.ptp(joints[known, :2], axis=0)).max() > 0:
+            centre = joints[known, :2].min(axis=0) + sides / 2
+            yield Person(name, index, sample.get("video_id") or name, centre, sides.max(), joints, known)
+
+
+def image_size(file: Path) -> tuple[int, int]:
+    """Width and height of an image file in pixels, from its header."""
+    with Image.open(must_exist(file, MPII_PARTS)) as image:
+        return image.size
 
 
 def whole_groups(groups: Sequence[str], share: float, seed: int) -> NDArray[np.bool_]:
