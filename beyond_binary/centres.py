@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import torch
@@ -89,28 +90,43 @@ def label_centres(target: Target, code: Tensor, count: int, *, rounds: int = 20,
             else:
                 moved[number] = members[_middle(target, members)]
         centres = torch.where(moved.isnan(), centres, moved) if moved.is_floating_point() else moved
+    if lost := int((nearest(target, code, centres) < 0).sum()):
+        warnings.warn(
+            f"{lost} of {len(code)} items know the label distance to none of the {count} centres and are in no pair with "
+            "them; ask for more centres",
+            stacklevel=3,
+        )
     return centres
 
 
 def _middle(target: Target, code: Tensor) -> int:
-    """The item with the least sum of squared distances from all others."""
-    parts = code.split(max(1, TILE // len(code)))
-    sums = [target.distance(part, code).double().nan_to_num(nan=0.0).square().sum(1) for part in parts]
-    return int(torch.cat(sums).argmin())
+    """The item with the least sum of squared distances from all others; an unknown one counts like the largest."""
+    known, unknown, most = [], [], torch.zeros((), dtype=torch.double)
+    for part in code.split(max(1, TILE // len(code))):
+        y = target.distance(part, code).double()
+        unknown.append(y.isnan().sum(1))
+        squares = y.nan_to_num(nan=0.0).square()
+        known.append(squares.sum(1))
+        most = torch.maximum(most.to(squares), squares.max())
+    return int((torch.cat(known) + most * torch.cat(unknown)).argmin())
 
 
 def _start(target: Target, code: Tensor, count: int, seed: int) -> Tensor:
     """Items drawn one after the other, each by its squared distance from the nearest drawn so far.
 
-    One of which no distance to those is known counts like the farthest of the others.
+    One of which no distance to those is known counts like the farthest of the others. Items that know few others are drawn
+    last.
     """
     draw = torch.Generator().manual_seed(seed)
-    chosen = [int(torch.randint(len(code), (1,), generator=draw))]
+    usual = _usual(target, code, seed)
+    places = usual.nonzero()[:, 0]
+    chosen = [int(places[torch.randint(len(places), (1,), generator=draw)])]
     reach = _known(target.distance(code, code[chosen]))[:, 0]
     while len(chosen) < count:
         known = reach.isfinite()
         most = reach[known].max().clamp_min(torch.finfo(torch.double).tiny)
         weight = (reach.where(known, most) / most).square().cpu()
+        weight = weight * usual if (weight * usual).sum() > 0 else weight
         if not weight.sum() > 0:
             raise ValueError(
                 f"expected at most {len(chosen)} centres, as many as there are different labels, got {count}"
@@ -118,3 +134,11 @@ def _start(target: Target, code: Tensor, count: int, seed: int) -> Tensor:
         chosen.append(int(torch.multinomial(weight, 1, generator=draw)))
         reach = torch.minimum(reach, _known(target.distance(code, code[chosen[-1:]]))[:, 0])
     return torch.tensor(chosen)
+
+
+def _usual(target: Target, code: Tensor, seed: int) -> Tensor:
+    """Which items [n], on the CPU, know at least half as many distances to some others, drawn for all, as the median one."""
+    some = code[torch.randperm(len(code), generator=torch.Generator().manual_seed(seed))[:256].to(code.device)]
+    parts = code.split(max(1, TILE // len(some)))
+    known = torch.cat([(~target.distance(part, some).isnan()).sum(1) for part in parts]).cpu()
+    return 2 * known >= known.median()

@@ -215,11 +215,16 @@ def embed_classes(embedder: Embedder, names: Sequence[str], prompts: Sequence[st
     """
     if isinstance(names, str) or not len(names):
         raise ValueError(f"expected a list of class names, got {names!r}")
-    if not prompts or any("{}" not in prompt for prompt in prompts):
-        raise ValueError(f"expected prompts with {{}} in the place of the class name, got {list(prompts)}")
+    check_prompts(prompts)
     texts = [prompt.replace("{}", name) for name in names for prompt in prompts]
     z = embedder.encode_text(texts).view(len(names), len(prompts), -1).mean(1)
     return torch.nn.functional.normalize(z, dim=1) if embedder.normalize else z
+
+
+def check_prompts(prompts: Sequence[str]) -> None:
+    """Raise a ValueError unless there are prompts, each with {} in the place of the class name."""
+    if isinstance(prompts, str) or not prompts or any("{}" not in prompt for prompt in prompts):
+        raise ValueError(f"expected a list of prompts with {{}} in the place of the class name, got {prompts!r}")
 
 
 def start_at_names(embedder: Embedder, objective: Objective, names: Sequence[str], prompts: Sequence[str]) -> None:

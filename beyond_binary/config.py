@@ -335,6 +335,8 @@ def check_config(config: Config) -> None:
         "optimizer.accumulate": (optimizer.accumulate, 1),
         "optimizer.freeze_trunk": (optimizer.freeze_trunk, 0),
         "optimizer.lr": (optimizer.lr, 0),
+        "optimizer.head_lr": (optimizer.head_lr, 0),
+        "optimizer.proxy_lr": (optimizer.proxy_lr, 0),
         "optimizer.weight_decay": (optimizer.weight_decay, 0),
         "evaluation.batch_size": (evaluation.batch_size, 1),
         "evaluation.every": (evaluation.every, 0),

@@ -105,6 +105,12 @@ class Embedder(nn.Module):
             return z
         return F.normalize(z.float() if z.dtype in (torch.float16, torch.bfloat16) else z, dim=-1)
 
+    def embed_black(self) -> None:
+        """Embed a black image, and a text where the text tower is trained: all that is trained runs once."""
+        self(torch.zeros(1, 3, *self.preprocess["size"]))
+        if self.trains_text:
+            self.embed_texts(["a"])
+
     def forward(self, images: Tensor) -> Tensor:
         """Preprocessed images [n 3 h w] -> embeddings [n dim], of length 1 if `normalize`."""
         return self._normalized(self.head(self._features(images)))
@@ -503,5 +509,5 @@ def create_embedder(
     if grad_checkpointing:
         towers.checkpoint(embedder.trunk)
     if lora is not None:
-        towers.add_lora(embedder.trunk, lora)
+        towers.add_lora(embedder.trunk, lora, embedder.embed_black)
     return embedder.train()

@@ -48,7 +48,7 @@ def evaluate(
     """Rank the references of each query and score the rankings.
 
     Exact: all references are ranked and R counts all of them. Memory is bounded: the [q k] matrix of all
-    pairs never exists.
+    pairs never exists; error rates (eer, tar_at_far_x) keep the scores of all genuine pairs.
 
     Args:
         embeddings: queries [q d], tensor or array.
@@ -87,7 +87,8 @@ def evaluate(
     over = {kind: [metric for metric in chosen if metric.over == kind] for kind in ("rows", "pairs", "clusters")}
     depth = max((m.k for m in over["rows"] if m.reads != "same"), default=1)
     tiles = partial(_tiles, target, query, refs, geometry, ranking, seed, depth)
-    pairs = Collector() if over["pairs"] else None
+    curve = any(metric.curve for metric in over["pairs"])
+    pairs = Collector(curve) if over["pairs"] else None
     sums = torch.zeros(2, len(over["rows"]), dtype=torch.double)
     matched = 0
     for part, ranked in tiles():
@@ -101,7 +102,7 @@ def evaluate(
             pairs.add(*_once(ranked, part, query is refs))
     scores = {metric.name: mean for metric, mean in zip(over["rows"], (sums[0] / sums[1]).tolist(), strict=True)}
     if pairs is not None:
-        if any(metric.curve for metric in over["pairs"]):
+        if curve:
             pairs.place(_once(ranked, part, query is refs) for part, ranked in tiles())
         separation = pairs.result()
         scores |= {metric.name: metric.function(separation) for metric in over["pairs"]}

@@ -16,7 +16,7 @@ import yaml
 
 from . import storage
 from .card import Record, training_curves, write_card
-from .runs import Run
+from .runs import Run, to_json, with_nan
 
 Result = TypeVar("Result")
 Files = dict[str, Path | bytes]
@@ -282,11 +282,12 @@ def run_files(
     files[SETTINGS] = yaml.safe_dump(settings, sort_keys=False).encode()
     files[METRICS] = run / METRICS
     metrics = json.loads((run / METRICS).read_text())
+    metrics["table"] = {row: with_nan(values) for row, values in metrics["table"].items()}
     skipped = [_short(name) for name in metrics.get("skipped_images") or ()]
     public = {"target": _short(metrics.get("target") or ""), "skipped_images": skipped}
     if changed := {key: value for key, value in public.items() if value and value != metrics[key]}:
         metrics |= changed
-        files[METRICS] = (json.dumps(metrics, indent=2) + "\n").encode()
+        files[METRICS] = (to_json(metrics, indent=2) + "\n").encode()
     if report and (run / REPORT).exists():
         files[REPORT] = public_text((run / REPORT).read_text(encoding="utf-8"), private).encode()
     if report and (run / GALLERY).exists():

@@ -67,6 +67,8 @@ class Judge:
                     f"metric {name!r} needs a trunk 'open_clip/...' with head none, and "
                     + ("classes with names" if name == "zero_shot_accuracy" else "labels that are captions")
                 )
+        if "zero_shot_accuracy" in wanted:
+            clip.check_prompts(config.prompts)
         self.between = [m.replace("_at_k", f"_at_{k}") for m in wanted for k in (clip.KS if m.endswith("_k") else (0,))]
         self.metrics = None if config.metrics is None else [m for m in config.metrics if m not in wanted]
         own = [] if self.metrics == [] and wanted else create_metrics(

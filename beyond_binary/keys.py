@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from .points import Points
+
+
+def labels_as_they_are(module: Any, change: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
+    """`nn.Module._apply` for a module with labels in `code`: they move to other devices, but keep their type."""
+    code = getattr(module, "code", None)
+    nn.Module._apply(module, change, recurse)
+    if code is not None:
+        module.code = code.to(module.code.device)
+    return module
 
 
 class Proxies(nn.Module):
@@ -40,8 +50,15 @@ class Proxies(nn.Module):
         if centers < 1:
             raise ValueError(f"a class needs at least 1 center, got {centers}")
         self.init, self.num_classes, self.centers = init, num_classes, centers
+        self.unstarted = init == "class_mean"
         self.weight = nn.Parameter(torch.randn(num_classes * centers, dim))
         self.register_buffer("code", code)
+
+    _apply = labels_as_they_are
+
+    def _load_from_state_dict(self, *args: Any) -> None:
+        self.unstarted = False
+        super()._load_from_state_dict(*args)
 
     def points(self) -> Points:
         """All proxies: z [c d] with gradient, code = class number or the label, ids below zero."""
@@ -60,6 +77,7 @@ class Proxies(nn.Module):
             length: what the means are scaled to, for losses that read directions alone. Optimizers such as Adam move a
                 proxy by the learning rate whatever its length, so a short one turns faster. None: as they are.
         """
+        self.unstarted = False
         z = nn.functional.normalize(z.to(self.weight), dim=1)
         classes = classes.to(self.weight.device)
         check_classes(classes, self.num_classes, "proxies")
@@ -145,6 +163,8 @@ class Memory(nn.Module):
             raise ValueError(f"memory must hold at least 1 embedding, got {size}")
         self.size = size
         self.register_buffer("seen", torch.zeros((), dtype=torch.int64))
+
+    _apply = labels_as_they_are
 
     def points(self) -> Points | None:
         """What is remembered, oldest first; None before it is full."""

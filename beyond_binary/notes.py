@@ -18,6 +18,10 @@ def notes(config: Config, train: Items, objective: Objective) -> list[str]:
     found, size, loss = [], config.sampler.batch_size, config.objective.loss
     if objective.facts.per_row == "norm" and config.embedder.normalize:
         found.append(f"{loss} reads the length of embeddings, and all have length 1; give --embedder.normalize false")
+    if config.optimizer.proxy_lr is not None and not any(p.requires_grad for p in objective.parameters()):
+        found.append(f"optimizer.proxy_lr is for nothing: {loss} learns nothing of its own")
+    if config.optimizer.head_lr is not None and config.embedder.head == "none" and config.embedder.pooling != "gem":
+        found.append("optimizer.head_lr is for nothing: embedder.head is none")
     between_items = objective.facts.keys == objective.facts.rows == "item"
     drawn = isinstance(objective.target, Classes) and config.sampler.name.startswith("random") and len(train) > 1
     if between_items and drawn and objective.memory is None:

@@ -13,6 +13,7 @@ report.html      pictures
 from __future__ import annotations
 
 import json
+import math
 import os
 import platform
 import shutil
@@ -54,13 +55,13 @@ class Run:
     def log(self, **values: Any) -> None:
         """Append one line to the log."""
         with self.log_path.open("a") as file:
-            file.write(json.dumps(values) + "\n")
+            file.write(to_json(values) + "\n")
 
     def history(self) -> list[dict[str, Any]]:
-        """All lines of the log."""
+        """All lines of the log; numbers that JSON does not know are NaN."""
         if not self.log_path.exists():
             return []
-        return [json.loads(line) for line in self.log_path.read_text().splitlines()]
+        return [with_nan(json.loads(line)) for line in self.log_path.read_text().splitlines()]
 
     def log_size(self) -> int:
         """Bytes of the log so far, to be kept with a checkpoint."""
@@ -124,8 +125,26 @@ class Run:
     def write_json(self, name: str, content: Mapping[str, Any]) -> None:
         """Write a JSON file of the folder, complete or not at all."""
         draft = self.folder / f".{name}"
-        draft.write_text(json.dumps(content, indent=2) + "\n")
+        draft.write_text(to_json(content, indent=2) + "\n")
         draft.replace(self.folder / name)
+
+
+def to_json(content: Any, **options: Any) -> str:
+    """JSON in which NaN and infinities, which it does not know, are null."""
+
+    def known(value: Any) -> Any:
+        if isinstance(value, Mapping):
+            return {key: known(item) for key, item in value.items()}
+        if isinstance(value, list | tuple):
+            return [known(item) for item in value]
+        return None if isinstance(value, float) and not math.isfinite(value) else value
+
+    return json.dumps(known(content), allow_nan=False, **options)
+
+
+def with_nan(row: dict[str, Any]) -> dict[str, Any]:
+    """Numbers read from JSON, with NaN in the place of null."""
+    return {name: math.nan if value is None else value for name, value in row.items()}
 
 
 def claim(config: Config, name: str) -> Run:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+import warnings
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from copy import deepcopy
 from typing import Any, Literal
@@ -137,26 +138,41 @@ def train_text(trunk: nn.Module) -> None:
 
 
 def checkpoint(trunk: Any) -> None:
-    """Keep the activations of a few layers only, the others are computed again for the gradient."""
+    """Keep the activations of a few layers only, the others are computed again for the gradient.
+
+    Raises:
+        ValueError: the network, or the image tower of an open_clip model, cannot do that.
+    """
+    tower = getattr(trunk, "visual", trunk)
+    inner = getattr(tower, "trunk", None)  # timm's network, of which open_clip only logs that it refuses
     try:
+        if inner is not None:
+            inner.set_grad_checkpointing(True)
         trunk.set_grad_checkpointing(True)
     except (AssertionError, AttributeError) as error:
-        raise ValueError(f"{type(trunk).__name__} has no gradient checkpointing: {error}") from error
+        raise ValueError(f"{type(inner or trunk).__name__} has no gradient checkpointing: {error}") from error
+    if tower is not trunk and not any(getattr(module, "grad_checkpointing", False) for module in tower.modules()):
+        raise ValueError(f"{type(tower).__name__} has no gradient checkpointing")
 
 
-def add_lora(trunk: nn.Module, options: dict[str, Any]) -> None:
+def add_lora(trunk: nn.Module, options: dict[str, Any], run: Callable[[], object]) -> None:
     """Add low-rank adapters (Hu et al., "LoRA", ICLR 2022) to what is trained; the weights themselves are locked.
 
     peft adds an attention's adapter to its weights for each forward pass and takes it off again, so that these locked
-    weights change by rounding.
+    weights change by rounding. A layer whose weight the network reads without calling the layer (the qkv of timm's BEiT and
+    SwinV2, the attention pooling of CLIP's ResNets) gets no adapter, which would do nothing.
 
     Args:
         trunk: of timm or open_clip; it is changed in place.
         options: any of r (rank), alpha (the product of both factors is scaled by alpha / r), dropout, and targets: names
             of modules, or ends of them such as "qkv" or "c_fc"; without it all linear layers and attentions.
+        run: computes embeddings with all towers that are trained.
+
+    Warns:
+        UserWarning: some layers get none, for they are not called.
 
     Raises:
-        ValueError: an unknown option, or targets of which nothing that is trained has the name.
+        ValueError: an unknown option, or targets of which nothing that is trained and called has the name.
         ImportError: peft is not installed.
     """
     if unknown := sorted(options.keys() - LORA.keys()):
@@ -171,8 +187,15 @@ def add_lora(trunk: nn.Module, options: dict[str, Any]) -> None:
     names = _lora_targets(trunk, chosen["targets"])
     if not names:
         raise ValueError(
-            f"embedder.lora: nothing that is trained is linear and called {chosen['targets'] or 'anything'}"
+            f"embedder.lora: nothing that is trained is linear and has the name {chosen['targets'] or 'of anything'}"
         )
+    called = _called(trunk, names, run)
+    if missed := [name for name in names if name not in called]:
+        told = f"the network reads the weights of {', '.join(missed[:3])}{' ...' * (len(missed) > 3)} without calling the layers"
+        if not called:
+            raise ValueError(f"embedder.lora: adapters would do nothing, for {told}; train the weights, without lora")
+        warnings.warn(f"embedder.lora: {len(missed)} of {len(names)} layers have no adapter, for {told}", stacklevel=3)
+    names = called
     try:
         config = LoraConfig(
             r=chosen["r"], lora_alpha=chosen["alpha"], lora_dropout=chosen["dropout"], target_modules=names
@@ -183,7 +206,7 @@ def add_lora(trunk: nn.Module, options: dict[str, Any]) -> None:
 
 
 def _lora_targets(trunk: nn.Module, ends: list[str] | None) -> list[str]:
-    """Names of the linear layers and attentions with weights that are trained."""
+    """Names of the linear layers and attentions with weights that are trained; peft takes no attention to other widths."""
     within = tuple(f"{name}." for name, m in trunk.named_modules() if isinstance(m, nn.MultiheadAttention))
     kinds = (nn.Linear, nn.MultiheadAttention) if ends is None else (nn.Linear, nn.Conv2d, nn.MultiheadAttention)
     return [
@@ -192,8 +215,22 @@ def _lora_targets(trunk: nn.Module, ends: list[str] | None) -> list[str]:
         if isinstance(module, kinds)
         and not (within and name.startswith(within))  # an attention's own output layer is part of it
         and any(p.requires_grad for p in module.parameters())
+        and (ends is not None or getattr(module, "_qkv_same_embed_dim", True))
         and (ends is None or any(name == end or name.endswith(f".{end}") for end in ends))
     ]
+
+
+def _called(trunk: nn.Module, names: list[str], run: Callable[[], object]) -> list[str]:
+    """Those of some modules that are called as it runs."""
+    found: set[str] = set()
+    hooks = [trunk.get_submodule(name).register_forward_hook(lambda *_, name=name: found.add(name)) for name in names]
+    try:
+        with evaluating(trunk):
+            run()
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return [name for name in names if name in found]
 
 
 def has_lora(trunk: nn.Module) -> bool:

@@ -175,6 +175,7 @@ def example(name: str, readable: Mapping[str, dict[str, Any]]) -> str:
     """Code that computes the loss on random embeddings with labels that fit."""
     target = next(t for t in ("classes", "euclidean", *readable) if t in readable)
     labels = {"classes": f"torch.randint({CLASSES}, ({ITEMS},))  # one class per item"}
+    starts = LOSSES[name].info["facts"].proxy_init == "class_mean"
     given = "".join(f", {k}={v!r}".replace("'", '"') for k, v in readable[target].items())
     return "\n".join([
         "import torch",
@@ -184,6 +185,7 @@ def example(name: str, readable: Mapping[str, dict[str, Any]]) -> str:
         f"embeddings = torch.randn({ITEMS}, {DIM}, requires_grad=True)  # from any model",
         f"labels = {labels.get(target, f'torch.rand({ITEMS}, 2)  # a vector per item')}",
         f'objective = bb.create_objective("{name}"{given})',
+        *(["objective.start_at_means(embeddings, labels)  # of the whole training set, before the first step"] if starts else []),
         "loss = objective(embeddings, labels)",
         "loss.backward()",
         'print(f"{loss.item():.3g}")',

@@ -148,10 +148,14 @@ def set_up(config: Config, accelerator: Accelerator) -> Setup:
             search = shared_neighbours(made, made.encode(train.labels), **kept)
             listed = Listed(train.ids, search(config.objective.nearest))
             objective, train = make_objective(config, listed, train, embedder.dim)
-    if config.objective.proxy_init == "text" and not (embedder.has_text and class_numbers(splits, splits.train)):
-        raise ValueError(
-            "objective.proxy_init text needs classes with names, and a trunk 'open_clip/...' with head none"
-        )
+    if config.objective.proxy_init == "text":
+        if objective.proxies is None:
+            raise ValueError(f"{config.objective.loss} has no proxies and takes no objective.proxy_init")
+        if not (embedder.has_text and class_numbers(splits, splits.train)):
+            raise ValueError(
+                "objective.proxy_init text needs classes with names, and a trunk 'open_clip/...' with head none"
+            )
+        clip.check_prompts(config.evaluation.prompts)
     if (
         judge.target.gives != "same" and getattr(judge.target, "mean", None) is None
     ):  # else metrics want means of labels, which no file holds

@@ -33,6 +33,11 @@ VIT = {
     "vision_cfg": {"image_size": 32, "layers": 3, "width": 32, "head_width": 16, "patch_size": 16},
     "text_cfg": {"context_length": 12, "width": 16, "heads": 2, "layers": 2},
 }
+RESNET = {
+    "embed_dim": 32,
+    "vision_cfg": {"layers": [1, 1, 1, 1], "width": 16, "image_size": 64, "patch_size": None},
+    "text_cfg": {"context_length": 8, "layers": 1, "width": 64, "heads": 1},
+}
 TIMM = {**VIT, "vision_cfg": {"timm_model_name": "test_resnet", "timm_pool": "avg", "image_size": 64}}
 
 
@@ -179,6 +184,14 @@ def test_no_gradient_checkpointing_is_said(monkeypatch):
         create_embedder("timm/test_vit", image_size=32, grad_checkpointing=True)
 
 
+def test_towers_that_cannot_checkpoint_are_refused():
+    with pytest.raises(ValueError, match="ModifiedResNet has no gradient checkpointing"):
+        make(RESNET, grad_checkpointing=True)
+    never = {**VIT, "vision_cfg": {"timm_model_name": "dla34", "timm_pool": "avg", "image_size": 64}}
+    with torch.device("meta"), pytest.raises(ValueError, match="DLA has no gradient checkpointing"):
+        make(never, grad_checkpointing=True)
+
+
 # ---- weights
 
 
@@ -267,9 +280,41 @@ def test_adapters_go_where_something_is_trained(peft):
     assert trained(make(text=True, lora={"targets": "c_fc"})) == both
     assert {n.split(".lora_")[0].rpartition(".")[2] for n in both} == {"c_fc"}
     assert any(name.startswith("trunk.transformer") for name in both)
-    for wrong, message in (({"targets": ["nothing"]}, "linear and called"), ({"r": 0}, "peft refuses")):
+    for wrong, message in (({"targets": ["nothing"]}, "linear and has the name"), ({"r": 0}, "peft refuses")):
         with pytest.raises(ValueError, match=message):
             make(lora=wrong)
+
+
+def test_adapters_that_would_do_nothing_are_left_out(peft):
+    options = {"depths": (1, 1), "embed_dim": 16, "num_heads": (1, 2)}
+    with pytest.warns(UserWarning, match=r"2 of 13 layers have no adapter, for the network reads .*attn\.qkv"):
+        embedder = create_embedder(
+            "timm/swinv2_tiny_window8_256", dim=8, image_size=64, trunk_options=options, lora={"r": 2}
+        )
+    (embedder(pixels(embedder)) * torch.randn(4, 8)).sum().backward()
+    adapters = {n: p for n, p in embedder.trunk.named_parameters() if p.requires_grad}
+    assert len(adapters) == 22
+    assert all(p.grad is not None for p in adapters.values())
+    with pytest.raises(ValueError, match=r"adapters would do nothing, for the network reads .*visual\.attnpool"):
+        make(RESNET, lora={})
+
+
+def test_attentions_to_other_widths_get_no_adapters(peft):
+    options = {
+        "embed_dim": 16,
+        "multimodal_cfg": {
+            "context_length": 8,
+            "vocab_size": 64,
+            "width": 16,
+            "heads": 1,
+            "layers": 1,
+        },
+        "vision_cfg": VIT["vision_cfg"] | {"attentional_pool": True, "attn_pooler_heads": 2, "output_tokens": True},
+        "text_cfg": VIT["text_cfg"] | {"embed_cls": True, "output_tokens": True, "vocab_size": 64},
+    }
+    names = trained(create_embedder("open_clip/coca_ViT-B-32", head="none", dim=None, trunk_options=options, lora={}))
+    assert any(".resblocks.0.attn." in name for name in names)
+    assert not any("attn_pool" in name for name in names)
 
 
 # ---- captions in the batch
@@ -572,7 +617,10 @@ def test_adapters_are_kept_apart_in_checkpoints_and_the_best_is_plain(peft, tmp_
         ("clip_pd_loss", ["--embedder.unlocked", "9"], "unlocked from 0"),
         ("clip_captions", ["--embedder.head", "linear", "--embedder.dim", "8"], "head='none'"),
         ("clip_captions", ["--embedder.text", "false", "--embedder.unlocked", "0"], "nothing is trained"),
-        ("clip_captions", ["--objective.proxy_init", "text"], "classes with names"),
+        ("clip_captions", ["--objective.proxy_init", "text"], "no proxies and takes no objective.proxy_init"),
+        ("clip_pd_loss", ["--evaluation.prompts", "[photo]"], r"prompts with {} in the place .* got \['photo'\]"),
+        ("clip_pd_loss", ["--optimizer.proxy_lr", "-1"], "optimizer.proxy_lr of at least 0, got -1"),
+        ("clip_pd_loss", ["--optimizer.head_lr", "-1"], "optimizer.head_lr of at least 0, got -1"),
         ("clip_captions", ["--evaluation.metrics", "[zero_shot_accuracy]"], "classes with names"),
     ],
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,9 @@ from torch import Tensor
 import beyond_binary as bb
 from beyond_binary import centres
 from beyond_binary.centres import label_centres, nearest
+from beyond_binary.objective import create_objective
 from beyond_binary.targets import create_target
+from beyond_binary.targets.tables import Precomputed
 
 SETS = "within('multi_label', radius=0.999)"
 
@@ -384,3 +387,70 @@ def test_without_a_bandwidth_the_way_to_distances_is_told(loss: str) -> None:
         bb.create_objective("contrastive", target="euclidean")
     with pytest.raises(ValueError, match="take a target with distances"):
         bb.create_objective(loss, target="classes", bandwidth=1.0, num_classes=3, dim=4)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_centres_are_items_that_know_the_others(seed: int) -> None:
+    """Two groups on a line; every twentieth item knows few of the others, and only those of its kind know it."""
+    draw = np.random.default_rng(0)
+    place = np.concatenate([draw.normal(0, 1, 100), draw.normal(50, 1, 100)])
+    rare, known = np.arange(200) % 20 == 0, draw.random((200, 200)) < 0.95
+    known[rare] &= draw.random((10, 200)) < 0.02
+    known = np.triu(known, 1) & ~(rare & ~rare[:, None] & (draw.random((200, 200)) > 0.02))
+    known |= known.T | np.eye(200, dtype=bool)
+    table = np.where(known, np.abs(place[:, None] - place), np.nan)
+    with pytest.warns(UserWarning, match="items know the label distance to none of the 2 centres"):
+        centres = label_centres(Precomputed(table), torch.arange(200), 2, seed=seed)
+    assert not rare[centres.numpy()].any()
+    assert sorted(place[centres.numpy()] > 25) == [False, True]
+    own = nearest(Precomputed(table), torch.arange(200), centres).numpy()
+    assert (own[~rare] >= 0).mean() > 0.85
+
+
+def test_an_unknown_distance_is_none_of_zero() -> None:
+    line = np.abs(np.arange(21.0)[:, None] - np.arange(21.0))
+    line[20, :19] = line[:19, 20] = np.nan
+    with pytest.warns(UserWarning, match="1 of 21 items know"):
+        assert label_centres(Precomputed(line), torch.arange(21), 1).tolist() in ([9], [10])
+
+
+@pytest.mark.parametrize("kind", [torch.float16, torch.bfloat16])
+def test_labels_of_proxies_and_of_a_memory_keep_their_type(kind: torch.dtype) -> None:
+    code = torch.tensor([[10.123], [40.456], [70.789]])
+    objective = create_objective("pd_loss", target="euclidean", bandwidth=5.0, proxy_codes=code, dim=4).to(kind)
+    assert objective.proxies.weight.dtype == kind
+    assert torch.equal(objective.proxies.code, code)
+    z, ages = torch.randn(6, 4), torch.rand(6, 1) * 80
+    remembers = create_objective("d_loss", target="euclidean", bandwidth=5.0, memory=4, warn_below=0)
+    remembers(z, ages)
+    kept = remembers.memory.code.clone()
+    remembers.to(kind)
+    assert remembers.memory.z.dtype == kind
+    assert remembers.memory.code.dtype == kept.dtype
+    assert torch.equal(remembers.memory.code, kept)
+    assert objective.to("meta").proxies.code.device.type == "meta"
+
+
+def test_proxies_that_were_never_started_are_told_of_once(recwarn: pytest.WarningsRecorder) -> None:
+    z, labels = torch.randn(8, 4, requires_grad=True), torch.arange(8) % 4
+
+    def told(objective: torch.nn.Module) -> int:
+        recwarn.clear()
+        with warnings.catch_warnings():
+            warnings.simplefilter("always")
+            for _ in range(2):
+                objective(z, labels)
+        return sum("proxies of pd_loss are random still" in str(warning.message) for warning in recwarn)
+
+    fresh = create_objective("pd_loss", num_classes=4, dim=4)
+    with torch.no_grad():
+        assert told(fresh) == 0
+    assert told(fresh) == 1
+    assert told(create_objective("pd_loss", num_classes=4, dim=4).eval()) == 0
+    assert told(create_objective("pd_loss", num_classes=4, dim=4, proxy_init="random")) == 0
+    loaded = create_objective("pd_loss", num_classes=4, dim=4)
+    loaded.load_state_dict(fresh.state_dict())
+    assert told(loaded) == 0
+    started = create_objective("pd_loss", num_classes=4, dim=4)
+    started.start_at_means(z, labels)
+    assert told(started) == 0

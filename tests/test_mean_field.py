@@ -94,3 +94,17 @@ def test_sharp_options_stay_finite_in_single_precision() -> None:
 def test_other_targets_are_refused() -> None:
     with pytest.raises(ValueError, match="takes target 'classes' alone"):
         bb.create_objective(CLASSES, target="within('euclidean', radius=0.5)")
+
+
+@pytest.mark.parametrize("alpha", [0.01, 100.0, 450.0, 1000.0])
+def test_sets_of_one_label_are_classes_however_sharp(alpha: float) -> None:
+    """An item opposite its own mean field beside two that lie on theirs."""
+    fields = torch.eye(3, 6, dtype=torch.double)
+    z = fields * torch.tensor([[1.0], [1.0], [-1.0]])
+    sets = {"target": "within('multi_label', radius=0.999)", "proxy_codes": torch.eye(3, dtype=torch.uint8)}
+    found = []
+    for given, labels in (({"num_classes": 3}, torch.arange(3)), (sets, torch.eye(3, dtype=torch.int64))):
+        objective = bb.create_objective("mean_field_class_wise_multi_similarity", dim=6, alpha=alpha, **given).double()
+        objective.proxies.weight.data = fields.clone()
+        found.append(objective(z, labels).item())
+    assert found[1] == pytest.approx(found[0], rel=1e-9)

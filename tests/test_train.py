@@ -1,6 +1,7 @@
 """The trainer: from a configuration to a run folder, bad input, resuming after a kill, and several processes."""
 
 import json
+import math
 import os
 import shutil
 import signal
@@ -26,6 +27,7 @@ from beyond_binary.embedder import Embedder
 from beyond_binary.losses import LOSSES, list_losses
 from beyond_binary.objective import Objective
 from beyond_binary.offline import Snapshot, mine_offline
+from beyond_binary.runs import Run
 from beyond_binary.targets.captions import Captions, embed_captions
 from beyond_binary.targets.tables import Listed
 from recipes import ROOT, TINY, load
@@ -512,6 +514,15 @@ POSES = ["--data.source", "embedded:figures", "--data.rows", "[60,20]", "--objec
         ([*POSES, "--objective.options", "{sigma: 0.001}"], None),
         (["--objective.loss", "sphereface"], "sphereface reads the length of embeddings"),
         (["--objective.loss", "sphereface", "--embedder.normalize", "false"], None),
+        (
+            [*POSES, "--objective.options", "{sigma: 0.001}", "--optimizer.proxy_lr", "1"],
+            "optimizer.proxy_lr is for nothing",
+        ),
+        (["--objective.loss", "pd_loss", "--optimizer.proxy_lr", "1", "--optimizer.head_lr", "1"], None),
+        (
+            ["--embedder.head", "none", "--embedder.dim", "null", "--optimizer.head_lr", "1"],
+            "optimizer.head_lr is for nothing",
+        ),
     ],
 )
 def test_what_was_hardly_meant_is_said(
@@ -520,6 +531,21 @@ def test_what_was_hardly_meant_is_said(
     recipe.start(tiny(tmp_path / "run", *changes))
     said = capsys.readouterr().out
     assert f"note: {note}" in said if note else "note:" not in said
+
+
+def test_numbers_that_json_does_not_know_are_null(tmp_path: Path) -> None:
+    run = Run(tmp_path)
+    run.log(step=1, loss=math.nan, of={"a": [math.inf, 1.5, "NaN"]})
+    run.write_json("metrics.json", {"table": {"oracle": {"d_prime": math.inf, "queries": 3}}})
+
+    def refuse(word: str) -> float:
+        raise AssertionError(word)
+
+    for file in ("log.jsonl", "metrics.json"):
+        json.loads((tmp_path / file).read_text(), parse_constant=refuse)
+    assert json.loads(run.log_path.read_text()) == {"step": 1, "loss": None, "of": {"a": [None, 1.5, "NaN"]}}
+    assert json.loads((tmp_path / "metrics.json").read_text())["table"]["oracle"] == {"d_prime": None, "queries": 3}
+    assert math.isnan(run.history()[0]["loss"])
 
 
 def test_class_mean_proxies_start_at_the_means(tmp_path: Path) -> None:

@@ -20,13 +20,23 @@ from sklearn.metrics.cluster import pair_confusion_matrix
 import beyond_binary as bb
 from beyond_binary import evaluation
 from beyond_binary.metrics import METRICS, clustering, verification
-from beyond_binary.metrics.verification import Separation
+from beyond_binary.metrics.verification import Collector, Separation
 from beyond_binary.report.charts import pair_picture
 from beyond_binary.verification import best_threshold, pair_scores, read_lfw_pairs, ten_fold, verify
 from recipes import load
 
 RATES = ["eer", "tar_at_far_0.5", "tar_at_far_0.1", "tar_at_far_0.03"]
 PAIRS = ["d_prime", *RATES]
+
+
+@pytest.mark.parametrize("curve", [False, True])
+def test_genuine_scores_are_kept_for_a_curve_alone(curve: bool) -> None:
+    collector, x = Collector(curve), torch.rand(3, 4)
+    right = torch.eye(3, 4, dtype=torch.bool)
+    collector.add(x, right, torch.ones_like(right))
+    assert sum(len(scores) for scores in collector._genuine) == (3 if curve else 0)
+    assert collector.result().genuine.number == 3
+
 
 lists = st.lists(st.tuples(st.integers(-3, 3), st.booleans()), min_size=2, max_size=40).filter(
     lambda pairs: {same for _, same in pairs} == {True, False}

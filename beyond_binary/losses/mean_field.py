@@ -188,7 +188,7 @@ def _fields_of_sets(pairs: Pairs, alpha: float, beta: float, base: float) -> Ten
     x, some = x.double(), _some(same)
     inside = same[:, some]
     size = inside.sum(0)
-    own = _log_means(alpha * (base - x[:, some]), lambda powers: (inside * powers).sum(0), size)
+    own = (alpha * (base - x[:, some])).masked_fill(inside == 0, LOW).logsumexp(0) - size.clamp_min(1).log()
     to = _log_means(beta * (x - base), lambda powers: inside.T @ (outside * powers), inside.T @ outside)
     among = to[:, some]
     both = torch.logaddexp(among, among.T).fill_diagonal_(LOW)

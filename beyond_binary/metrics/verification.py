@@ -188,9 +188,13 @@ def tar_at_far(pairs: Separation, far: float) -> float:
 
 
 class Collector:
-    """Gathers what `Separation` holds from tiles of pairs: all of them by `add`, then, for the curve, again by `place`."""
+    """Gathers what `Separation` holds from tiles of pairs: all of them by `add`, then, for the curve, again by `place`.
 
-    def __init__(self) -> None:
+    For the curve all genuine scores are kept, else none.
+    """
+
+    def __init__(self, curve: bool) -> None:
+        self._curve = curve
         self._genuine: list[Tensor] = []
         self._moments = Moments(), Moments()
         self._impostors = 0
@@ -200,7 +204,8 @@ class Collector:
     def add(self, x: Tensor, right: Tensor, valid: Tensor) -> None:
         """A tile: similarities, which pairs are genuine, which count [q k]."""
         genuine, impostor = x[right & valid], x[valid & ~right]
-        self._genuine.append(genuine)
+        if self._curve:
+            self._genuine.append(genuine)
         self._impostors += len(impostor)
         own, other = self._moments
         self._moments = own | Moments.of(genuine), other | Moments.of(impostor)
