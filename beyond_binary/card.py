@@ -81,7 +81,7 @@ def _metadata(embedder: Mapping[str, Any], hub_id: str, run: Record | None, lice
         known["base_model"] = base
     if run is not None:
         source, origin = run.config["data"]["source"], run.metrics.get("origin") or {}
-        if uploaded := re.match(r"(?:\w+:)?hub:([^/]+/[^/]+)", source):
+        if uploaded := re.match(r"(?:\w+:)?hub:([^/]+(?:/[^/]+)?)", source):
             known["datasets"] = [uploaded[1]]
         known["tags"].append(f"loss:{run.config['objective']['loss']}")
         known["model_name"] = hub_id.split("/")[1]
@@ -108,7 +108,7 @@ def _metadata(embedder: Mapping[str, Any], hub_id: str, run: Record | None, lice
 def _name(source: str) -> str:
     """A data source without the folders of somebody's machine."""
     kind, _, rest = source.rpartition(":")
-    return source if kind in ("hub", "embedded") else (f"{kind}:" if kind else "") + PurePath(rest).name
+    return source if kind.endswith(("hub", "embedded")) else (f"{kind}:" if kind else "") + PurePath(rest).name
 
 
 def _summary(embedder: Mapping[str, Any], run: Record | None) -> str:

@@ -69,6 +69,9 @@ def label_centres(target: Target, code: Tensor, count: int, *, rounds: int = 20,
     Returns:
         the centres' codes [count ...].
 
+    Warns:
+        UserWarning: items that know the distance to no centre.
+
     Raises:
         ValueError: fewer different labels than centres.
     """
@@ -93,7 +96,7 @@ def label_centres(target: Target, code: Tensor, count: int, *, rounds: int = 20,
     if lost := int((nearest(target, code, centres) < 0).sum()):
         warnings.warn(
             f"{lost} of {len(code)} items know the label distance to none of the {count} centres and are in no pair with "
-            "them; ask for more centres",
+            "them; ask for more centres, or leave such items out",
             stacklevel=3,
         )
     return centres
@@ -114,8 +117,8 @@ def _middle(target: Target, code: Tensor) -> int:
 def _start(target: Target, code: Tensor, count: int, seed: int) -> Tensor:
     """Items drawn one after the other, each by its squared distance from the nearest drawn so far.
 
-    One of which no distance to those is known counts like the farthest of the others. Items that know few others are drawn
-    last.
+    One of which no distance to those is known counts like the farthest of the others. Items that know much fewer others than
+    these know are drawn last.
     """
     draw = torch.Generator().manual_seed(seed)
     usual = _usual(target, code, seed)
@@ -137,8 +140,10 @@ def _start(target: Target, code: Tensor, count: int, seed: int) -> Tensor:
 
 
 def _usual(target: Target, code: Tensor, seed: int) -> Tensor:
-    """Which items [n], on the CPU, know at least half as many distances to some others, drawn for all, as the median one."""
-    some = code[torch.randperm(len(code), generator=torch.Generator().manual_seed(seed))[:256].to(code.device)]
-    parts = code.split(max(1, TILE // len(some)))
-    known = torch.cat([(~target.distance(part, some).isnan()).sum(1) for part in parts]).cpu()
-    return 2 * known >= known.median()
+    """Which items [n], on the CPU, know at least half as many of some others, drawn for all, as those others do on average
+    that they know."""
+    place = torch.randperm(len(code), generator=torch.Generator().manual_seed(seed))[:256].to(code.device)
+    parts = code.split(max(1, TILE // len(place)))
+    known = torch.cat([~target.distance(part, code[place]).isnan() for part in parts]).double().cpu()
+    count = known.sum(1)
+    return ~(2 * count.square() < known @ count[place.cpu()])

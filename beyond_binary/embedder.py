@@ -507,7 +507,7 @@ def create_embedder(
     if unlocked is not None:
         towers.lock(embedder.trunk, library, unlocked)
     if grad_checkpointing:
-        towers.checkpoint(embedder.trunk)
+        towers.checkpoint(embedder.trunk, text)
     if lora is not None:
         towers.add_lora(embedder.trunk, lora, embedder.embed_black)
     return embedder.train()

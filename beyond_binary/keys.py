@@ -15,7 +15,7 @@ def labels_as_they_are(module: Any, change: Callable[[Tensor], Tensor], recurse:
     """`nn.Module._apply` for a module with labels in `code`: they move to other devices, but keep their type."""
     code = getattr(module, "code", None)
     nn.Module._apply(module, change, recurse)
-    if code is not None:
+    if code is not None and code.dtype != module.code.dtype:
         module.code = code.to(module.code.device)
     return module
 
@@ -33,6 +33,7 @@ class Proxies(nn.Module):
     """
 
     code: Tensor | None
+    unstarted = False
 
     def __init__(
         self,
@@ -56,9 +57,9 @@ class Proxies(nn.Module):
 
     _apply = labels_as_they_are
 
-    def _load_from_state_dict(self, *args: Any) -> None:
-        self.unstarted = False
-        super()._load_from_state_dict(*args)
+    def _load_from_state_dict(self, state: dict[str, Any], prefix: str, *args: Any) -> None:
+        self.unstarted = self.unstarted and prefix + "weight" not in state
+        super()._load_from_state_dict(state, prefix, *args)
 
     def points(self) -> Points:
         """All proxies: z [c d] with gradient, code = class number or the label, ids below zero."""
@@ -77,7 +78,6 @@ class Proxies(nn.Module):
             length: what the means are scaled to, for losses that read directions alone. Optimizers such as Adam move a
                 proxy by the learning rate whatever its length, so a short one turns faster. None: as they are.
         """
-        self.unstarted = False
         z = nn.functional.normalize(z.to(self.weight), dim=1)
         classes = classes.to(self.weight.device)
         check_classes(classes, self.num_classes, "proxies")
@@ -89,6 +89,7 @@ class Proxies(nn.Module):
         if length is not None:
             start = length * nn.functional.normalize(start, dim=1)
         self.weight.copy_(torch.where(count > 0, start, self.weight))
+        self.unstarted = False
 
     def check(self, points: Points) -> None:
         """Raise a ValueError if a label has no proxy or the widths differ."""

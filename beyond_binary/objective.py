@@ -135,7 +135,8 @@ class Objective(nn.Module):
             self.proxies.unstarted = False
             warnings.warn(
                 f"the proxies of {self.loss} are random still; call objective.start_at_means(z, labels) with embeddings of "
-                "the training set before the first step, or create the objective with proxy_init='random'",
+                "the training set before the first step, or, for random ones or your own, create the objective with "
+                "proxy_init='random'",
                 stacklevel=5,
             )
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from copy import deepcopy
 from typing import Any, Literal
 
@@ -137,22 +137,25 @@ def train_text(trunk: nn.Module) -> None:
             parameter.requires_grad_(True)
 
 
-def checkpoint(trunk: Any) -> None:
-    """Keep the activations of a few layers only, the others are computed again for the gradient.
+def checkpoint(trunk: Any, text: bool) -> None:
+    """Keep the activations of a few layers only, the others are computed again for the gradient; `text`: of the text tower too.
 
     Raises:
-        ValueError: the network, or the image tower of an open_clip model, cannot do that.
+        ValueError: no tower that is trained can do that.
     """
-    tower = getattr(trunk, "visual", trunk)
-    inner = getattr(tower, "trunk", None)  # timm's network, of which open_clip only logs that it refuses
-    try:
-        if inner is not None:
-            inner.set_grad_checkpointing(True)
+    tower = getattr(trunk, "visual", trunk)  # of open_clip, or timm's network
+    inner = getattr(tower, "trunk", tower)  # timm's in open_clip, which only logs that it refuses
+    able = False
+    with suppress(AssertionError, AttributeError):
         trunk.set_grad_checkpointing(True)
-    except (AssertionError, AttributeError) as error:
-        raise ValueError(f"{type(inner or trunk).__name__} has no gradient checkpointing: {error}") from error
-    if tower is not trunk and not any(getattr(module, "grad_checkpointing", False) for module in tower.modules()):
-        raise ValueError(f"{type(tower).__name__} has no gradient checkpointing")
+        inner.set_grad_checkpointing(True)
+        able = tower is trunk or any(getattr(module, "grad_checkpointing", False) for module in tower.modules())
+    if able or not any(p.requires_grad for p in tower.parameters()):
+        return
+    told = f"{type(inner).__name__} has no gradient checkpointing"
+    if not text:
+        raise ValueError(f"{told}; leave embedder.grad_checkpointing out")
+    warnings.warn(f"{told}: the image tower keeps its activations", stacklevel=3)
 
 
 def add_lora(trunk: nn.Module, options: dict[str, Any], run: Callable[[], object]) -> None:
@@ -187,13 +190,16 @@ def add_lora(trunk: nn.Module, options: dict[str, Any], run: Callable[[], object
     names = _lora_targets(trunk, chosen["targets"])
     if not names:
         raise ValueError(
-            f"embedder.lora: nothing that is trained is linear and has the name {chosen['targets'] or 'of anything'}"
+            "embedder.lora: no layer that is trained "
+            + ("is linear" if chosen["targets"] is None else f"has the name {chosen['targets']}")
         )
     called = _called(trunk, names, run)
     if missed := [name for name in names if name not in called]:
         told = f"the network reads the weights of {', '.join(missed[:3])}{' ...' * (len(missed) > 3)} without calling the layers"
         if not called:
-            raise ValueError(f"embedder.lora: adapters would do nothing, for {told}; train the weights, without lora")
+            raise ValueError(
+                f"embedder.lora: adapters would do nothing, for {told}; name other targets, such as convolutions, or train the weights"
+            )
         warnings.warn(f"embedder.lora: {len(missed)} of {len(names)} layers have no adapter, for {told}", stacklevel=3)
     names = called
     try:

@@ -20,6 +20,7 @@ import numpy as np
 
 from beyond_binary.data import DataConfig
 from beyond_binary.data.from_datasets import load_hub
+from beyond_binary.data.originals import repository_files
 from beyond_binary.data.originals.faces import face_folder
 from beyond_binary.devices import usable_device
 from beyond_binary.embedder import Embedder
@@ -119,11 +120,14 @@ def main(argv: list[str] | None = None) -> None:
             train, (scores, same) = hub_scores(embedder, config, given.columns)
             found = {"accuracy": float(((scores >= best_threshold(*train)) == same).mean())} | verify(scores, same)
         else:
-            if given.config_name or given.revision or given.columns != COLUMNS:
+            folder = given.source.removeprefix("lfw:")
+            if given.config_name or given.columns != COLUMNS or (given.revision and not folder.startswith("hub:")):
                 raise ValueError(
                     "--data.config_name, --data.revision and --columns are of sets on the Hub (hub:USER/NAME)"
                 )
-            path = Path(given.source.removeprefix("lfw:")).expanduser()
+            path = Path(folder).expanduser()
+            if folder.startswith("hub:"):  # the files of LFW in a repository
+                path, _ = repository_files(folder.removeprefix("hub:"), given.revision)
             pairs = read_lfw_pairs(given.pairs or path / "pairs.txt")
             chosen = inside(pairs, given.fold)
             if not pairs.folds.any():

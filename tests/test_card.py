@@ -66,11 +66,18 @@ def test_the_hub_reads_the_metrics_of_the_trained_embedder_from_the_card() -> No
 
 @pytest.mark.parametrize(
     ("source", "named"),
-    [("hub:user/birds", ["user/birds"]), ("mpii:hub:user/poses/files", ["user/poses"]), ("mpii:here/there", None)],
+    [
+        ("hub:user/birds", ["user/birds"]),
+        ("hub:cifar10", ["cifar10"]),
+        ("mpii:hub:user/poses/files", ["user/poses"]),
+        ("mpii:here/there", None),
+    ],
 )
 def test_a_card_names_the_set_on_the_hub(source: str, named: list[str] | None) -> None:
     made = record(source)
-    assert ModelCard(write_card(EMBEDDER, "user/name", made)).data.datasets == named
+    card = write_card(EMBEDDER, "user/name", made)
+    assert ModelCard(card).data.datasets == named
+    assert f"Trained on `{source if named else 'mpii:there'}`" in card
     assert public_settings(made.config)["data"]["source"] == (source if named else "mpii:there")
 
 

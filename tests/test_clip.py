@@ -187,6 +187,9 @@ def test_no_gradient_checkpointing_is_said(monkeypatch):
 def test_towers_that_cannot_checkpoint_are_refused():
     with pytest.raises(ValueError, match="ModifiedResNet has no gradient checkpointing"):
         make(RESNET, grad_checkpointing=True)
+    make(RESNET, grad_checkpointing=True, text=True, unlocked=0)
+    with pytest.warns(UserWarning, match="ModifiedResNet has no .* the image tower keeps its activations"):
+        make(RESNET, grad_checkpointing=True, text=True)
     never = {**VIT, "vision_cfg": {"timm_model_name": "dla34", "timm_pool": "avg", "image_size": 64}}
     with torch.device("meta"), pytest.raises(ValueError, match="DLA has no gradient checkpointing"):
         make(never, grad_checkpointing=True)
@@ -280,7 +283,10 @@ def test_adapters_go_where_something_is_trained(peft):
     assert trained(make(text=True, lora={"targets": "c_fc"})) == both
     assert {n.split(".lora_")[0].rpartition(".")[2] for n in both} == {"c_fc"}
     assert any(name.startswith("trunk.transformer") for name in both)
-    for wrong, message in (({"targets": ["nothing"]}, "linear and has the name"), ({"r": 0}, "peft refuses")):
+    for wrong, message in (
+        ({"targets": ["nothing"]}, "no layer that is trained has the name"),
+        ({"r": 0}, "peft refuses"),
+    ):
         with pytest.raises(ValueError, match=message):
             make(lora=wrong)
 

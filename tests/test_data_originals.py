@@ -169,6 +169,24 @@ def test_other_exports_are_told_from_mpii(tmp_path: Path, text: str, told: str) 
         load(f"mpii:{tmp_path}")
 
 
+def test_people_of_images_without_a_size(tmp_path: Path) -> None:
+    made = [
+        sample(i, upright(5 * i, 9), metadata=None, video_id=[0, None, "b", {"$numberDouble": "NaN"}][i])
+        for i in range(4)
+    ]
+    root = write_samples(tmp_path, *made)
+    splits = load(f"mpii:{root}", options={"train": 0.5})
+    assert len(splits.train) == len(splits.query) == 2
+    (root / made[1]["filepath"]).write_text("no image")
+    with pytest.raises(OSError, match=r"001\.jpg.* has no size in samples\.json and cannot be read"):
+        load(f"mpii:{root}")
+    kept = load(f"mpii:{root}", options={"train": 0.5}, bad_images="skip")
+    assert len(kept.train) + len(kept.query) == 3
+    (root / made[1]["filepath"]).unlink()
+    with pytest.raises(FileNotFoundError, match=r"001\.jpg.* has no size"):
+        load(f"mpii:{root}")
+
+
 def test_mpii_keeps_videos_whole_and_takes_the_first_test_people_as_queries(tmp_path: Path) -> None:
     root = plain_mpii(tmp_path)
     splits = load(f"mpii:{root}", options={"train": 0.4, "queries": 2}, role="role")

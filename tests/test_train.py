@@ -560,6 +560,13 @@ def test_class_mean_proxies_start_at_the_means(tmp_path: Path) -> None:
         torch.testing.assert_close(proxy, 8**0.5 * mean, rtol=1e-4, atol=1e-5)  # as long as random ones
 
 
+@pytest.mark.filterwarnings("error:the proxies of")
+def test_the_trainer_starts_proxies_before_the_first_step(tmp_path: Path) -> None:
+    again = ["--objective.loss", "pd_loss", "--optimizer.epochs", "2", "--resume", "auto"]
+    recipe.train(tiny(tmp_path / "run", *again))
+    assert (tmp_path / "run" / "metrics.json").exists()
+
+
 def test_class_mean_proxies_start_where_training_puts_the_items(tmp_path: Path) -> None:
     """BatchNorm layers that are not frozen read batches in training, whatever their running statistics say."""
     batches = ["--sampler.batch_size", "64", "--data.rows", "[500,40]", "--embedder.dim", "64"]

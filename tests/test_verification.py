@@ -374,6 +374,10 @@ def test_the_recipe_scores_the_pairs_of_all_folds_or_of_one(
     with pytest.raises(SystemExit):
         told("--embedder", "x", "--data.revision", "main")
     assert "are of sets on the Hub" in capsys.readouterr().err
+    asked = []
+    monkeypatch.setattr(recipe, "repository_files", lambda *given: asked.append(given) or (root, {}))
+    told("--embedder", "none.jpg", "--data.source", "lfw:hub:user/lfw/files", "--data.revision", "v1")
+    assert asked == [("user/lfw/files", "v1")]
     lines = (root / "pairs.txt").read_text().splitlines()
     (root / "one.txt").write_text("\n".join(["2", *lines[1:5]]) + "\n")
     monkeypatch.setattr(Told, "encode", lambda *_: pytest.fail("embedded before the pairs were looked at"))

@@ -27,8 +27,9 @@ def draw(metric: str, path: Path, runs: dict[str, Path]) -> None:
     for name, run in runs.items():
         axes.plot(*points(run, metric), marker="o", markersize=3, label=name)
     for run in [run for run in list(runs.values())[:1] if (run / "metrics.json").exists()]:
-        table = json.loads((run / "metrics.json").read_text())["table"]
-        axes.axhline(table["random"][metric], color="grey", linestyle=":", label="random ranking")
+        chance = json.loads((run / "metrics.json").read_text())["table"]["random"][metric]
+        if chance is not None:
+            axes.axhline(chance, color="grey", linestyle=":", label="random ranking")
     axes.set(xlabel="epoch", ylabel=metric, ylim=(0, None))
     axes.grid(alpha=0.3)
     axes.legend()

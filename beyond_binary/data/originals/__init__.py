@@ -11,7 +11,7 @@ from ..readers import Rows
 from . import captions, classes, faces, poses, rooms  # noqa: F401  (they register themselves)
 from .common import ORIGINALS
 
-__all__ = ["ORIGINALS", "is_original", "read_original"]
+__all__ = ["ORIGINALS", "is_original", "read_original", "repository_files"]
 
 
 def is_original(source: str) -> bool:
@@ -39,16 +39,18 @@ def read_original(config: DataConfig) -> Rows:
         raise ValueError(
             "data.options.queries divides the test rows by the column 'role'; set data.role to role as well"
         )
-    folder, origin = repository_files(path[4:], config) if path.startswith("hub:") else (Path(path).expanduser(), None)
+    folder, origin = (
+        repository_files(path[4:], config.revision) if path.startswith("hub:") else (Path(path).expanduser(), None)
+    )
     rows: Rows = ORIGINALS[name].build(folder, config, **config.options)
     return replace(rows, origin=origin)
 
 
-def repository_files(source: str, config: DataConfig) -> tuple[Path, dict[str, Any]]:
-    """The local copy of "USER/NAME" on the Hub, or of a path in it, and what it is: set, revision and commit."""
+def repository_files(source: str, revision: str | None) -> tuple[Path, dict[str, Any]]:
+    """The local copy of "USER/NAME" on the Hub, all of it, or a path in it, and what it is: set, revision and commit."""
     from ...storage import hub_copy
 
     name, inside = "/".join(source.split("/")[:2]), source.split("/")[2:]
-    folder = hub_copy(name, repo_type="dataset", revision=config.revision)
-    origin = {"set": name, "revision": config.revision or "main", "commit": folder.name}
+    folder = hub_copy(name, repo_type="dataset", revision=revision)
+    origin = {"set": name, "revision": revision or "main", "commit": folder.name}
     return folder.joinpath(*inside), origin

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -78,7 +79,9 @@ def mpii(
         )
     exported = (path / SAMPLES).exists()
     folder, found = (
-        (path, exported_people(path, occluded)) if exported else (path / "images", authors_people(path, occluded))
+        (path, exported_people(path, occluded, config))
+        if exported
+        else (path / "images", authors_people(path, occluded))
     )
     people = [p for p in found if (~p.known).sum() <= missing and p.joints[:, 2].any()]
     if not people:
@@ -152,7 +155,7 @@ def people_of(image: Any, occluded: bool) -> Iterator[Person]:
         yield Person(name, index, group, np.array(place), height, joints, known)
 
 
-def exported_people(path: Path, occluded: bool) -> list[Person]:
+def exported_people(path: Path, occluded: bool, config: DataConfig) -> list[Person]:
     """The people of the training images with joints, in the order of FiftyOne's export.
 
     Where an image has no people, the script that made the export left those of the image before: they are not taken twice.
@@ -164,7 +167,7 @@ def exported_people(path: Path, occluded: bool) -> list[Person]:
             poses = (sample.get("annopoints") or {}).get("keypoints", [])
             drawn = [pose["points"] for pose in poses]
             if poses and drawn != before and "train" in sample["tags"]:
-                people += sample_people(sample, poses, path, occluded)
+                people += sample_people(sample, poses, sample_size(sample, path, config), occluded)
             before = drawn or before
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise ValueError(
@@ -173,10 +176,12 @@ def exported_people(path: Path, occluded: bool) -> list[Person]:
     return people
 
 
-def sample_people(sample: dict[str, Any], poses: list[dict[str, Any]], root: Path, occluded: bool) -> Iterator[Person]:
-    """The people of a sample of FiftyOne, whose points are shares of the image's width and height."""
-    name, stored = sample["filepath"], sample.get("metadata")
-    size = (stored["width"], stored["height"]) if stored else image_size(root / name)
+def sample_people(
+    sample: dict[str, Any], poses: list[dict[str, Any]], size: tuple[float, float], occluded: bool
+) -> Iterator[Person]:
+    """The people of a sample of FiftyOne, whose points are shares of the image's width and height, `size`."""
+    name, video = sample["filepath"], sample.get("video_id")
+    group = f"video {video}" if isinstance(video, int | str) else name
     for index, pose in enumerate(poses, 1):
         joints, known = np.zeros((16, 3)), np.zeros(16, dtype=bool)
         for joint, point, visible in zip(pose["joints_id"], pose["points"], pose["visible"], strict=True):
@@ -186,13 +191,23 @@ def sample_people(sample: dict[str, Any], poses: list[dict[str, Any]], root: Pat
         joints[~known] = 0
         if known.any() and (sides := np.ptp(joints[known, :2], axis=0)).max() > 0:
             centre = joints[known, :2].min(axis=0) + sides / 2
-            yield Person(name, index, sample.get("video_id") or name, centre, sides.max(), joints, known)
+            yield Person(name, index, group, centre, sides.max(), joints, known)
 
 
-def image_size(file: Path) -> tuple[int, int]:
-    """Width and height of an image file in pixels, from its header."""
-    with Image.open(must_exist(file, MPII_PARTS)) as image:
-        return image.size
+def sample_size(sample: dict[str, Any], root: Path, config: DataConfig) -> tuple[float, float]:
+    """Width and height of a sample's image in pixels, from its metadata or else from the file; NaN if that is to be skipped."""
+    if stored := sample.get("metadata"):
+        return stored["width"], stored["height"]
+    file = root / sample["filepath"]
+    try:
+        with Image.open(file) as image:
+            return image.size
+    except OSError as error:
+        if config.bad_images == "skip":
+            return math.nan, math.nan
+        raise type(error)(
+            f"{str(file)!r} has no size in {SAMPLES} and cannot be read: {error}; {MPII_PARTS}"
+        ) from error
 
 
 def whole_groups(groups: Sequence[str], share: float, seed: int) -> NDArray[np.bool_]:
