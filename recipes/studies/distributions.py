@@ -97,7 +97,7 @@ def cells() -> dict[str, Cell]:
     for name, make in makers.items():
         best, tried = RATES[name not in SLOW], (LOWEST, *RATES) if name in SLOW else RATES
         for dim in DIMS:
-            for rate in tried if dim == 512 else (best,):
+            for rate in tried if dim == 512 or name == "proxy_anchor" else (best,):
                 found.setdefault(sized(name, dim, rate), make("--embedder.dim", str(dim), rate=rate))
         found[f"{name}{at(best)}, 40 epochs"] = make(*LONG, rate=best)
     for beta, base in ((40, 0.6), (40, 0.8), (40, 0.9), (80, 0.6), (80, 0.9)):
