@@ -282,7 +282,8 @@ def run_files(
     files[SETTINGS] = yaml.safe_dump(settings, sort_keys=False).encode()
     files[METRICS] = run / METRICS
     metrics = json.loads((run / METRICS).read_text())
-    metrics["table"] = {row: with_nan(values) for row, values in metrics["table"].items()}
+    if "table" in metrics:
+        metrics["table"] = {row: with_nan(values) for row, values in metrics["table"].items()}
     skipped = [_short(name) for name in metrics.get("skipped_images") or ()]
     public = {"target": _short(metrics.get("target") or ""), "skipped_images": skipped}
     if changed := {key: value for key, value in public.items() if value and value != metrics[key]}:
