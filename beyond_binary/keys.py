@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from typing import Any, Literal
 
@@ -90,6 +91,17 @@ class Proxies(nn.Module):
             start = length * nn.functional.normalize(start, dim=1)
         self.weight.copy_(torch.where(count > 0, start, self.weight))
         self.unstarted = False
+
+    def check_started(self, loss: str) -> None:
+        """Warn once, in training, if proxies that are to start at class means are random still."""
+        if self.unstarted and self.training and torch.is_grad_enabled() and not torch.compiler.is_compiling():
+            self.unstarted = False
+            warnings.warn(
+                f"the proxies of {loss} are random still; call objective.start_at_means(z, labels) with embeddings of the "
+                "training set before the first step, or, for random ones or your own, create the objective with "
+                "proxy_init='random'",
+                stacklevel=5,
+            )
 
     def check(self, points: Points) -> None:
         """Raise a ValueError if a label has no proxy or the widths differ."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import math
 import os
-import warnings
 from collections.abc import Callable
 from inspect import Parameter
 from typing import Any
@@ -118,27 +117,13 @@ class Objective(nn.Module):
 
         Raises:
             ValueError: shapes, labels or references do not fit.
-
-        Warns:
-            UserWarning: once, in training, if proxies that are to start at class means are random still.
         """
-        if self.training and self.proxies is not None and self.proxies.unstarted and not torch.compiler.is_compiling():
-            self._random_still()
+        if self.proxies is not None:
+            self.proxies.check_started(self.loss)
         z = embeddings.z if isinstance(embeddings, Points) else embeddings
         with torch.autocast(z.device.type if isinstance(z, Tensor) else "cpu", enabled=False):
             queries, keys = self._points(embeddings, labels, ref_embeddings, ref_labels, ids, ref_ids)
             return self._loss(queries, keys)
-
-    def _random_still(self) -> None:
-        """Warn of proxies that were never started."""
-        if torch.is_grad_enabled() and self.proxies is not None:
-            self.proxies.unstarted = False
-            warnings.warn(
-                f"the proxies of {self.loss} are random still; call objective.start_at_means(z, labels) with embeddings of "
-                "the training set before the first step, or, for random ones or your own, create the objective with "
-                "proxy_init='random'",
-                stacklevel=5,
-            )
 
     def learned(self) -> dict[str, Tensor]:
         """The state by name, but for the memory: that holds embeddings and labels of items, and fills again by itself."""
