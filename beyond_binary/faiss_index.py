@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 Kind = Literal["flat", "ivf", "hnsw"]
+GPU_MOST = 2048  # neighbours or cells that a search by faiss on a GPU can list
 
 
 def faiss_index(vectors: np.ndarray, kind: Kind, *, similarity: bool = False, beam: int = 128) -> Any:
@@ -16,8 +17,8 @@ def faiss_index(vectors: np.ndarray, kind: Kind, *, similarity: bool = False, be
 
     Args:
         vectors: float32 [n d], contiguous.
-        kind: "flat" searches all; "ivf" the nearest tenth of the cells of a k-means clustering; "hnsw" along a graph,
-            which one thread builds, as many would build it differently each time.
+        kind: "flat" searches all; "ivf" the nearest tenth of the cells of a k-means clustering, 2,048 at most; "hnsw"
+            along a graph, which one thread builds, as many would build it differently each time.
         similarity: search by inner product, largest first; else by squared Euclidean distance.
         beam: candidates that a search along a graph keeps.
 
@@ -35,7 +36,7 @@ def faiss_index(vectors: np.ndarray, kind: Kind, *, similarity: bool = False, be
     elif kind == "ivf":
         cells = max(1, min(4 * round(n**0.5), n // 39))
         index = faiss.IndexIVFFlat(index, d, cells, metric)
-        index.nprobe = max(1, cells // 10)
+        index.nprobe = max(1, min(cells // 10, GPU_MOST))
         index.train(vectors)
     threads = faiss.omp_get_max_threads()
     faiss.omp_set_num_threads(1 if kind == "hnsw" else threads)

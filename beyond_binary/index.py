@@ -17,7 +17,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from .faiss_index import check_faiss, faiss_index
+from .faiss_index import GPU_MOST, check_faiss, faiss_index
 from .geometry import create_geometry
 from .preprocess import to_rgb
 from .registry import suggest
@@ -195,7 +195,8 @@ class Index:
 
         Args:
             queries: embeddings [q d], or one [d]: from `embedder.encode(images)` or `embedder.encode_text(texts)`.
-            k: how many; more than there are items means all.
+            k: how many; more than there are items means all. More than 2,048 are searched for on the CPU where faiss
+                searches on a GPU, which cannot list more.
 
         Raises:
             ValueError: queries of another width or not finite, or k below 1.
@@ -213,7 +214,8 @@ class Index:
         q, k = create_geometry(self.geometry).prepare(q), min(k, len(self))
         if self.kind == "exact":
             return self._exact(q, k)
-        score, place = self._faiss.search(np.ascontiguousarray(q.numpy()), k)
+        index = self._faiss if k <= GPU_MOST else self._built
+        score, place = index.search(np.ascontiguousarray(q.numpy()), k)
         places, scores = torch.from_numpy(place), torch.from_numpy(score)
         if self.geometry == "euclidean":
             scores = scores.clamp_min(0).sqrt()

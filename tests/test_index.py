@@ -185,7 +185,17 @@ class Transfers:
 
     def to_gpu(self, resources: Any, device: int, index: Any) -> Any:
         self.sent.append(device)
-        return index
+        return self.Limited(index)
+
+    class Limited:
+        """An index that refuses long lists, as those on a GPU do."""
+
+        def __init__(self, index: Any) -> None:
+            self.index = index
+
+        def search(self, queries: Any, k: int) -> Any:
+            assert 0 < k <= 2048, f"GPU index only supports min/max-K selection up to 2048 (requested {k})"
+            return self.index.search(queries, k)
 
 
 def test_without_a_faiss_for_gpus_the_search_there_is_by_torch(tmp_path: Path) -> None:
@@ -223,6 +233,23 @@ def test_on_a_gpu_an_index_is_built_once(kind: str, tmp_path: Path, monkeypatch:
     again.save(tmp_path / "index")
     assert transfers.trained == (1 if kind == "ivf" else 2)  # "flat" keeps no file: it is the vectors
     assert transfers.sent == [2, 0]
+
+
+@pytest.mark.parametrize("kind", ["flat", "ivf"])
+def test_longer_lists_than_a_gpu_can_make_are_made_on_the_cpu(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    transfers, z = Transfers(monkeypatch), draw(2060)
+    index = Index(z, kind=kind, device="cuda")
+    assert index.search(z[:2], 2048).places.shape == (2, 2048)
+    assert transfers.sent == [0]
+    assert torch.equal(index.search(z[:2], 2049).places, Index(z, kind=kind).search(z[:2], 2049).places)
+
+
+def test_cells_that_are_searched_are_as_many_as_a_gpu_can_list(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("faiss")
+    assert module.faiss_index(draw(400).numpy(), "ivf").nprobe == 1
+    monkeypatch.setattr("beyond_binary.faiss_index.GPU_MOST", 2)
+    built = module.faiss_index(draw(2000).numpy(), "ivf")
+    assert (built.nlist, built.nprobe) == (51, 2)
 
 
 def test_vectors_are_sent_to_a_device_once(monkeypatch: pytest.MonkeyPatch) -> None:
