@@ -52,7 +52,7 @@ def check_faiss(kind: str, device: torch.device) -> None:
 
     Raises:
         ImportError: faiss is not installed, or its build is for the CPU and `device` is not.
-        ValueError: faiss has no such index for this device.
+        ValueError: faiss has no such index for this device, or does not see the device.
     """
     if find_spec("faiss") is None:
         raise ImportError(f"kind {kind!r} needs faiss: pip install beyond_binary[faiss]; or take 'exact'")
@@ -69,3 +69,5 @@ def check_faiss(kind: str, device: torch.device) -> None:
             f"kind {kind!r} on device {str(device)!r} needs a faiss that is built for GPUs (such as faiss-gpu-cu12), and the "
             "one installed is for the CPU; take 'exact', or device 'cpu'"
         )
+    if (device.index or 0) >= (there := faiss.get_num_gpus()):
+        raise ValueError(f"faiss sees {there} GPUs, and device {str(device)!r} is none of them; take device 'cpu'")

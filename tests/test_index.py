@@ -175,6 +175,7 @@ class Transfers:
         self.trained = 0
         monkeypatch.setattr(faiss, "index_cpu_to_gpu", self.to_gpu, raising=False)
         monkeypatch.setattr(faiss, "StandardGpuResources", lambda: None, raising=False)
+        monkeypatch.setattr(faiss, "get_num_gpus", lambda: 3, raising=False)
         built = module.faiss_index
 
         def counted(*given: Any, **options: Any) -> Any:
@@ -198,9 +199,8 @@ class Transfers:
             return self.index.search(queries, k)
 
 
-def test_without_a_faiss_for_gpus_the_search_there_is_by_torch(tmp_path: Path) -> None:
-    faiss = pytest.importorskip("faiss")
-    assert not hasattr(faiss, "index_cpu_to_gpu")
+def test_without_a_faiss_for_gpus_the_search_there_is_by_torch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(pytest.importorskip("faiss"), "index_cpu_to_gpu", raising=False)
     z = draw(30)
     index = Index(z, device="cuda")
     assert index.kind == "exact"
@@ -218,6 +218,26 @@ def test_kinds_that_faiss_has_for_no_such_device(kind: str, device: str, monkeyp
     Transfers(monkeypatch)
     with pytest.raises(ValueError, match=f"no index of kind '{kind}' for device '{device}'; take 'exact'"):
         Index(draw(30), kind=kind, device=device)
+
+
+def test_a_gpu_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    Transfers(monkeypatch)
+    Index(draw(30), kind="flat", device="cuda:2")
+    with pytest.raises(ValueError, match="faiss sees 3 GPUs, and device 'cuda:3' is none of them; take device 'cpu'"):
+        Index(draw(30), kind="flat", device="cuda:3")
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("kind", ["flat", "ivf"])
+def test_a_real_gpu_finds_what_the_cpu_finds(kind: str, tmp_path: Path) -> None:
+    if not hasattr(pytest.importorskip("faiss"), "index_cpu_to_gpu"):
+        pytest.skip("needs a faiss that is built for GPUs")
+    z, q = draw(3000), draw(20, seed=1)
+    for geometry in ("cosine", "euclidean"):
+        Index(z, kind=kind, geometry=geometry).save(tmp_path / geometry)
+        here, there = (Index.load(tmp_path / geometry, device=device) for device in ("cpu", "cuda"))
+        for k in (10, 2048, 2049):
+            torch.testing.assert_close(there.search(q, k).scores, here.search(q, k).scores, equal_nan=True)
 
 
 @pytest.mark.parametrize("kind", ["flat", "ivf"])
