@@ -79,8 +79,8 @@ def test_gains_are_taken_seed_by_seed() -> None:
 def test_seconds_of_an_epoch_and_of_the_search() -> None:
     runs = {"a/0": result(1.0)}
     assert "| a | 2 | 0.5 | 1.0 | 0.25 |" in pages.seconds(["a", "b"], runs)
-    runs |= {f"a/{seed}": result(1.0) | {"epoch_seconds": 0.125 * seed} for seed in (1, 2, 3)}
-    assert "| a | 2 | 0.3 | 1.0 | 0.25 |" in pages.seconds(["a", "b"], runs)
+    runs |= {f"a/{seed}": result(1.0) | {"epoch_seconds": 0.25 * seed} for seed in (3, 4, 5)}
+    assert "| a | 2 | 0.8 | 1.0 | 0.25 |" in pages.seconds(["a", "b"], runs)
 
 
 def test_runs_are_kept_and_not_repeated_and_a_page_keeps_its_text(

