@@ -191,9 +191,9 @@ class Memory(nn.Module):
     def push(self, points: Points) -> None:
         """Remember the newest points, but for embeddings that are not finite: these would spoil all later batches."""
         kept, new = self._kept(), points.detach()
-        new = new[new.z.isfinite().all(1)]
-        new = new if kept is None else Points.cat(kept, new)
-        self._hold(new.z[-self.size :].clone(), new.code[-self.size :].clone(), new.id[-self.size :].clone())
+        new = new[new.z.isfinite().all(1)][-self.size :]
+        new = new if kept is None else Points.cat(kept[max(len(kept) + len(new) - self.size, 0) :], new)
+        self._hold(new.z, new.code, new.id)
         self.seen += len(points)
 
     def _hold(self, z: Tensor, code: Tensor, id: Tensor) -> None:

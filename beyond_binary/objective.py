@@ -273,8 +273,7 @@ class Objective(nn.Module):
         kept = None if self.memory is None else self.memory.points()
         if kept is None:
             return everything
-        z = torch.cat([everything.z, kept.z.to(everything.z)])
-        return Points(z, torch.cat([everything.code, kept.code]), torch.cat([everything.id, kept.id]))
+        return Points.cat(everything, Points(kept.z.to(everything.z), kept.code, kept.id))
 
     def _first(self, queries: Points, counts: list[int]) -> Points:
         """Those of this process's items that are anchors: the first so many of all processes."""
@@ -297,7 +296,7 @@ class Objective(nn.Module):
     def _pairs(self, queries: Points, keys: Points) -> Tensor:
         zq, zk = alike(queries.z, keys.z)
         q = Points(zq, queries.code, queries.id)
-        k = q if keys is queries else Points(zk, keys.code, keys.id)
+        k = q if keys is queries else Points(zk, keys.code, keys.id, keys.parts)
         if len(q) == 0 or len(k) == 0:
             return zq.sum() * 0 + zk.sum() * 0
         loss: Tensor = self._function(Pairs.of(q, k, self.geometry, self.target, self._mining(zq), self._tile(len(k))))
@@ -347,7 +346,7 @@ class Objective(nn.Module):
         elif self.boundary is not None:
             row = self.boundary(queries).to(zq.dtype)
         q = self.geometry.prepare(zq)
-        k = q if keys.z is queries.z else self.geometry.prepare(zk)
+        k = q if keys.z is queries.z else keys.each(lambda z: self.geometry.prepare(z.to(zk)))
         if len(keys) == 0:
             return q.sum() * 0 + k.sum() * 0
         loss = dense(block, q, k, row) if rows is None else tiled(block, q, k, rows, row)

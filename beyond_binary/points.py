@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,11 +19,13 @@ class Points:
         code: encoded labels, one row per item [n ...] (see `Target.encode`).
         id: identity of each item, int64 [n]. Two points with the same id are the same thing: their pair never
             counts. Negative ids belong to proxies.
+        parts: what `cat` joined them from, or nothing.
     """
 
     z: Tensor
     code: Tensor
     id: Tensor
+    parts: tuple[Points, ...] = ()
 
     def __post_init__(self) -> None:
         if self.z.ndim != 2 or not self.z.is_floating_point():
@@ -43,12 +46,15 @@ class Points:
         """The same points without a graph."""
         return Points(self.z.detach(), self.code, self.id)
 
+    def each(self, change: Callable[[Tensor], Tensor]) -> Tensor:
+        """`change` of each embedding, part by part: a part without a graph needs none for this, nor a gradient of it."""
+        return torch.cat([part.each(change) for part in self.parts]) if self.parts else change(self.z)
+
     @staticmethod
     def cat(*parts: Points) -> Points:
         """All points of `parts`, in order."""
-        return Points(
-            torch.cat([p.z for p in parts]), torch.cat([p.code for p in parts]), torch.cat([p.id for p in parts])
-        )
+        z, code, id = (torch.cat(values) for values in zip(*((p.z, p.code, p.id) for p in parts), strict=True))
+        return Points(z, code, id, parts)
 
 
 def nan_if_nan(loss: Tensor, q: Tensor, k: Tensor) -> Tensor:

@@ -93,8 +93,8 @@ class Pairs:
 
     def prepared(self) -> tuple[Tensor, Tensor]:
         """Embeddings of queries and keys as the geometry compares them (normalised, for instance)."""
-        q = self.block.geometry.prepare(self.q.z)
-        return q, q if self.k.z is self.q.z else self.block.geometry.prepare(self.k.z).to(q.dtype)
+        q = self.q.each(self.block.geometry.prepare)
+        return q, q if self.k.z is self.q.z else self.k.each(self.block.geometry.prepare).to(q.dtype)
 
     def dense(self) -> tuple[Tensor, Tensor, Tensor]:
         """x, y and valid of the whole block, [q k] each; x with an ordinary graph."""

@@ -156,7 +156,11 @@ def test_places_of_classes_are_those_of_the_masks(part: slice) -> None:
 # ---- memory
 
 
-@pytest.mark.parametrize("loss", ["supcon", "two_passes", "triplet"])
+FACTS_OF = {name: LOSSES[name].info["facts"] for name in LOSSES.names()}
+BETWEEN_ITEMS = [name for name, facts in FACTS_OF.items() if facts.reads == "same" and not facts.needs_proxies]
+
+
+@pytest.mark.parametrize("loss", [*BETWEEN_ITEMS, "two_passes"])
 def test_memory_is_earlier_batches_as_references(loss: str) -> None:
     objective = bb.create_objective(loss, memory=12)
     plain = bb.create_objective(loss)
@@ -179,6 +183,26 @@ def test_memory_is_earlier_batches_as_references(loss: str) -> None:
     before = objective.memory.z
     objective(*batch())
     assert objective.memory.z is before
+
+
+@pytest.mark.parametrize("loss", ["contrastive", "histogram", "lifted_structure", "d_loss"])
+def test_what_is_remembered_is_prepared_without_a_graph(loss: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its part of the graph would be most of a step."""
+    objective, sizes = bb.create_objective(loss, memory=27), set()
+    space = type(objective.geometry)
+    prepare = space.prepare
+
+    def watched(self, z: Tensor) -> Tensor:
+        sizes.add((len(z), z.requires_grad))
+        return prepare(self, z)
+
+    for _ in range(3):
+        objective(*batch())
+    monkeypatch.setattr(space, "prepare", watched)
+    z, labels = batch()
+    (grad,) = torch.autograd.grad(objective(z, labels), z)
+    assert grad.any()
+    assert sizes == {(9, True), (27, False)}
 
 
 def test_memory_knows_an_item_by_its_id() -> None:

@@ -31,6 +31,12 @@ def pooled(number: Tensor, mean: Tensor, spread: Tensor) -> Moments:
     return total, centre, (spread + number * (mean - centre).square()).sum() / total.clamp_min(1)
 
 
+def _together(parts: Sequence[Moments]) -> Moments:
+    """Moments of all scores from those of parts of them."""
+    number, mean, variance = (torch.stack(values) for values in zip(*parts, strict=True))
+    return pooled(number, mean, number * variance)
+
+
 def read_scores(pairs: Pairs) -> bool:
     """Whether the scores must be formed: the plain form is wanted, or they are no inner products by classes."""
     if pairs.plain or pairs.block.miner is not None or not isinstance(pairs.block.target, Classes):
@@ -195,7 +201,13 @@ def _differentiate_keys(z: Tensor, rows: Tensor, normalize: bool, grads: Sequenc
 
 
 def class_moments(pairs: Pairs) -> tuple[Moments, Moments]:
-    """Moments of the scores of the same and of different classes, pairs of equal ids left out."""
+    """Moments of the scores of the same and of different classes, pairs of equal ids left out.
+
+    Keys that were joined are taken part by part: what is remembered has no gradient, and is most of them.
+    """
+    if pairs.k.parts:
+        of_parts = [class_moments(pairs.between(pairs.q, part)) for part in pairs.k.parts]
+        return _together([genuine for genuine, _ in of_parts]), _together([impostor for _, impostor in of_parts])
     q, k = pairs.prepared()
     away_q, mean_q = _about_mean(q)
     away_k, mean_k = (away_q, mean_q) if k is q else _about_mean(k)
