@@ -155,5 +155,10 @@ def test_the_frozen_trunk_has_a_row_where_it_was_measured() -> None:
 def test_convergence_is_counted_from_the_start_of_each_run() -> None:
     way = {"0": {"m": 1.0}, "1": {"m": 2.0}, "2": {"m": 2.94}, "3": {"m": 2.97}, "4": {"m": 3.0}}
     runs = {"a/0": result(3.0) | {"history": way}, "b/0": result(1.0) | {"history": {"0": {"m": 0.0}, "4": {"m": 1.0}}}}
-    rows = pages.convergence(["a", "b"], "m", runs).splitlines()
-    assert rows[2:] == ["| a | 1 | 4 | 2.0000 | 0.5000 |"]
+    runs["a/1"] = result(3.0) | {"history": {epoch: {"m": float(epoch)} for epoch in way}}
+    lost = {"0": {"m": 2.0}, "1": {"m": 3.0}, "2": {"m": 1.0}, "8": {"m": 2.0}}
+    runs["c/0"] = result(2.0) | {"history": lost}  # gained nothing: it came to rest nowhere
+    rows = pages.convergence(["a", "b", "c"], "m", runs).splitlines()
+    assert rows[0] == "| m after epoch | seeds | 0 | 1 | 2 | 3 | 4 | 8 | epochs to 95% of the gain |"
+    assert rows[2] == "| a | 2 | 0.5000 | 1.5000 | 2.4700 | 2.9850 | 3.5000 |  | 2, 4 |"
+    assert rows[3:] == ["| c | 1 | 2.0000 | 3.0000 | 1.0000 |  |  | 2.0000 |  |"]

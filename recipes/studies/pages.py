@@ -97,25 +97,26 @@ def seconds(names: Sequence[str], results: Runs) -> str:
 
 
 def convergence(names: Sequence[str], metric: str, results: Runs, near: float = 0.95) -> str:
-    """Epochs after which runs that were judged on the way had gone 95 % of the way from their start to their end."""
+    """A metric on the way, mean over seeds, and how soon runs had gained 95 % of what they gained in the end."""
+    ways: dict[str, list[dict[int, float]]] = {}
+    for key, run in results.items():
+        if len(history := run.get("history", ())) > 3:
+            way = {int(epoch): values[metric] for epoch, values in history.items()}
+            ways.setdefault(key.rsplit("/", 1)[0], []).append(way)
+    chosen = {name: ways[name] for name in names if name in ways}
+    epochs = sorted({epoch for some in chosen.values() for way in some for epoch in way})
     lines = [
-        f"| configuration | seeds | epochs | epochs to 95 % of its gain in {metric} | of epoch 1 |",
-        "|---" * 5 + "|",
+        f"| {metric} after epoch | seeds | {' | '.join(map(str, epochs))} | epochs to {near:.0%} of the gain |",
+        "|---" * (len(epochs) + 3) + "|",
     ]
-    for name in names:
-        runs = [
-            run for key, run in results.items() if key.rsplit("/", 1)[0] == name and len(run.get("history", ())) > 3
+    for name, some in chosen.items():
+        means = [
+            statistics.fmean(found) if (found := [w[epoch] for w in some if epoch in w]) else None for epoch in epochs
         ]
-        if not runs:
-            continue
-        reached, first = [], []
-        for run in runs:
-            way = {int(epoch): values[metric] for epoch, values in run["history"].items()}
-            gain = way[max(way)] - way[0]
-            reached.append(min(epoch for epoch, value in way.items() if (value - way[0]) / gain >= near))
-            first.append((way[min(e for e in way if e)] - way[0]) / gain)
-        cells = [name, str(len(runs)), f"{runs[0]['epochs']}", shown(reached), shown(first)]
-        lines.append("| " + " | ".join(cells) + " |")
+        gains = [(way, way[max(way)] - way[0]) for way in some]
+        reached = [min(e for e, x in way.items() if x - way[0] >= near * gain) for way, gain in gains if gain > 0]
+        cells = ["" if mean is None else f"{mean:.4f}" for mean in means]
+        lines.append(f"| {name} | {len(some)} | {' | '.join(cells)} | {', '.join(map(str, sorted(reached)))} |")
     return "\n".join(lines) + "\n"
 
 
