@@ -14,7 +14,11 @@ from torch import Tensor
 from torch.func import functional_call
 
 import beyond_binary as bb
+from beyond_binary.geometry import create_geometry
 from beyond_binary.losses import moments, scores
+from beyond_binary.points import Points
+from beyond_binary.targets import create_target
+from beyond_binary.walks import Pairs
 
 close = functools.partial(torch.testing.assert_close, rtol=1e-9, atol=1e-11)
 
@@ -204,3 +208,20 @@ def test_hardness_keeps_no_list_of_genuine_pairs() -> None:
     with Largest() as largest:
         bb.create_objective("d_loss", hardness=5.0, block=10)(z, labels).backward()
     assert largest.numbers <= 10 * 400
+
+
+@pytest.mark.parametrize("n", [5, 60])
+def test_moments_of_joined_keys_are_those_of_all(n: int) -> None:
+    torch.manual_seed(0)
+    z = torch.randn(n + 40, 6, dtype=torch.float64) + torch.tensor([3.0, 0, 0, 0, 0, 0])
+    code, ids = torch.arange(n + 40) % 4, torch.cat([torch.arange(n), torch.arange(40) + 2])  # some met before
+    everything = Points(z, code, ids)
+    q, past = everything[:n], everything[n:]
+    geometry, target = create_geometry("cosine"), create_target("classes")
+
+    def found(keys: Points) -> list[torch.Tensor]:
+        found = scores.class_moments(Pairs.of(q, keys, geometry, target, None, 1024))
+        return [value.double() for kind in found for value in kind]
+
+    close(found(Points.cat(q, past, past[:0])), found(everything))
+    close(found(Points.cat(Points.cat(q, past[:7]), past[7:])), found(everything))

@@ -206,7 +206,7 @@ def class_moments(pairs: Pairs) -> tuple[Moments, Moments]:
     Keys that were joined are taken part by part: what is remembered has no gradient, and is most of them.
     """
     if pairs.k.parts:
-        of_parts = [class_moments(pairs.between(pairs.q, part)) for part in pairs.k.parts]
+        of_parts = [class_moments(pairs.between(pairs.q, part)) for part in pairs.k.parts if len(part)]
         return _together([genuine for genuine, _ in of_parts]), _together([impostor for _, impostor in of_parts])
     q, k = pairs.prepared()
     away_q, mean_q = _about_mean(q)
