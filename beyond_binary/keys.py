@@ -191,7 +191,7 @@ class Memory(nn.Module):
     def push(self, points: Points) -> None:
         """Remember the newest points, but for embeddings that are not finite: these would spoil all later batches."""
         kept, new = self._kept(), points.detach()
-        new = new[new.z.isfinite().all(1)][-self.size :]
+        new = new[new.z.isfinite().all(1).nonzero()[-self.size :, 0]]
         new = new if kept is None else Points.cat(kept[max(len(kept) + len(new) - self.size, 0) :], new)
         self._hold(new.z, new.code, new.id)
         self.seen += len(points)

@@ -205,6 +205,15 @@ def test_what_is_remembered_is_prepared_without_a_graph(loss: str, monkeypatch: 
     assert sizes == {(9, True), (27, False)}
 
 
+def test_memory_holds_no_more_than_it_shows() -> None:
+    objective = bb.create_objective("contrastive", memory=4)
+    for _ in range(2):  # batches larger than the memory
+        z, labels = batch()
+        objective(z, labels)
+        assert objective.memory.z.equal(z[-4:])
+        assert all(t.untyped_storage().nbytes() == t.nbytes for t in objective.memory.buffers())
+
+
 def test_memory_knows_an_item_by_its_id() -> None:
     """An item never meets its own older embedding."""
     z, labels = batch(4)
