@@ -1,8 +1,9 @@
-"""Settings of a run that work, but are hardly what was meant."""
+"""What works in a run, but is hardly what was meant: of its settings, and of the embeddings it makes."""
 
 from __future__ import annotations
 
 import numpy as np
+from torch import Tensor
 
 from .config import Config
 from .data import Items
@@ -11,6 +12,8 @@ from .targets.vectors import Classes
 
 FEW_PAIRS = 10
 """Fewer pairs of the same class than that in a batch on average are worth a note."""
+ALIKE = 1e-4
+"""Embeddings that vary by less than this share of their mean squared length are worth a note."""
 
 
 def notes(config: Config, train: Items, objective: Objective) -> list[str]:
@@ -44,3 +47,15 @@ def notes(config: Config, train: Items, objective: Objective) -> list[str]:
                 f"different, or all the same; give --objective.options '{{sigma: {middle / 3:.2g}}}'"
             )
     return found
+
+
+def all_alike(z: Tensor) -> str | None:
+    """What to say of embeddings [n d] that are all (nearly) the same, so that any ranking by them is chance."""
+    z = z.double()
+    varies = float(z.var(0, correction=0).sum() / z.square().sum(1).mean())  # nan where all are zero
+    if len(z) < 2 or varies >= ALIKE:
+        return None
+    return (
+        "all embeddings have become (nearly) the same, so that their ranking is chance; "
+        "try a lower optimizer.lr, optimizer.proxy_lr or both"
+    )

@@ -36,7 +36,7 @@ from beyond_binary.judge import Judge, captions_of, class_numbers, encode, encod
 from beyond_binary.losses import LOSSES, LossFacts
 from beyond_binary.metrics import higher_is_better
 from beyond_binary.neighbours import shared_neighbours
-from beyond_binary.notes import notes
+from beyond_binary.notes import all_alike, notes
 from beyond_binary.objective import Objective, create_objective, try_out
 from beyond_binary.optimization import learning_rate, make_optimizer
 from beyond_binary.report import require_matplotlib, write_report
@@ -410,7 +410,8 @@ def batches(config: Config, setup: Setup, accelerator: Accelerator, model: nn.Mo
 def assess(config: Config, setup: Setup, run: Run, accelerator: Accelerator) -> None:
     """Evaluate after an epoch, log it, and keep the embedder if it is the best so far."""
     progress = setup.progress
-    metrics = setup.judge(setup.judge.encode(setup.embedder, accelerator))
+    z = setup.judge.encode(setup.embedder, accelerator)
+    metrics = setup.judge(z)
     name = setup.judge.monitored(metrics)
     value = metrics[name] if higher_is_better(name) else -metrics[name]
     better = not math.isnan(value) and (progress.best is None or value > progress.best)
@@ -426,6 +427,8 @@ def assess(config: Config, setup: Setup, run: Run, accelerator: Accelerator) -> 
     random, oracle = (progress.levels[ranking][shown] for ranking in ("random", "oracle"))
     found = f"{shown} {metrics[shown]:.4f} (random {random:.4f}, best possible {oracle:.4f})"
     accelerator.print(f"epoch {progress.epoch}: {found}")
+    if note := all_alike(z["query"]):
+        accelerator.print(f"note: {note}")
 
 
 def save(run: Run, accelerator: Accelerator, progress: Progress) -> None:

@@ -25,6 +25,7 @@ from beyond_binary import neighbours
 from beyond_binary.config import Config, OptimizerConfig, dump_config, field_names, parse_config
 from beyond_binary.embedder import Embedder
 from beyond_binary.losses import LOSSES, list_losses
+from beyond_binary.notes import all_alike
 from beyond_binary.objective import Objective
 from beyond_binary.offline import Snapshot, mine_offline
 from beyond_binary.runs import Run
@@ -531,6 +532,25 @@ def test_what_was_hardly_meant_is_said(
     recipe.start(tiny(tmp_path / "run", *changes))
     said = capsys.readouterr().out
     assert f"note: {note}" in said if note else "note:" not in said
+
+
+def test_all_alike_looks_at_the_share_of_the_length_that_varies() -> None:
+    one, noise = torch.ones(100, 8), torch.randn(100, 8, generator=torch.Generator().manual_seed(0))
+    assert all_alike(noise) is all_alike(1e-9 * noise) is all_alike(one + 0.02 * noise) is None
+    assert all_alike(one)
+    assert all_alike(1e9 * (one + 0.005 * noise))
+    assert all_alike(one[:1]) is all_alike(0 * one[:1]) is None  # nothing to tell from
+    assert all_alike(0 * one)
+
+
+def test_embeddings_that_have_become_one_are_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config = tiny(tmp_path / "run", "--optimizer.lr", "0", "--optimizer.proxy_lr", "0", "--optimizer.epochs", "1")
+    setup, run, accelerator = recipe.start(config)
+    with torch.no_grad():
+        for values in setup.embedder.head.parameters():
+            values.fill_(1e-6 if values.ndim > 1 else 1)  # a shadow of the features stays
+    recipe.fit(config, setup, run, accelerator)
+    assert capsys.readouterr().out.count("note: all embeddings have become (nearly) the same") == 1
 
 
 def test_numbers_that_json_does_not_know_are_null(tmp_path: Path) -> None:
