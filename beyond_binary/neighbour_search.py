@@ -299,12 +299,16 @@ def by_faiss(points: Tensor, count: int, *, graph: bool) -> Lists:
 
 def by_descent(points: Tensor, count: int) -> Lists:
     """About the `count` nearest items of each of `points` [n d] by Euclidean distance."""
+    threads = torch.get_num_threads()
     try:
         from pynndescent import NNDescent
+
+        vectors = (points - points.mean(0)).float().numpy()
+        return Lists.of(NNDescent(vectors, n_neighbors=count + 1, random_state=0).neighbor_graph[0])
     except ImportError as error:
         raise ImportError("method 'nn_descent' needs pynndescent: pip install beyond_binary[nn_descent]") from error
-    vectors = (points - points.mean(0)).float().numpy()
-    return Lists.of(NNDescent(vectors, n_neighbors=count + 1, random_state=0).neighbor_graph[0])
+    finally:
+        torch.set_num_threads(threads)  # numba gives OpenMP all cores, and torch has its threads from there
 
 
 def by_landmarks(target: Target, code: Tensor) -> Tensor:

@@ -250,6 +250,7 @@ def test_approximate_searches_find_most_and_say_how_many(method, caplog):
         again = label_neighbours(target, code, 10, method=method)
         assert torch.equal(found[0], again[0])
         assert (found[0] != torch.arange(1500)[:, None]).all()
+        assert torch.get_num_threads() == 1
 
 
 def test_lists_in_another_order_of_rows_and_what_lies_around_them():
