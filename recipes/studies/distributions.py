@@ -24,6 +24,7 @@ FIELD_RATES = ((16, 1.5e-4), (64, 1.5e-4), (64, 6e-4), (256, 6e-4))
 LONG = ("--optimizer.epochs", "40", "--evaluation.every", "4")
 PAIRS = ("--sampler.name", "classes(samples_per_class=4)")
 FIELDS = "mean_field_class_wise_multi_similarity"
+SIZED = ("contrastive", "mean_field_contrastive", "class_wise_multi_similarity", FIELDS, "proxy_anchor")
 SLOW = ("mean_field_contrastive", "class_wise_multi_similarity")  # better at the lower rate
 
 
@@ -97,10 +98,11 @@ def cells() -> dict[str, Cell]:
     }
     for name, make in makers.items():
         best, tried = RATES[name not in SLOW], (LOWEST, *RATES) if name == "mean_field_contrastive" else RATES
-        for dim in (512,) if name == "normalized_softmax" else DIMS:
+        for dim in DIMS if name in SIZED else (512,):
             for rate in tried if dim == 512 or name == "proxy_anchor" else (best,):
                 found.setdefault(sized(name, dim, rate), make("--embedder.dim", str(dim), rate=rate))
-        found[f"{name}{at(best)}, 40 epochs"] = make(*LONG, rate=best)
+        if name != "normalized_softmax":
+            found[f"{name}{at(best)}, 40 epochs"] = make(*LONG, rate=best)
     for beta, base in ((40, 0.6), (40, 0.8), (40, 0.9), (80, 0.6), (80, 0.9)):
         found[f"{FIELDS}, beta {beta}, delta {base}"] = fields(FIELDS, options=f"{{beta: {beta}, base: {base}}}")
     for weight in ("0.1", "10.0"):
@@ -154,7 +156,7 @@ STUDY = Study(
         },
         "embedding size": {
             f"{name}{at(rate)}": {dim: sized(name, dim, rate) for dim in DIMS}
-            for name in ("contrastive", "mean_field_contrastive", "class_wise_multi_similarity", FIELDS, "proxy_anchor", "pd_loss")
+            for name in SIZED
             for rate in (RATES if name == "proxy_anchor" else (RATES[name not in SLOW],))
         },
     },
